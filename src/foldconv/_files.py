@@ -1,0 +1,74 @@
+"""Writing files so that a full disk, a crash or Ctrl-C never costs the previous version."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends well, what was written there becomes `path`.
+
+    The temporary name keeps the suffix, since writers choose the format by it. Whatever ends the block early
+    (an error, a full disk, Ctrl-C) leaves the previous file as it was and removes the temporary one.
+
+    Args:
+        path: the file to write; a symbolic link is followed.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        FileExistsError: the file exists and ``overwrite=False``; checked before and, without a race, after writing.
+        FileNotFoundError: the folder does not exist, or the block wrote nothing.
+        OSError: the path is a folder or a device, or the disk is full.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     target = Path(folder, "notes.txt")
+    ...     with atomic_path(target) as temporary:
+    ...         _ = temporary.write_text("whole")
+    ...     target.read_text(), os.listdir(folder)
+    ('whole', ['notes.txt'])
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "cannot write a file here: not a regular file", str(path))
+    if target.exists() and not overwrite:
+        raise FileExistsError(errno.EEXIST, "file exists, not overwritten; choose another name", str(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder to write into", str(target.parent))
+    temporary = target.parent / f".tmp-{secrets.token_hex(6)}{target.suffix}"
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # the name must not reach the disk before the bytes do
+        if overwrite:
+            os.replace(temporary, target)
+        else:
+            _move_without_replacing(temporary, target)
+        _sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _move_without_replacing(temporary: Path, target: Path) -> None:
+    try:
+        os.link(temporary, target)  # unlike a rename, a link never replaces: no window between check and move
+    except FileExistsError:
+        raise FileExistsError(errno.EEXIST, "file appeared meanwhile, not overwritten", str(target)) from None
+    except OSError:  # a file system without hard links: the check at the start has to do
+        os.replace(temporary, target)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name durable, where the system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
