@@ -1,0 +1,99 @@
+"""Names of architectures and where they come from: this zoo, timm, torchvision, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from foldconv.errors import UnsupportedError, nearest
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+
+
+def register(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Decorator: make a function that builds a network known under its own name."""
+    _BUILDERS[builder.__name__] = builder
+    return builder
+
+
+def list_architectures() -> list[str]:
+    """The zoo's own names (timm and torchvision list theirs).
+
+    >>> "digits_resnet" in list_architectures()
+    True
+    """
+    return sorted(_BUILDERS)
+
+
+def create(name: str, *, num_classes: int | None = None, in_channels: int | None = None, **kwargs: Any) -> nn.Module:
+    """Build a network by name.
+
+    Args:
+        name: a name of this zoo, of timm or of torchvision; ``"timm/resnet18"`` and ``"torchvision/resnet18"`` say
+            which library where both know a name (otherwise timm's is taken).
+        num_classes: outputs of the classifier; None leaves the architecture's own default.
+        in_channels: channels of the images; None leaves the architecture's own default.
+        kwargs: passed on to the architecture, for example ``pretrained=True`` (timm) or ``weights=...`` (torchvision).
+
+    Raises:
+        UnsupportedError: no such name (the nearest is given), or an option that the architecture does not take.
+
+    >>> create("digits_resnet", width=8).head
+    Linear(in_features=32, out_features=10, bias=True)
+    """
+    options = dict(kwargs)
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    library, _, short = name.rpartition("/")
+    if library == "" and short in _BUILDERS:
+        if in_channels is not None:
+            options["in_channels"] = in_channels
+        return _build(_BUILDERS[short], name, options)
+    # The libraries take seconds to import: only once the name is none of ours.
+    if library in ("", "timm"):
+        import timm
+
+        if timm.is_model(short):
+            if in_channels is not None:
+                options["in_chans"] = in_channels
+            return _build(lambda **given: timm.create_model(short, **given), name, options)
+    if library in ("", "torchvision"):
+        import torchvision
+
+        if short in torchvision.models.list_models():
+            if in_channels not in (None, 3):
+                raise UnsupportedError(
+                    f"{name!r} is a torchvision network and takes images of 3 channels, received {in_channels}; "
+                    "choose a network of timm or of the zoo, which take any number"
+                )
+            return _build(lambda **given: torchvision.models.get_model(short, **given), name, options)
+    raise UnsupportedError(f"no architecture named {name!r} in the zoo, timm or torchvision{nearest(name, _names())}")
+
+
+def input_shape(model: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width of the images a network was made for; (3, 224, 224) where it does not say.
+
+    Read from timm's convention, the attribute ``default_cfg["input_size"]``.
+
+    >>> input_shape(create("digits_resnet"))
+    (1, 8, 8)
+    """
+    config = getattr(model, "default_cfg", None) or {}
+    channels, height, width = config.get("input_size") or (3, 224, 224)
+    return channels, height, width
+
+
+def _build(builder: Callable[..., nn.Module], name: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        return builder(**options)
+    except TypeError as error:  # an unknown keyword; the libraries' own texts name it
+        raise UnsupportedError(f"{name!r} does not take these options, received {options}: {error}") from error
+
+
+def _names() -> list[str]:
+    import timm
+    import torchvision
+
+    return [*list_architectures(), *timm.list_models(), *torchvision.models.list_models()]
