@@ -1,0 +1,76 @@
+"""foldconv: train with a richer convolution, deploy a plain one.
+
+>>> import torch, foldconv
+>>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+>>> rich = foldconv.expand(net, "doconv")       # same function, more to train
+>>> plain = foldconv.fold(rich)                 # a plain network again, checked layer by layer
+>>> plain.state_dict().keys() == net.state_dict().keys()
+True
+
+Names are loaded when first used, so importing foldconv costs next to nothing beyond torch.
+"""
+
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "surgery": ["expand"],
+    "folding": ["fold"],
+    "verification": ["verify"],
+    "inspection": ["summary"],
+    "optimization": ["parameter_groups", "regularization"],
+    "serialization": ["save", "load"],
+    "checkpoints": ["import_checkpoint"],
+    "methods": ["list_methods", "get_method"],
+    "methods.doconv": [
+        "DOConv",
+        "DOConv1d",
+        "DOConv2d",
+        "DOConv3d",
+        "DOConvTranspose1d",
+        "DOConvTranspose2d",
+        "DOConvTranspose3d",
+    ],
+    "errors": ["FoldConvError", "NoMatchError", "FoldMismatchError", "UnsupportedError", "CheckpointError"],
+}
+_WHERE = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_WHERE)  # pyright: ignore[reportUnsupportedDunderAll]
+
+if _TYPE_CHECKING:
+    from .checkpoints import import_checkpoint as import_checkpoint
+    from .errors import CheckpointError as CheckpointError
+    from .errors import FoldConvError as FoldConvError
+    from .errors import FoldMismatchError as FoldMismatchError
+    from .errors import NoMatchError as NoMatchError
+    from .errors import UnsupportedError as UnsupportedError
+    from .folding import fold as fold
+    from .inspection import summary as summary
+    from .methods import get_method as get_method
+    from .methods import list_methods as list_methods
+    from .methods.doconv import DOConv as DOConv
+    from .methods.doconv import DOConv1d as DOConv1d
+    from .methods.doconv import DOConv2d as DOConv2d
+    from .methods.doconv import DOConv3d as DOConv3d
+    from .methods.doconv import DOConvTranspose1d as DOConvTranspose1d
+    from .methods.doconv import DOConvTranspose2d as DOConvTranspose2d
+    from .methods.doconv import DOConvTranspose3d as DOConvTranspose3d
+    from .optimization import parameter_groups as parameter_groups
+    from .optimization import regularization as regularization
+    from .serialization import load as load
+    from .serialization import save as save
+    from .surgery import expand as expand
+    from .verification import verify as verify
+
+
+def __getattr__(name: str) -> object:
+    if name in _WHERE:
+        value = getattr(_importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,133 @@
+"""`fold`: every foldable layer becomes the plain convolution that computes the same, and the sameness is checked."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from .algebra import Kernel, kernel_of, norms
+from .dataflow import conv_norm_pairs
+from .errors import FoldMismatchError
+from .layers import Foldable
+from .layers.foldable import PLAIN, realize_like
+from .surgery import carry_over, replace_modules, walk
+
+TOLERANCE = 1e-10
+"""Largest difference, relative to the output's largest value, that a checked fold may have in float64."""
+
+
+def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, check: bool = True) -> nn.Module:
+    """The model with every foldable layer as a plain convolution.
+
+    The evaluation-mode function is folded, whatever mode the model is in (and stays in). Kernels are composed in
+    float64 and cast last, so half-precision models fold as well as the type allows.
+
+    Args:
+        model: any module; one without foldable layers comes back unchanged.
+        batchnorm: also absorb each batch norm into the convolution before it, plain or foldable, where data flow
+            proves that the norm is the only consumer of the convolution.
+        inplace: change `model` itself; by default a copy is changed.
+        check: run each layer and its fold on random input in float64 and compare.
+
+    Raises:
+        FoldMismatchError: naming the layer, when a check fails or a kernel holds NaN or infinity.
+        UnsupportedError: when a layer has no exact fold, or a norm to absorb has no running statistics.
+        In every case `model` is as it was.
+
+    Example:
+        >>> import foldconv
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        >>> foldconv.fold(foldconv.expand(net, "doconv"), batchnorm=True)
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): Identity()
+          (2): ReLU()
+        )
+    """
+    work = model if inplace else copy.deepcopy(model)
+    pairs = conv_norm_pairs(work) if batchnorm else {}
+    # Norms that only know the batch stay; `kernel_of` refuses them and the user did not ask for them one by one.
+    pairs = {conv: norm for conv, norm in pairs.items() if getattr(norm, "running_var", None) is not None}
+    replacements: dict[nn.Module, nn.Module] = {}
+    tied: dict[tuple[int, ...], nn.Module] = {}
+    for name, layer in walk(work):
+        if layer in replacements or not (isinstance(layer, Foldable) or layer in pairs):
+            continue
+        norm = pairs.get(layer)
+        plain = _fold_one(name or "the root", layer, norm, check)
+        _tie(layer, plain, tied)
+        replacements[layer] = carry_over(layer, plain)
+        if norm is not None:
+            rest = norms.after_norm(norm)
+            replacements[norm] = rest.train(norm.training)
+    return replace_modules(work, replacements)
+
+
+def _fold_one(name: str, layer: nn.Module, norm: nn.Module | None, check: bool) -> nn.Module:
+    with torch.no_grad():
+        kernel = kernel_of(layer)
+        if norm is not None:
+            kernel = kernel.scale(*norms.scale_and_shift(norm))
+        for part, values in (("kernel", kernel.weight), ("bias", kernel.bias)):
+            _refuse_non_finite(name, part, values, "the layer's parameters or norm statistics hold NaN or infinity")
+        if check:
+            _compare(name, layer, norm, kernel)
+        plain = realize_like(layer, kernel)
+        for part, values in plain.named_parameters():
+            _refuse_non_finite(name, part, values, f"the folded value does not fit {values.dtype}; fold in float32")
+    return plain
+
+
+def _refuse_non_finite(name: str, part: str, values: Tensor | None, why: str) -> None:
+    if values is not None and not torch.isfinite(values).all():
+        bad = int((~torch.isfinite(values)).sum())
+        raise FoldMismatchError(f"{name}: expected a finite {part}, found {bad} of {values.numel()} not finite; {why}")
+
+
+def _compare(name: str, layer: nn.Module, norm: nn.Module | None, kernel: Kernel) -> None:
+    """Run the layer by its features and the fold by its kernel, in float64 on one random input."""
+    original = copy.deepcopy(layer).double().eval()
+    x = _random_input(kernel)
+    run = original.feature_forward if isinstance(original, Foldable) else original
+    expected = run(x)
+    if norm is not None:
+        scale, shift = norms.scale_and_shift(norm)
+        expected = Kernel.scaling(scale, shift, kernel.ndim)(expected)
+    received = kernel.to_module().eval()(x)
+    if expected.shape != received.shape:
+        raise FoldMismatchError(
+            f"{name}: expected an output of shape {tuple(expected.shape)}, the fold gives {tuple(received.shape)}; "
+            "please report this layer"
+        )
+    error = float((expected - received).abs().max())
+    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+    if not error <= allowed:
+        raise FoldMismatchError(
+            f"{name}: the fold of {type(layer).__name__} differs from the layer: expected at most {allowed:.1e}, "
+            f"received {error:.1e}; a subclass that overrides forward must also override to_kernel"
+        )
+
+
+def _random_input(kernel: Kernel) -> Tensor:
+    """Two samples, just large enough that borders and the inside are both seen."""
+    size = []
+    for k, d, s, (before, after) in zip(kernel.size, kernel.dilation, kernel.stride, kernel.padding):
+        size.append(3 if kernel.transposed else max(d * (k - 1) + 1 + 2 * s, before + 1, after + 1))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, kernel.in_channels, *size, generator=generator, dtype=torch.float64)
+    return x.to(kernel.weight.device)
+
+
+def _tie(layer: nn.Module, plain: nn.Module, tied: dict[tuple[int, ...], nn.Module]) -> None:
+    """Layers composed from the very same parameters fold to one shared weight, as tied convolutions had."""
+    if not isinstance(layer, (Foldable, *PLAIN)):
+        return
+    key = tuple(id(p) for n, p in layer.named_parameters() if n != "bias")
+    twin = tied.setdefault(key, plain)
+    if twin is not plain and type(twin) is type(plain):
+        plain.weight = twin.weight
+
+
+__all__ = ["TOLERANCE", "fold"]

@@ -1,0 +1,215 @@
+"""`ComposedConv`: a convolution whose kernel is composed from its parameters before each use.
+
+The rank classes of a method mix this in before ``nn.Conv1d`` ... ``nn.ConvTranspose3d``, so that
+``isinstance(layer, nn.Conv2d)`` holds, ``weight`` and ``bias`` are where everybody looks for them, padding modes
+come from torch, and a method writes only how the kernel is composed.
+
+When is the kernel composed? Invariants, in the order in which they are decided:
+
+1. A forward that trains (training mode, or under a compiler) composes anew, by differentiable operations.
+2. Any other forward composes only when a parameter changed since the last time: another object, another version
+   counter, another storage. It then uses the kept value; if gradients are wanted, they flow to the parameters
+   through `_Kept`, whose backward composes again.
+3. What a version counter cannot see (``p.data.add_(...)``, parameters gathered anew by FSDP) is preceded by one of
+   these, each of which drops the kept value: a training forward, a gradient that reaches the parameters,
+   ``train()``/``eval()``, ``load_state_dict``, ``to()``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..algebra import Kernel
+from .foldable import Foldable, conv_arguments, plain_class
+
+_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+class ComposedConv(Foldable):
+    """Mixin for ``nn.Conv*d`` subclasses whose kernel is a function of several parameters."""
+
+    composed_from: tuple[str, ...] = ("weight",)
+    """Names of the parameters that the kernel is composed from; absent ones are passed as None."""
+
+    _kept: tuple[list[Tensor], list[tuple[int, int]], Tensor] | None = None
+
+    # Declared for readers and type checkers; set by nn.Conv*d.
+    weight: Tensor
+    bias: Tensor | None
+    kernel_size: tuple[int, ...]
+    stride: Any
+    padding: Any
+    dilation: Any
+    output_padding: Any
+    groups: int
+    in_channels: int
+    out_channels: int
+    transposed: bool
+
+    def compose(self, *parameters: Tensor | None) -> Tensor:
+        """The kernel, in ``weight``'s shape, from the tensors named by `composed_from`; differentiable."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ the kernel
+
+    def kernel(self) -> Tensor:
+        """The composed kernel: ``weight``'s shape and dtype, differentiable with respect to every parameter.
+
+        Composed in float32 at least, also under autocast. Outside training it is composed once and kept until a
+        parameter changes.
+        """
+        parameters = [getattr(self, name, None) for name in self.composed_from]
+        if torch.compiler.is_compiling() or self.training and torch.is_grad_enabled() or not _can_keep(parameters):
+            self._kept = None
+            return self._compose_precisely(parameters)
+        present = [p for p in parameters if p is not None]
+        state = [(p._version, p.data_ptr()) for p in present]
+        kept = self._kept
+        if kept is None or kept[1] != state or any(a is not b for a, b in zip(kept[0], present)):
+            # Outside inference mode, so that the kept value may serve a later forward that records gradients.
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self._kept = (present, state, self._compose_precisely(parameters))
+        if torch.is_grad_enabled() and any(p.requires_grad for p in present):
+            return _Kept.apply(self, kept[2], *parameters)  # pyright: ignore[reportReturnType]
+        return kept[2]
+
+    def _compose_precisely(self, parameters: list[Tensor | None]) -> Tensor:
+        dtype = self.weight.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        with _without_autocast(self.weight.device.type):
+            return self.compose(*(None if p is None else p.to(wide) for p in parameters)).to(dtype)
+
+    def to_kernel(self, dtype: torch.dtype | None = torch.float64) -> Kernel:
+        """The layer as a `Kernel` of the algebra, composed in `dtype`."""
+        from ..algebra.rules import _conv, _conv_transpose
+
+        cast = (lambda t: t) if dtype is None else (lambda t: None if t is None else t.to(dtype))
+        with _without_autocast(self.weight.device.type):
+            weight = self.compose(*(cast(getattr(self, name, None)) for name in self.composed_from))
+        stand_in = _Plain(self, weight, cast(self.bias))
+        return (_conv_transpose if self.transposed else _conv)(stand_in, self.in_channels, len(self.kernel_size))
+
+    # ------------------------------------------------------------------ torch's side
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Convolve; arguments and shapes as in the plain layer (`output_size`: transposed convolutions only)."""
+        if not self.transposed:
+            return self._conv_forward(input, self.kernel(), self.bias)  # pyright: ignore
+        ndim = len(self.kernel_size)
+        extra = self._output_padding(  # pyright: ignore
+            input, output_size, self.stride, self.padding, self.kernel_size, ndim, self.dilation
+        )
+        return _CONV_TRANSPOSE[ndim](
+            input, self.kernel(), self.bias, self.stride, self.padding, extra, self.groups, self.dilation
+        )
+
+    def forget(self) -> None:
+        """Drop the kept kernel: the next forward composes anew."""
+        self._kept = None
+
+    def train(self, mode: bool = True):
+        """As in torch; the kept kernel is dropped."""
+        self.forget()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any):
+        self.forget()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.forget()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict:
+        # Neither a pickle nor a copy carries the kept kernel.
+        return {k: v for k, v in self.__dict__.items() if k != "_kept"}
+
+    # ------------------------------------------------------------------ from a plain convolution
+
+    @classmethod
+    def from_conv(cls, conv: nn.Module, **extras: Any):
+        """The layer around a plain convolution's own ``weight`` and ``bias`` (the same Parameters, not copies).
+
+        The other parameters are created beside them and set by ``reset_extra_parameters``.
+        """
+        layer = cls(**conv_arguments(conv), **extras, device="meta", dtype=conv.weight.dtype)
+        layer.weight, layer.bias = conv.weight, conv.bias
+        for name, p in list(layer.named_parameters(recurse=False)):
+            if name not in ("weight", "bias"):
+                empty = torch.empty(p.shape, dtype=p.dtype, device=conv.weight.device)
+                setattr(layer, name, nn.Parameter(empty, requires_grad=conv.weight.requires_grad))
+        layer.reset_extra_parameters()
+        return layer.train(conv.training)
+
+    def reset_extra_parameters(self) -> None:
+        """Set every parameter but ``weight`` and ``bias`` so that the kernel equals ``weight``."""
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Initialize as torch does, then the extra parameters so that the layer starts as that convolution."""
+        super().reset_parameters()  # pyright: ignore
+        # torch's constructor calls this before a subclass could create its own parameters.
+        if all(hasattr(self, name) for name in self.composed_from):
+            self.reset_extra_parameters()
+
+
+class _Plain:
+    """A composed layer seen as the plain convolution it computes."""
+
+    def __init__(self, layer: ComposedConv, weight: Tensor, bias: Tensor | None):
+        self._layer, self.weight, self.bias = layer, weight, bias
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
+class _Kept(torch.autograd.Function):
+    """The kept kernel with gradients: forward costs nothing, backward composes again."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: ComposedConv, value: Tensor, *parameters: Tensor | None) -> Tensor:
+        ctx.layer = layer
+        ctx.present = [p is not None for p in parameters]
+        ctx.save_for_backward(*(p for p in parameters if p is not None))
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        # A gradient reaches the parameters: whatever updates them next, the kept value is not trusted again.
+        ctx.layer.forget()
+        saved = iter(ctx.saved_tensors)
+        parameters = [next(saved) if here else None for here in ctx.present]
+        twice = torch.is_grad_enabled()
+        with torch.enable_grad():
+            if not twice:
+                parameters = [p if p is None else p.detach().requires_grad_(p.requires_grad) for p in parameters]
+            wanted = [p for p in parameters if p is not None and p.requires_grad]
+            kernel = ctx.layer._compose_precisely(parameters)
+            found = iter(torch.autograd.grad(kernel, wanted, grads[0], create_graph=twice))
+        return None, None, *(next(found) if p is not None and p.requires_grad else None for p in parameters)
+
+
+def _can_keep(parameters: list[Tensor | None]) -> bool:
+    """Only true Parameters are remembered: functional calls and function transforms pass other tensors."""
+    return all(p is None or type(p) is nn.Parameter and not p.is_inference() for p in parameters)
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager:
+    if not torch.amp.is_autocast_available(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def describe_convolution(layer: nn.Module) -> str:
+    """``kernel_size``-and-class description for messages, such as ``Conv2d 3×3``.
+
+    >>> describe_convolution(nn.Conv2d(1, 1, (3, 5)))
+    'Conv2d 3×5'
+    """
+    cls = plain_class(layer)
+    return f"{(cls or type(layer)).__name__} {'×'.join(map(str, layer.kernel_size))}"  # pyright: ignore

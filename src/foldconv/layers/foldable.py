@@ -1,0 +1,94 @@
+"""`Foldable`: a layer that trains with more than it needs and folds into one plain convolution."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..algebra import Kernel
+from ..algebra.kernel import CONVOLUTIONS, TRANSPOSED
+
+PLAIN = (*CONVOLUTIONS.values(), *TRANSPOSED.values())
+
+
+class Foldable(nn.Module):
+    """Base of all foldable layers; a subclass says what kernel it computes, the rest follows."""
+
+    no_decay: ClassVar[frozenset[str]] = frozenset()
+    """Names of own parameters that weight decay must leave alone (gates, scaling vectors)."""
+
+    structure: ClassVar[tuple[str, ...]] = ()
+    """Names of own attributes that a folded layer does not have."""
+
+    @property
+    def method(self) -> Any:
+        """The method's config that rebuilds this layer from a plain convolution."""
+        raise NotImplementedError
+
+    def to_kernel(self, dtype: torch.dtype | None = torch.float64) -> Kernel:
+        """The kernel of the evaluation-mode function, computed in `dtype` (None: the parameters' own)."""
+        raise NotImplementedError
+
+    def feature_forward(self, input: Tensor) -> Tensor:
+        """The same function evaluated on feature maps, independently of `to_kernel`: what a fold is checked against."""
+        return self(input)
+
+    def regularization(self) -> Tensor | None:
+        """The method's own penalty as a scalar, or None."""
+        return None
+
+    def composition_cost(self) -> int:
+        """Multiply-adds spent on composing the kernel once, independent of the input."""
+        return 0
+
+    def fold(self) -> nn.Module:
+        """The plain convolution with this layer's evaluation-mode function, composed in float64, cast last."""
+        return realize_like(self, self.to_kernel())
+
+
+def plain_class(module: nn.Module) -> type | None:
+    """The ``nn.Conv*d`` class that a module is or derives from; None for anything else.
+
+    >>> plain_class(nn.Conv2d(1, 1, 1)).__name__, plain_class(nn.ReLU())
+    ('Conv2d', None)
+    """
+    return next((cls for cls in PLAIN if isinstance(module, cls)), None)
+
+
+def conv_arguments(conv: nn.Module) -> dict:
+    """The constructor arguments of a convolution, by name."""
+    names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
+    arguments = {name: getattr(conv, name) for name in names}
+    if isinstance(conv, tuple(TRANSPOSED.values())):
+        arguments["output_padding"] = conv.output_padding
+    return arguments | {"bias": conv.bias is not None}
+
+
+def realize_like(source: nn.Module, kernel: Kernel) -> nn.Module:
+    """A plain convolution computing `kernel`, with the class, arguments, dtype, layout and flags of `source`.
+
+    `source` is the layer being folded: its geometry is kept word for word (``padding="same"`` stays) where it is
+    itself a convolution; otherwise the kernel's own geometry decides.
+    """
+    cls = plain_class(source)
+    dtype = next(p.dtype for p in source.parameters())
+    if cls is None:
+        plain = kernel.to_module().to(dtype)
+    else:
+        plain = cls(**conv_arguments(source) | {"bias": kernel.bias is not None}, device="meta")
+        values = kernel.to_module()
+        old: Tensor = source.weight  # pyright: ignore[reportAssignmentType]
+        # empty_like keeps the memory format; copy_ casts once, at the end.
+        plain.weight = nn.Parameter(torch.empty_like(old).copy_(_shaped(values.weight, old)), old.requires_grad)
+        if kernel.bias is not None:
+            frozen = old if source.bias is None else source.bias
+            plain.bias = nn.Parameter(values.bias.to(dtype), requires_grad=frozen.requires_grad)
+    plain.train(source.training)
+    return plain
+
+
+def _shaped(weight: Tensor, like: Tensor) -> Tensor:
+    assert weight.shape == like.shape, "a layer that is a convolution folds into its own shape"
+    return weight.detach()

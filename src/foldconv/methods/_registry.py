@@ -1,0 +1,115 @@
+"""The registry: a method is a frozen dataclass of its options; `register` makes its name known."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal, TypeVar
+
+from torch import nn
+
+from ..errors import UnsupportedError, nearest
+from ..layers import Foldable
+
+Init = Literal["preserve", "paper"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Base of all methods: options as fields (plain values that survive JSON), the rest as class attributes."""
+
+    name: ClassVar[str]
+    """What users write: ``expand(net, "doconv")``."""
+    title: ClassVar[str]
+    """What the paper calls it."""
+    paper: ClassVar[str]
+    """Where it was published."""
+    adds: ClassVar[str]
+    """What it adds to a convolution, in a few words."""
+    gain: ClassVar[str]
+    """A gain its paper reports."""
+    kind: ClassVar[Literal["composable", "statistical"]]
+    """composable: the kernel is composed while training; statistical: norms inside, folds in evaluation mode only."""
+
+    def reason_against(self, conv: nn.Module) -> str | None:
+        """Why this method leaves a convolution as it is (a clause for a message), or None when it applies."""
+        raise NotImplementedError
+
+    def expand(self, conv: nn.Module, init: Init = "preserve") -> Foldable:
+        """The foldable layer that takes the place of `conv`, built from `conv`'s own parameters."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as `method_from_json` reads them.
+
+        >>> from foldconv import DOConv
+        >>> DOConv(depth_multiplier=12).to_json()
+        {'method': 'doconv', 'depth_multiplier': 12, 'composition': 'kernel'}
+        """
+        return {"method": self.name} | dataclasses.asdict(self)
+
+
+_METHODS: dict[str, type[Method]] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+def register(cls: M) -> M:
+    """Class decorator: make a method known by its name."""
+    _METHODS[cls.name] = cls
+    return cls
+
+
+def list_methods() -> list[str]:
+    """The names of all methods, sorted.
+
+    >>> from foldconv import list_methods
+    >>> "doconv" in list_methods()
+    True
+    """
+    return sorted(_METHODS)
+
+
+def get_method(name: str) -> type[Method]:
+    """The config class of a method; call it with options, or without for the defaults.
+
+    Raises:
+        UnsupportedError: for an unknown name, with the nearest known one.
+
+    >>> from foldconv import get_method
+    >>> get_method("doconv")(depth_multiplier=12)
+    DOConv(depth_multiplier=12, composition='kernel')
+    """
+    if name not in _METHODS:
+        raise UnsupportedError(
+            f"unknown method {name!r}{nearest(name, _METHODS)}; expected one of: {', '.join(list_methods())}"
+        )
+    return _METHODS[name]
+
+
+def as_method(method: str | Method) -> Method:
+    """A config from a name or a config."""
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, str):
+        return get_method(method)()
+    raise TypeError(f"method: expected a name or a config such as foldconv.DOConv(), received {method!r}")
+
+
+def method_from_json(description: dict[str, Any]) -> Method:
+    """The config written by `Method.to_json`.
+
+    Raises:
+        UnsupportedError: for an unknown method or option.
+
+    >>> method_from_json({"method": "doconv", "depth_multiplier": 12})
+    DOConv(depth_multiplier=12, composition='kernel')
+    """
+    options = dict(description)
+    cls = get_method(str(options.pop("method", None)))
+    known = [f.name for f in dataclasses.fields(cls)]
+    for option in options:
+        if option not in known:
+            raise UnsupportedError(
+                f"method {cls.name!r} has no option {option!r}{nearest(option, known)}; expected some of: "
+                f"{', '.join(known)}"
+            )
+    return cls(**options)

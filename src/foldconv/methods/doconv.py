@@ -1,0 +1,273 @@
+"""DO-Conv: Depthwise Over-parameterized Convolutional Layer (Cao et al., TIP 2022, arXiv 2006.12030).
+
+A depthwise kernel ``D`` of ``S`` taps per position is chained with the convolution's kernel ``W`` (eq. 2-4):
+
+    feature composition    y = W * (D ∘ x)          run the depthwise convolution, then W on its S·in channels
+    kernel composition     y = (Dᵀ ∘ W) * x         K[o, i, m] = Σ_s D[i, m, s] · W[o, i, s]
+
+Both are the same function; the second costs ``S·k`` multiply-adds per entry of the kernel, once per step.
+With ``S ≥ k`` (k: taps of the kernel) the layer is as expressive as the convolution, with ``S < k`` it is not.
+
+``D`` starts as the identity on the first k of its S taps. It is stored as what it adds to that identity, so zeros
+mean "an ordinary convolution", weight decay pulls towards one, and ``weight`` (the first k taps of W) has the
+shape and, at the start, the meaning of the convolution's own. The S - k surplus taps of W are ``weight_extra``.
+A kernel of one tap has nothing to gain: it stays an ordinary convolution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..algebra import Kernel
+from ..algebra.rules import conv_geometry, transposed_geometry
+from ..errors import UnsupportedError
+from ..layers import ComposedConv, Foldable
+from ..layers.foldable import plain_class
+from ._registry import Init, Method, register
+
+Composition = Literal["kernel", "feature"]
+
+
+class _DOConvNd(ComposedConv):
+    """All of DO-Conv, for any number of dimensions, transposed or not; the rank classes only pin the base."""
+
+    composed_from = ("weight", "D", "weight_extra")
+    structure = ("depth_multiplier", "composition")
+
+    def __init__(
+        self,
+        *args: Any,
+        depth_multiplier: int | None = None,
+        composition: Composition = "kernel",
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        taps = math.prod(self.kernel_size)
+        multiplier = taps if depth_multiplier is None else depth_multiplier
+        if not isinstance(multiplier, int) or multiplier < taps:
+            raise UnsupportedError(
+                f"depth_multiplier: expected an integer ≥ {taps}, the taps of a kernel of size {self.kernel_size}, "
+                f"received {depth_multiplier!r}; fewer could not express every kernel"
+            )
+        if composition not in ("kernel", "feature"):
+            raise UnsupportedError(f"composition: expected 'kernel' or 'feature', received {composition!r}")
+        self.depth_multiplier = multiplier if taps > 1 else 1
+        self.composition = composition
+        extra = self.depth_multiplier - taps
+        like = {"device": self.weight.device, "dtype": self.weight.dtype}
+        empty = nn.Parameter(torch.empty(self.in_channels, taps, self.depth_multiplier, **like))
+        self.register_parameter("D", empty if taps > 1 else None)
+        surplus = nn.Parameter(torch.empty(*self.weight.shape[:2], extra, **like)) if extra > 0 else None
+        self.register_parameter("weight_extra", surplus)
+        self.reset_extra_parameters()
+
+    def reset_extra_parameters(self) -> None:
+        """D adds nothing yet; the surplus taps of W are drawn like the others, so that D has something to learn."""
+        if self.D is not None:
+            nn.init.zeros_(self.D)
+        if self.weight_extra is not None:
+            fan_in = math.prod(self.weight.shape[1:])
+            nn.init.uniform_(self.weight_extra, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+
+    def compose(self, weight: Tensor, D: Tensor | None, weight_extra: Tensor | None) -> Tensor:  # pyright: ignore
+        """``K = W + D·W`` (eq. 4): D is a residual, the identity is the first term."""
+        if D is None:
+            return weight
+        rows = _rows(_taps_of(weight, weight_extra), self.groups, self.transposed)
+        # One product per input channel: (taps, S) @ (S, outputs that read it).
+        added = torch.matmul(D, rows)
+        return weight + _unrows(added, self.groups, self.transposed).reshape(weight.shape)
+
+    def factors(self) -> tuple[Kernel, Kernel]:
+        """The layer as two kernels to run one after the other: D as a depthwise one, W as a pointwise one."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        ndim, channels, multiplier = len(self.kernel_size), self.in_channels, self.depth_multiplier
+        taps = math.prod(self.kernel_size)
+        identity = torch.eye(taps, multiplier, dtype=dtype, device=self.weight.device)
+        full = identity.expand(channels, taps, multiplier) if self.D is None else identity + self.D.to(dtype)
+        geometry = (transposed_geometry if self.transposed else conv_geometry)(self)
+        depthwise = full.transpose(1, 2).reshape(channels * multiplier, 1, *self.kernel_size)
+        rows = _rows(_taps_of(self.weight, self.weight_extra), self.groups, self.transposed)
+        pointwise = rows.reshape(self.groups, channels // self.groups * multiplier, -1).transpose(1, 2)
+        pointwise = pointwise.reshape(self.out_channels, -1, *(1,) * ndim)
+        return (
+            Kernel(depthwise.to(self.weight.dtype), None, **geometry | {"groups": channels}),
+            Kernel(pointwise, self.bias, groups=self.groups),
+        )
+
+    def feature_forward(self, input: Tensor) -> Tensor:
+        """Feature composition (eq. 3): ``W * (D ∘ x)``."""
+        depthwise, pointwise = self.factors()
+        return pointwise(depthwise(input))
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Convolve; arguments and shapes as in the plain layer."""
+        if self.composition == "feature" and output_size is None:
+            return self.feature_forward(input)
+        return super().forward(input, output_size)
+
+    @property
+    def method(self) -> DOConv:
+        """The config that rebuilds this layer."""
+        return DOConv(self.depth_multiplier, self.composition)
+
+    def composition_cost(self) -> int:
+        """Multiply-adds of kernel composition: ``S·k·out·in/groups``."""
+        return 0 if self.D is None else self.weight.numel() * self.depth_multiplier
+
+    def extra_repr(self) -> str:
+        """torch's description and the multiplier."""
+        return f"{super().extra_repr()}, depth_multiplier={self.depth_multiplier}"
+
+
+def _taps_of(weight: Tensor, extra: Tensor | None) -> Tensor:
+    """W with all S taps in its last dimension: ``(*, *, S)``."""
+    flat = weight.flatten(2)
+    return flat if extra is None else torch.cat([flat, extra.to(flat.dtype)], dim=2)
+
+
+def _rows(taps: Tensor, groups: int, transposed: bool) -> Tensor:
+    """``(in, S, outputs that read the input channel)`` from W in its convolution's layout."""
+    if transposed:  # (in, out/g, S)
+        return taps.transpose(1, 2)
+    out, per_group, multiplier = taps.shape  # (out, in/g, S)
+    rows = taps.reshape(groups, out // groups, per_group, multiplier).permute(0, 2, 3, 1)
+    return rows.reshape(groups * per_group, multiplier, out // groups)
+
+
+def _unrows(rows: Tensor, groups: int, transposed: bool) -> Tensor:
+    """The inverse of `_rows`."""
+    if transposed:
+        return rows.transpose(1, 2)
+    channels, multiplier, outputs = rows.shape
+    taps = rows.reshape(groups, channels // groups, multiplier, outputs).permute(0, 3, 1, 2)
+    return taps.reshape(groups * outputs, channels // groups, multiplier)
+
+
+class DOConv1d(_DOConvNd, nn.Conv1d):
+    """``nn.Conv1d`` that trains as a DO-Conv; arguments, shapes, errors and source as in `DOConv2d`.
+
+    Example:
+        >>> DOConv1d(4, 8, 3, padding=1)(torch.zeros(1, 4, 9)).shape
+        torch.Size([1, 8, 9])
+    """
+
+
+class DOConv2d(_DOConvNd, nn.Conv2d):
+    """``nn.Conv2d`` that trains as a DO-Conv: its arguments in the same order, then by keyword
+
+    Args:
+        depth_multiplier: S, taps of D per position; an integer ≥ the taps of the kernel, by default equal to them.
+        composition: ``"kernel"`` (compose, then convolve once) or ``"feature"`` (depthwise convolution, then W).
+
+    Shapes:
+        input, output, ``weight`` and ``bias`` as in the plain layer; ``D``: ``(in, k, S)``, k the taps of the kernel;
+        ``weight_extra``: ``(*weight.shape[:2], S - k)``, absent when S = k.
+
+    Raises:
+        UnsupportedError: for a `depth_multiplier` below the taps of the kernel.
+
+    Source: Cao et al., "DO-Conv", TIP 2022, eq. 2-4; ``groups=in_channels`` gives its DO-DConv, other groups DO-GConv.
+
+    Example:
+        >>> layer = DOConv2d(4, 8, 3, padding=1)
+        >>> plain = layer.fold()
+        >>> type(plain).__name__, plain.weight.shape
+        ('Conv2d', torch.Size([8, 4, 3, 3]))
+        >>> x = torch.randn(1, 4, 6, 6)
+        >>> torch.allclose(layer(x), plain(x), atol=1e-6)
+        True
+    """
+
+
+class DOConv3d(_DOConvNd, nn.Conv3d):
+    """``nn.Conv3d`` that trains as a DO-Conv; arguments, shapes, errors and source as in `DOConv2d`.
+
+    Example:
+        >>> DOConv3d(2, 3, 3)(torch.zeros(1, 2, 5, 5, 5)).shape
+        torch.Size([1, 3, 3, 3, 3])
+    """
+
+
+class DOConvTranspose1d(_DOConvNd, nn.ConvTranspose1d):
+    """``nn.ConvTranspose1d`` that trains as a DO-Conv, D acting on the input; the rest as in `DOConv2d`.
+
+    Example:
+        >>> DOConvTranspose1d(4, 8, 3, stride=2)(torch.zeros(1, 4, 9)).shape
+        torch.Size([1, 8, 19])
+    """
+
+
+class DOConvTranspose2d(_DOConvNd, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` that trains as a DO-Conv, D acting on the input; the rest as in `DOConv2d`.
+
+    Example:
+        >>> DOConvTranspose2d(4, 8, 2, stride=2)(torch.zeros(1, 4, 5, 5)).shape
+        torch.Size([1, 8, 10, 10])
+    """
+
+
+class DOConvTranspose3d(_DOConvNd, nn.ConvTranspose3d):
+    """``nn.ConvTranspose3d`` that trains as a DO-Conv, D acting on the input; the rest as in `DOConv2d`.
+
+    Example:
+        >>> DOConvTranspose3d(2, 3, 2, stride=2)(torch.zeros(1, 2, 2, 2, 2)).shape
+        torch.Size([1, 3, 4, 4, 4])
+    """
+
+
+_LAYERS: dict[type, Any] = {
+    nn.Conv1d: DOConv1d,
+    nn.Conv2d: DOConv2d,
+    nn.Conv3d: DOConv3d,
+    nn.ConvTranspose1d: DOConvTranspose1d,
+    nn.ConvTranspose2d: DOConvTranspose2d,
+    nn.ConvTranspose3d: DOConvTranspose3d,
+}
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class DOConv(Method):
+    """DO-Conv for `expand`.
+
+    Args:
+        depth_multiplier: taps of D per position; None: as many as the kernel has.
+        composition: ``"kernel"`` or ``"feature"``.
+
+    Example:
+        >>> import foldconv
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1))
+        >>> foldconv.expand(net, foldconv.DOConv(depth_multiplier=12))[0]
+        DOConv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), depth_multiplier=12)
+    """
+
+    depth_multiplier: int | None = None
+    composition: Composition = "kernel"
+
+    name: ClassVar[str] = "doconv"
+    title: ClassVar[str] = "DO-Conv"
+    paper: ClassVar[str] = "Cao et al., TIP 2022, arXiv 2006.12030"
+    adds: ClassVar[str] = "a depthwise kernel D before the convolution's own"
+    gain: ClassVar[str] = "ImageNet top-1, ResNet-18: 70.87 → 71.69"
+    kind: ClassVar[Literal["composable", "statistical"]] = "composable"
+
+    def reason_against(self, conv: nn.Module) -> str | None:
+        """A kernel of one tap gains nothing."""
+        if math.prod(conv.kernel_size) == 1:  # pyright: ignore
+            return "its kernel has one tap, where D would add nothing"
+        return None
+
+    def expand(self, conv: nn.Module, init: Init = "preserve") -> Foldable:
+        """The DO-Conv around `conv`'s own weight; ``init="paper"`` draws the weight anew (eq. 5: D = identity)."""
+        cls = plain_class(conv)
+        assert cls is not None, "surgery hands over convolutions only"
+        layer = _LAYERS[cls].from_conv(conv, **dataclasses.asdict(self))
+        if init == "paper":
+            layer.reset_parameters()
+        return layer
