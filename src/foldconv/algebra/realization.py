@@ -20,7 +20,7 @@ def realize(kernel: Kernel) -> nn.Module:
 
     Example:
         >>> realize(Kernel(torch.ones(4, 2, 3, 3), padding=((1, 1), (1, 1)), groups=2))
-        Conv2d(8, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=2, bias=False)
+        Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=2, bias=False)
         >>> realize(Kernel(torch.ones(1, 1, 2, 2), padding=((0, 1), (0, 1))))
         Conv2d(1, 1, kernel_size=(2, 2), stride=(1, 1), padding=same, bias=False)
     """

@@ -1,0 +1,219 @@
+"""`verify`: run two networks on the same inputs and report how far apart they are, layer by layer."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .algebra.norms import is_norm
+from .errors import UnsupportedError
+from .layers import Foldable
+from .layers.foldable import PLAIN
+from .surgery import walk
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerError:
+    """How far one layer's output is from its counterpart's, both given the input that `before` gave it."""
+
+    name: str
+    layer: str
+    error: float
+    """Largest absolute difference of the outputs."""
+    scale: float
+    """Largest absolute value of the output."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `verify` found; print it for a table."""
+
+    max_error: float
+    """Largest absolute difference of the networks' outputs."""
+    scale: float
+    """Largest absolute value of the output of the network before."""
+    layers: tuple[LayerError, ...]
+    """The layers that differ in kind, in the order in which they run."""
+    uncompared: tuple[str, ...] = ()
+    """Layers that did not run on these inputs, or have no counterpart."""
+
+    @property
+    def relative_error(self) -> float:
+        """`max_error` divided by `scale`."""
+        return self.max_error / self.scale if self.scale else self.max_error
+
+    def ok(self, tolerance: float = 1e-5) -> bool:
+        """Are all errors, of the network and of each layer, at most `tolerance` relative to the output's scale?
+
+        NaN is never ok.
+        """
+        pairs = [(self.max_error, self.scale), *((layer.error, layer.scale) for layer in self.layers)]
+        return all(error <= tolerance * max(scale, 1.0) for error, scale in pairs)
+
+    def __str__(self) -> str:
+        rows = [("layer", "type", "max error", "max output")]
+        rows += [(x.name or "(root)", x.layer, f"{x.error:.1e}", f"{x.scale:.1e}") for x in self.layers]
+        rows += [("whole network", "", f"{self.max_error:.1e}", f"{self.scale:.1e}")]
+        rows += [(name, "not compared", "", "") for name in self.uncompared]
+        return align(rows)
+
+
+def align(rows: list[tuple[str, ...]]) -> str:
+    """Rows as text columns, first two flushed left, a rule under the head.
+
+    >>> print(align([("a", "b", "c"), ("x", "yy", "10")]))
+    a  b    c
+    ─  ──  ──
+    x  yy  10
+    """
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rows = [rows[0], tuple("─" * w for w in widths), *rows[1:]]
+    return "\n".join(
+        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
+        for row in rows
+    )
+
+
+@torch.no_grad()
+def verify(before: nn.Module, after: nn.Module, inputs: Any) -> Report:
+    """Compare two networks in evaluation mode, as a whole and layer by layer.
+
+    Args:
+        before: for example the expanded network.
+        after: for example the folded one; its modules have the same qualified names.
+        inputs: what the network is called with: a tensor, a tuple of arguments, or a dictionary of keyword
+            arguments; on the networks' device, of their dtype.
+
+    Returns:
+        A `Report`. Each layer's error is its own: the counterpart gets the input that `before`'s layer got, so errors
+        do not add up along the network. A convolution whose norm was absorbed is compared together with that norm.
+
+    Raises:
+        UnsupportedError: when the networks' outputs have different structures or shapes.
+
+    Example:
+        >>> import foldconv
+        >>> rich = foldconv.expand(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), "doconv")
+        >>> report = foldconv.verify(rich, foldconv.fold(rich), torch.randn(1, 1, 8, 8))
+        >>> report.ok(1e-5), [layer.name for layer in report.layers]
+        (True, ['0'])
+    """
+    args, kwargs = _arguments(inputs)
+    theirs = dict(after.named_modules(remove_duplicate=False))
+    watch = _Watch(before, theirs)
+    with evaluation(before), evaluation(after), watch:
+        expected = before(*args, **kwargs)
+    with evaluation(after):
+        watch.settle()
+        received = after(*args, **kwargs)
+    error, scale = _difference(expected, received, "the output")
+    return Report(error, scale, tuple(watch.found), tuple(sorted(watch.missing)))
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every module gets its own flag back."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+class _Watch:
+    """Hooks on `before` that run each counterpart on the same input.
+
+    A folded convolution whose norm is gone from `after` has to be compared behind the norm: it waits until a norm
+    of `before` receives that very output.
+    """
+
+    def __init__(self, before: nn.Module, theirs: Mapping[str, nn.Module]):
+        self.found: list[LayerError] = []
+        self.missing: set[str] = set()
+        self.waiting: list[tuple[str, nn.Module, Any, Any]] = []
+        self.theirs = theirs
+        self.watched: dict[nn.Module, str] = {}
+        for name, module in walk(before):
+            other = theirs.get(name)
+            differs = isinstance(module, Foldable) or (isinstance(module, PLAIN) and _changed(module, other))
+            if differs or (is_norm(module) and not is_norm(other or module)):
+                self.watched.setdefault(module, name)
+                if not is_norm(module):
+                    self.missing.add(name)
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        self.handles = [m.register_forward_hook(self._see, with_kwargs=True) for m in self.watched]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _see(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        name = self.watched[module]
+        if not is_norm(module):
+            self.waiting.append((name, module, (args, kwargs), output))
+            return
+        for i, (conv, layer, given, produced) in enumerate(self.waiting):
+            if args and args[0] is produced:
+                del self.waiting[i]
+                self._compare(conv, layer, given, output, self.theirs[name])
+                return
+
+    def settle(self) -> None:
+        """Compare what no absorbed norm has claimed."""
+        for name, layer, given, output in self.waiting:
+            self._compare(name, layer, given, output, None)
+        order = {name: i for i, name in enumerate(self.watched.values())}
+        self.found.sort(key=lambda x: order[x.name])
+
+    def _compare(self, name: str, layer: nn.Module, given: Any, expected: Any, rest: nn.Module | None) -> None:
+        other = self.theirs.get(name)
+        if other is None:
+            return
+        args, kwargs = given
+        received = other(*args, **kwargs)
+        if rest is not None:
+            received = rest(received)
+        error, scale = _difference(expected, received, f"the output of {name or 'the root'}")
+        self.missing.discard(name)
+        self.found.append(LayerError(name, type(layer).__name__, error, scale))
+
+
+def _changed(module: nn.Module, other: nn.Module | None) -> bool:
+    """Is a plain convolution no longer the same one (a norm was absorbed into it)?"""
+    return other is not None and getattr(other, "bias", None) is not None and module.bias is None
+
+
+def _arguments(inputs: Any) -> tuple[tuple, dict]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
+
+
+def _difference(a: Any, b: Any, what: str) -> tuple[float, float]:
+    """Largest absolute difference and largest absolute value over all tensors of two outputs."""
+    from torch.utils import _pytree as pytree  # the only home of this; public under no other name yet
+
+    (left, shape_a), (right, shape_b) = pytree.tree_flatten(a), pytree.tree_flatten(b)
+    if shape_a != shape_b:
+        raise UnsupportedError(f"{what}: expected the structure {shape_a}, received {shape_b}; are these one network?")
+    error = scale = 0.0
+    for x, y in zip(left, right):
+        if not isinstance(x, Tensor):
+            continue
+        if x.shape != y.shape:
+            raise UnsupportedError(f"{what}: expected the shape {tuple(x.shape)}, received {tuple(y.shape)}")
+        if x.numel():
+            gap = (x.double() - y.double()).abs().max().item()
+            # max() would hide a NaN behind a number.
+            error = gap if gap != gap else max(error, gap)
+            scale = max(scale, x.double().abs().max().item())
+    return error, scale
