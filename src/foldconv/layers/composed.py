@@ -6,13 +6,15 @@ come from torch, and a method writes only how the kernel is composed.
 
 When is the kernel composed? Invariants, in the order in which they are decided:
 
-1. A forward that trains (training mode, or under a compiler) composes anew, by differentiable operations.
+1. In training mode, and wherever a compiler, tracer or function transform is at work, every forward composes anew,
+   by differentiable operations.
 2. Any other forward composes only when a parameter changed since the last time: another object, another version
    counter, another storage. It then uses the kept value; if gradients are wanted, they flow to the parameters
    through `_Kept`, whose backward composes again.
-3. What a version counter cannot see (``p.data.add_(...)``, parameters gathered anew by FSDP) is preceded by one of
-   these, each of which drops the kept value: a training forward, a gradient that reaches the parameters,
-   ``train()``/``eval()``, ``load_state_dict``, ``to()``.
+3. What a version counter cannot see is mostly preceded by one of these, each of which drops the kept value: a
+   training forward, a gradient that reaches the parameters, ``train()``/``eval()``, ``load_state_dict``, ``to()``,
+   a parameter set on the layer (FSDP does that whenever it gathers). The rest, ``p.data.add_(...)`` between two
+   forwards in evaluation mode and nothing of the above, nobody can see: call ``forget()`` or ``eval()`` after it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class ComposedConv(Foldable):
     composed_from: tuple[str, ...] = ("weight",)
     """Names of the parameters that the kernel is composed from; absent ones are passed as None."""
 
-    _kept: tuple[list[Tensor], list[tuple[int, int]], Tensor] | None = None
+    _kept: tuple[list[Tensor], list[tuple[int, int, int]]] | None = None
+    """The composed kernel and the parameters it was composed from, and the state they were in."""
 
     # Declared for readers and type checkers; set by nn.Conv*d.
     weight: Tensor
@@ -60,23 +63,24 @@ class ComposedConv(Foldable):
     def kernel(self) -> Tensor:
         """The composed kernel: ``weight``'s shape and dtype, differentiable with respect to every parameter.
 
-        Composed in float32 at least, also under autocast. Outside training it is composed once and kept until a
+        Composed in float32 at least, also under autocast. In evaluation mode it is composed once and kept until a
         parameter changes.
         """
         parameters = [getattr(self, name, None) for name in self.composed_from]
-        if torch.compiler.is_compiling() or self.training and torch.is_grad_enabled() or not _can_keep(parameters):
+        if self.training or _is_recorded() or not _can_keep(parameters):
             self._kept = None
             return self._compose_precisely(parameters)
         present = [p for p in parameters if p is not None]
-        state = [(p._version, p.data_ptr()) for p in present]
         kept = self._kept
-        if kept is None or kept[1] != state or any(a is not b for a, b in zip(kept[0], present)):
+        if kept is None or kept[1] != _state([kept[0][0], *present]):
             # Outside inference mode, so that the kept value may serve a later forward that records gradients.
             with torch.inference_mode(False), torch.no_grad():
-                kept = self._kept = (present, state, self._compose_precisely(parameters))
+                tensors = [self._compose_precisely(parameters), *present]
+            kept = self._kept = (tensors, _state(tensors))
+        value = kept[0][0]
         if torch.is_grad_enabled() and any(p.requires_grad for p in present):
-            return _Kept.apply(self, kept[2], *parameters)  # pyright: ignore[reportReturnType]
-        return kept[2]
+            return _Kept.apply(self, value, *parameters)  # pyright: ignore[reportReturnType]
+        return value
 
     def _compose_precisely(self, parameters: list[Tensor | None]) -> Tensor:
         dtype = self.weight.dtype
@@ -121,9 +125,18 @@ class ComposedConv(Foldable):
         self.forget()
         return super()._apply(*args, **kwargs)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         self.forget()
-        super()._load_from_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        # A plain convolution's checkpoint describes that convolution, whatever this layer had learned before.
+        extras = [name for name in self.composed_from if name != "weight"]
+        if prefix + "weight" in state_dict and not any(prefix + name in state_dict for name in extras):
+            self.reset_extra_parameters()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.composed_from:
+            self.forget()
+        super().__setattr__(name, value)
 
     def __getstate__(self) -> dict:
         # Neither a pickle nor a copy carries the kept kernel.
@@ -137,12 +150,13 @@ class ComposedConv(Foldable):
 
         The other parameters are created beside them and set by ``reset_extra_parameters``.
         """
-        layer = cls(**conv_arguments(conv), **extras, device="meta", dtype=conv.weight.dtype)
-        layer.weight, layer.bias = conv.weight, conv.bias
+        weight: Tensor = conv.weight  # pyright: ignore[reportAssignmentType]
+        layer = cls(**conv_arguments(conv), **extras, device="meta", dtype=weight.dtype)
+        layer.weight, layer.bias = weight, conv.bias  # pyright: ignore[reportAttributeAccessIssue]
         for name, p in list(layer.named_parameters(recurse=False)):
             if name not in ("weight", "bias"):
-                empty = torch.empty(p.shape, dtype=p.dtype, device=conv.weight.device)
-                setattr(layer, name, nn.Parameter(empty, requires_grad=conv.weight.requires_grad))
+                empty = torch.empty(p.shape, dtype=p.dtype, device=weight.device)
+                setattr(layer, name, nn.Parameter(empty, requires_grad=weight.requires_grad))
         layer.reset_extra_parameters()
         return layer.train(conv.training)
 
@@ -195,8 +209,19 @@ class _Kept(torch.autograd.Function):
 
 
 def _can_keep(parameters: list[Tensor | None]) -> bool:
-    """Only true Parameters are remembered: functional calls and function transforms pass other tensors."""
-    return all(p is None or type(p) is nn.Parameter and not p.is_inference() for p in parameters)
+    """Only true Parameters are remembered: functional calls and sharding put other tensors in their place."""
+    return all(p is None or (type(p) is nn.Parameter and not p.is_inference()) for p in parameters)
+
+
+def _is_recorded() -> bool:
+    """Is a compiler, tracer or function transform looking at this forward? It should see how the kernel is made."""
+    tracing = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return tracing or torch._C._are_functorch_transforms_active()
+
+
+def _state(tensors: list[Tensor]) -> list[tuple[int, int, int]]:
+    """Changes when a tensor is another object, was written to, or lives elsewhere."""
+    return [(id(t), t._version, t.data_ptr()) for t in tensors]
 
 
 def _without_autocast(device: str) -> contextlib.AbstractContextManager:

@@ -78,13 +78,13 @@ def realize_like(source: nn.Module, kernel: Kernel) -> nn.Module:
         plain = kernel.to_module().to(dtype)
     else:
         plain = cls(**conv_arguments(source) | {"bias": kernel.bias is not None}, device="meta")
-        values = kernel.to_module()
+        values: Any = kernel.to_module()
         old: Tensor = source.weight  # pyright: ignore[reportAssignmentType]
         # empty_like keeps the memory format; copy_ casts once, at the end.
         plain.weight = nn.Parameter(torch.empty_like(old).copy_(_shaped(values.weight, old)), old.requires_grad)
         if kernel.bias is not None:
-            frozen = old if source.bias is None else source.bias
-            plain.bias = nn.Parameter(values.bias.to(dtype), requires_grad=frozen.requires_grad)
+            like: Any = old if source.bias is None else source.bias
+            plain.bias = nn.Parameter(values.bias.to(dtype), requires_grad=like.requires_grad)
     plain.train(source.training)
     return plain
 

@@ -38,6 +38,10 @@ class _DOConvNd(ComposedConv):
 
     composed_from = ("weight", "D", "weight_extra")
     structure = ("depth_multiplier", "composition")
+    depth_multiplier: int
+    composition: Composition
+    D: Tensor | None
+    weight_extra: Tensor | None
 
     def __init__(
         self,
@@ -49,7 +53,7 @@ class _DOConvNd(ComposedConv):
         super().__init__(*args, **kwargs)
         taps = math.prod(self.kernel_size)
         multiplier = taps if depth_multiplier is None else depth_multiplier
-        if not isinstance(multiplier, int) or multiplier < taps:
+        if not isinstance(multiplier, int) or isinstance(multiplier, bool) or multiplier < taps:
             raise UnsupportedError(
                 f"depth_multiplier: expected an integer ≥ {taps}, the taps of a kernel of size {self.kernel_size}, "
                 f"received {depth_multiplier!r}; fewer could not express every kernel"
@@ -91,12 +95,13 @@ class _DOConvNd(ComposedConv):
         identity = torch.eye(taps, multiplier, dtype=dtype, device=self.weight.device)
         full = identity.expand(channels, taps, multiplier) if self.D is None else identity + self.D.to(dtype)
         geometry = (transposed_geometry if self.transposed else conv_geometry)(self)
+        geometry["groups"] = channels
         depthwise = full.transpose(1, 2).reshape(channels * multiplier, 1, *self.kernel_size)
         rows = _rows(_taps_of(self.weight, self.weight_extra), self.groups, self.transposed)
         pointwise = rows.reshape(self.groups, channels // self.groups * multiplier, -1).transpose(1, 2)
         pointwise = pointwise.reshape(self.out_channels, -1, *(1,) * ndim)
         return (
-            Kernel(depthwise.to(self.weight.dtype), None, **geometry | {"groups": channels}),
+            Kernel(depthwise.to(self.weight.dtype), **geometry),
             Kernel(pointwise, self.bias, groups=self.groups),
         )
 
@@ -107,7 +112,7 @@ class _DOConvNd(ComposedConv):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Convolve; arguments and shapes as in the plain layer."""
-        if self.composition == "feature" and output_size is None:
+        if self.composition == "feature" and self.D is not None and output_size is None:
             return self.feature_forward(input)
         return super().forward(input, output_size)
 
@@ -121,8 +126,11 @@ class _DOConvNd(ComposedConv):
         return 0 if self.D is None else self.weight.numel() * self.depth_multiplier
 
     def extra_repr(self) -> str:
-        """torch's description and the multiplier."""
-        return f"{super().extra_repr()}, depth_multiplier={self.depth_multiplier}"
+        """torch's description and the method's options."""
+        options = f", depth_multiplier={self.depth_multiplier}"
+        if self.composition != "kernel":
+            options += f", composition={self.composition!r}"
+        return super().extra_repr() + options
 
 
 def _taps_of(weight: Tensor, extra: Tensor | None) -> Tensor:

@@ -1,0 +1,425 @@
+"""The composed kernel: when it is composed, that it is never stale, and what a checkpoint or a copy holds."""
+
+import contextlib
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import foldconv
+from foldconv import DOConv2d
+from foldconv.layers import ComposedConv
+
+NAMES = ("weight", "bias", "D", "weight_extra")
+
+
+@pytest.fixture
+def compositions(monkeypatch):
+    """A list that grows by one entry, the dtypes composed from, with every composition."""
+    calls = []
+    original = DOConv2d.compose
+
+    def counted(self, *parameters):
+        calls.append([p.dtype for p in parameters if p is not None])
+        return original(self, *parameters)
+
+    monkeypatch.setattr(DOConv2d, "compose", counted)
+    return calls
+
+
+def layer(**options):
+    """A DO-Conv in evaluation mode that is far from the plain convolution, in float64."""
+    torch.manual_seed(0)
+    made = DOConv2d(4, 6, 3, padding=1, depth_multiplier=12, dtype=torch.float64, **options)
+    nn.init.normal_(made.D, std=0.5)
+    return made.eval()
+
+
+def batch():
+    return torch.randn(2, 4, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def expected(made, x):
+    """What the layer has to give for its present parameters, by the paper's definition (groups = 1)."""
+    taps = torch.cat([made.weight.flatten(2), made.weight_extra], 2)
+    identity = torch.eye(9, 12, dtype=made.D.dtype)
+    kernel = torch.einsum("ims,ois->oim", identity + made.D, taps).reshape(made.weight.shape)
+    return F.conv2d(x, kernel, made.bias, padding=1)
+
+
+def assert_same(received, wanted, tolerance=1e-10):
+    torch.testing.assert_close(received, wanted, rtol=tolerance, atol=tolerance)
+
+
+# ---------------------------------------------------------------------- composed once
+
+
+@pytest.mark.parametrize("context", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
+def test_evaluation_composes_once(compositions, context):
+    made, x = layer(), batch()
+    with context():
+        outputs = [made(x) for _ in range(5)]
+    assert len(compositions) == 1
+    for y in outputs:
+        assert_same(y, expected(made, x))
+
+
+def test_a_frozen_layer_composes_once_and_lets_the_input_gradient_through(compositions):
+    made, x = layer().requires_grad_(False), batch().requires_grad_()
+    (first,) = torch.autograd.grad(made(x).square().sum(), x)
+    (second,) = torch.autograd.grad(made(x).square().sum(), x)
+    assert len(compositions) == 1
+    (wanted,) = torch.autograd.grad(expected(made, x).square().sum(), x)
+    assert_same(first, wanted)
+    assert_same(second, wanted)
+
+
+def test_what_inference_mode_kept_serves_a_forward_with_gradients(compositions):
+    made, x = layer(), batch()
+    with torch.inference_mode():
+        made(x)
+    made(x).square().sum().backward()
+    assert len(compositions) == 2  # one to evaluate, one inside the backward
+    wanted = torch.autograd.grad(expected(made, x).square().sum(), [made.weight, made.D])
+    assert_same(made.weight.grad, wanted[0])
+    assert_same(made.D.grad, wanted[1])
+
+
+def test_the_whole_network_composes_once(compositions):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4), nn.ReLU())
+    net = foldconv.expand(plain, "doconv").eval()
+    with torch.no_grad():
+        for _ in range(4):
+            net(torch.randn(1, 3, 9, 9))
+    assert len(compositions) == 2
+
+
+@pytest.mark.parametrize("context", [contextlib.nullcontext, torch.no_grad])
+def test_training_composes_at_every_forward(compositions, context):
+    made, x = layer().train(), batch()
+    with context():
+        for _ in range(3):
+            made(x)
+    assert len(compositions) == 3
+
+
+# ---------------------------------------------------------------------- never stale
+
+
+def optimizer_step(made):
+    for p in made.parameters():
+        p.grad = torch.full_like(p, 0.1)
+    torch.optim.SGD(made.parameters(), lr=1.0).step()
+
+
+def adam_step(made):
+    for p in made.parameters():
+        p.grad = torch.full_like(p, 0.1)
+    torch.optim.AdamW(made.parameters(), lr=0.1, foreach=True).step()
+
+
+def load(made, **options):
+    made.load_state_dict({k: v + 0.1 for k, v in made.state_dict().items()}, **options)
+
+
+def edit(name):
+    def in_place(made):
+        with torch.no_grad():
+            getattr(made, name).add_(0.1)
+
+    return in_place
+
+
+def new_storage(made):
+    made.D.data = made.D.data + 0.1
+
+
+def new_parameter(made):
+    made.D = nn.Parameter(made.D.detach() + 0.1)
+
+
+def behind_the_back(made):
+    # The way torch's own utilities swap parameters, past __setattr__.
+    made._parameters["D"] = nn.Parameter(made.D.detach() + 0.1)
+
+
+def silent(then):
+    """An edit that no version counter sees, followed by what makes the layer look again."""
+
+    def change(made):
+        made.D.data.add_(0.1)
+        then(made)
+
+    return change
+
+
+CHANGES = {
+    "sgd": optimizer_step,
+    "adamw_foreach": adam_step,
+    "weight": edit("weight"),
+    "D": edit("D"),
+    "weight_extra": edit("weight_extra"),
+    "new_storage": new_storage,
+    "new_parameter": new_parameter,
+    "behind_the_back": behind_the_back,
+    "load_state_dict": load,
+    "load_state_dict_assign": lambda made: load(made, assign=True),
+    "detached_alias": lambda made: made.D.detach().add_(0.1),
+    "vector_to_parameters": lambda made: nn.utils.vector_to_parameters(
+        nn.utils.parameters_to_vector(made.parameters()).detach() + 0.1, made.parameters()
+    ),
+    "data_then_eval": silent(lambda made: made.eval()),
+    "data_then_train_and_eval": silent(lambda made: made.train().eval()),
+    "data_then_to": silent(lambda made: made.to("cpu")),
+    "data_then_forget": silent(lambda made: made.forget()),
+    "data_then_load": silent(lambda made: made.load_state_dict(made.state_dict())),
+    "data_then_set": silent(lambda made: setattr(made, "D", made.D)),
+    "data_then_training_forward": silent(
+        lambda made: (setattr(made, "training", True), made(batch()), setattr(made, "training", False))
+    ),
+}
+
+
+@pytest.mark.parametrize("context", [contextlib.nullcontext, torch.no_grad])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_changed_parameter_is_seen(change, context):
+    made, x = layer(), batch()
+    with context():
+        before = made(x)
+        assert_same(made(x), before)
+        change(made)
+        after = made(x)
+        assert_same(after, expected(made, x))
+        assert_same(made(x), after)
+    assert (after - before).abs().max() > 1e-3
+
+
+def test_a_change_costs_one_composition(compositions):
+    made, x = layer(), batch()
+    with torch.no_grad():
+        for _ in range(3):
+            made.D.mul_(1.1)
+            made(x)
+            made(x)
+        assert len(compositions) == 3
+        made.bias.add_(1.0)
+        assert_same(made(x), expected(made, x))
+    assert len(compositions) == 3, "the bias has no part in the kernel"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_changed_dtype_is_seen(dtype):
+    made = layer()
+    before = made.kernel()
+    made.to(dtype)
+    assert made.kernel().dtype == dtype
+    assert_same(made.kernel().double(), before, tolerance={torch.float32: 1e-6}.get(dtype, 0.05))
+
+
+def test_edits_of_data_after_a_backward_in_evaluation_mode_are_seen():
+    made, x = layer(), batch()
+    for _ in range(3):
+        y = made(x)
+        assert_same(y, expected(made, x))
+        made.zero_grad()
+        y.square().mean().backward()
+        for p in made.parameters():
+            p.data.add_(p.grad, alpha=-0.5)
+    assert_same(made(x), expected(made, x))
+
+
+def test_edits_of_data_in_training_mode_are_seen():
+    made, x = layer().train(), batch()
+    with torch.no_grad():
+        for _ in range(2):
+            made(x)
+            made.D.data.add_(0.1)
+            assert_same(made(x), expected(made, x))
+
+
+def test_a_caller_may_write_to_the_kernel_it_got():
+    made, x = layer(), batch()
+    with torch.no_grad():
+        made.kernel().zero_()
+        assert_same(made(x), expected(made, x))
+    made.kernel().detach().zero_()
+    assert_same(made(x), expected(made, x))
+
+
+# ---------------------------------------------------------------------- gradients in evaluation mode
+
+
+def gradients(made, x, order):
+    made.zero_grad()
+    x = x.clone().requires_grad_()
+    leaves = [x, *(p for p in made.parameters() if p.requires_grad)]
+    found = torch.autograd.grad(made(x).pow(3).sum(), leaves, create_graph=order > 1)
+    if order > 1:
+        found = torch.autograd.grad(sum(g.pow(2).sum() for g in found), leaves)
+    return found
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("frozen", [(), ("weight",), ("D",), ("weight", "weight_extra"), ("D", "bias"), NAMES])
+def test_gradients_in_evaluation_mode_are_those_of_training(frozen, order):
+    made, x = layer(), batch()
+    for name in frozen:
+        getattr(made, name).requires_grad_(False)
+    with torch.no_grad():
+        made(x)  # so that there is something kept
+    received = gradients(made, x, order)
+    wanted = gradients(made.train(), x, order)
+    assert len(received) == 5 - len(frozen)
+    for got, want in zip(received, wanted):
+        assert want.abs().max() > 0
+        assert_same(got, want)
+
+
+def test_one_gradient_alone():
+    made, x = layer(), batch()
+    (got,) = torch.autograd.grad(made(x).square().sum(), made.D)
+    (want,) = torch.autograd.grad(expected(made, x).square().sum(), made.D)
+    assert_same(got, want)
+
+
+def test_two_forwards_before_one_backward():
+    made, x = layer(), batch()
+    (made(x).square().sum() + made(2 * x).sum()).backward()
+    wanted = torch.autograd.grad(expected(made, x).square().sum() + expected(made, 2 * x).sum(), made.D)
+    assert_same(made.D.grad, wanted[0])
+
+
+def test_a_parameter_changed_between_forward_and_backward_is_refused_as_by_torch():
+    made, x = layer(), batch()
+    y = made(x)
+    with torch.no_grad():
+        made.D.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+# ---------------------------------------------------------------------- copies and checkpoints
+
+
+def through_pickle(made):
+    return pickle.loads(pickle.dumps(made))
+
+
+def through_torch_save(made):
+    file = io.BytesIO()
+    torch.save(made, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, through_pickle, through_torch_save])
+@pytest.mark.parametrize("context", [contextlib.nullcontext, torch.no_grad])
+def test_copies_do_not_carry_the_kept_kernel(duplicate, context):
+    made, x = layer(), batch()
+    with context():
+        before = made(x)
+        assert "_kept" in vars(made)
+        twin = duplicate(made)
+        assert "_kept" not in vars(twin)
+        assert type(twin) is DOConv2d
+        assert_same(twin(x), before)
+    if duplicate is not copy.copy:  # which shares the parameters, as with any module
+        with torch.no_grad():
+            twin.D.add_(1.0)
+            assert_same(twin(x), expected(twin, x))
+            assert_same(made(x), before)
+
+
+def test_state_dict_round_trip():
+    made, x = layer(), batch()
+    state = made.state_dict()
+    assert set(state) == set(NAMES)
+    assert {name for name, _ in made.named_parameters()} == set(NAMES)
+    assert not list(made.named_buffers())
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    other = DOConv2d(4, 6, 3, padding=1, depth_multiplier=12, dtype=torch.float64).eval()
+    other(x)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(other(x), made(x))
+
+
+def test_the_smallest_layer_has_the_smallest_state_dict():
+    assert set(DOConv2d(4, 6, 3).state_dict()) == {"weight", "bias", "D"}
+    assert set(DOConv2d(4, 6, 3, bias=False).state_dict()) == {"weight", "D"}
+    assert set(DOConv2d(4, 6, 1, bias=False).state_dict()) == {"weight"}
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_plain_state_dict_gives_the_plain_function_whatever_was_learned_before(assign):
+    made, x = layer(), batch()
+    plain = nn.Conv2d(4, 6, 3, padding=1, dtype=torch.float64)
+    made(x)
+    report = made.load_state_dict(plain.state_dict(), strict=False, assign=assign)
+    assert set(report.missing_keys) == {"D", "weight_extra"}
+    assert not report.unexpected_keys
+    assert_same(made(x), plain(x))
+    with pytest.raises(RuntimeError, match="D"):
+        made.load_state_dict(plain.state_dict())
+
+
+def test_a_state_dict_with_part_of_the_extras_leaves_the_others():
+    made, x = layer(), batch()
+    wanted = made(x)
+    state = {k: v for k, v in made.state_dict().items() if k != "weight_extra"}
+    assert made.load_state_dict(state, strict=False).missing_keys == ["weight_extra"]
+    made.load_state_dict({"bias": made.bias.detach().clone()}, strict=False)
+    assert_same(made(x), wanted)
+
+
+def test_a_plain_checkpoint_loads_into_the_whole_expanded_network():
+    torch.manual_seed(0)
+    make = lambda: nn.Sequential(  # noqa: E731
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ConvTranspose2d(8, 4, 2, 2)
+    ).double()
+    plain, other = make(), make()
+    for _ in range(3):
+        plain(torch.randn(4, 3, 8, 8, dtype=torch.float64))
+    net = foldconv.expand(other, "doconv", init="paper").eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert (net(x) - plain.eval()(x)).abs().max() > 1e-3
+    assert set(net.load_state_dict(plain.state_dict(), strict=False).missing_keys) == {"0.D", "4.D"}
+    assert_same(net(x), plain(x))
+
+
+# ---------------------------------------------------------------------- what a method has to say
+
+
+def test_a_method_is_only_how_the_kernel_is_composed():
+    class Standardized(ComposedConv, nn.Conv2d):
+        composed_from = ("weight", "gain")
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.gain = nn.Parameter(torch.empty(self.out_channels, 1, 1, 1, dtype=self.weight.dtype))
+            self.reset_extra_parameters()
+
+        def reset_extra_parameters(self):
+            nn.init.ones_(self.gain)
+
+        def compose(self, weight, gain):
+            return gain * weight
+
+    conv = nn.Conv2d(4, 6, 3, padding="same", padding_mode="circular", dtype=torch.float64)
+    made, x = Standardized.from_conv(conv), batch()
+    assert made.weight is conv.weight
+    assert made.bias is conv.bias
+    assert_same(made(x), conv(x))
+    with torch.no_grad():
+        made.gain.mul_(3.0)
+    assert_same(made.eval()(x), F.conv2d(F.pad(x, [1] * 4, "circular"), 3 * conv.weight, conv.bias))
+    folded = made.fold()
+    assert type(folded) is nn.Conv2d
+    assert folded.padding == "same"
+    assert_same(folded(x), made(x))
