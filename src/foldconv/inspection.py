@@ -52,7 +52,8 @@ class Summary:
         if self.input_shape is None:
             note = "multiply-adds unknown: pass inputs=, a tensor or a shape the network accepts"
         else:
-            note = f"multiply-adds of convolutions and linear layers for one input of {'×'.join(map(str, self.input_shape))}"
+            shape = "×".join(map(str, self.input_shape))
+            note = f"multiply-adds of convolutions and linear layers for one input of {shape}"
         return f"{align(rows)}\n{note}"
 
 
@@ -160,5 +161,3 @@ def _count(model: nn.Module, x: Tensor, layers: dict, guessed: bool) -> dict[nn.
 
 def _thousands(number: int | None) -> str:
     return "?" if number is None else f"{number:,}"
-
-

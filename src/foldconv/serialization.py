@@ -192,5 +192,3 @@ def _unreadable(path: Any, error: Exception) -> CheckpointError:
         return CheckpointError(f"{path}: no such file; expected a file written by foldconv.save")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return CheckpointError(f"{path}: not a readable safetensors file ({reason}); is it whole and of the right kind?")
-
-

@@ -198,8 +198,7 @@ class Kernel:
         """The same function in a larger window: zero taps added in front and behind, padding grown to match."""
         pads = [n for pair in reversed(list(zip(before, after))) for n in pair]
         padding = tuple(
-            (b + d * nb, a + d * na)
-            for (b, a), d, nb, na in zip(self.padding, self.dilation, before, after)
+            (b + d * nb, a + d * na) for (b, a), d, nb, na in zip(self.padding, self.dilation, before, after)
         )
         return self.replace(weight=F.pad(self.weight, pads), padding=padding)
 
@@ -283,8 +282,7 @@ class Kernel:
             bias=bias,
             stride=tuple(s * t for s, t in zip(first.stride, second.stride)),
             padding=tuple(
-                (b1 + s * b2, a1 + s * a2)
-                for (b1, a1), s, (b2, a2) in zip(first.padding, first.stride, second.padding)
+                (b1 + s * b2, a1 + s * a2) for (b1, a1), s, (b2, a2) in zip(first.padding, first.stride, second.padding)
             ),
             dilation=dilation,
             groups=groups,
@@ -299,9 +297,7 @@ class Kernel:
             out, per_group = self.weight.shape[:2]
             weight = self.weight.reshape(self.groups, out // self.groups, per_group, *self.size).transpose(1, 2)
             weight = weight.reshape(self.in_channels, out // self.groups, *self.size)
-            y = _CONV_TRANSPOSE[self.ndim](
-                x, weight, stride=self.stride, groups=self.groups, dilation=self.dilation
-            )
+            y = _CONV_TRANSPOSE[self.ndim](x, weight, stride=self.stride, groups=self.groups, dilation=self.dilation)
             y = F.pad(y, [-n for pair in reversed(self.padding) for n in pair])
             return y if self.bias is None else y + self.bias.reshape(1, -1, *(1,) * self.ndim)
         grow = [max(n, 0) for pair in reversed(self.padding) for n in pair]
@@ -337,8 +333,8 @@ def _check_borders(first: Kernel, second: Kernel) -> str:
 
     The second layer pads the first one's *output*. The composed kernel sees the first one's *response to the
     padded input* instead. The two agree when, in each padded dimension, the first layer is pointwise and either
-    keeps zeros zero (no bias; zero padding) or commutes with the extension (stride 1, no padding of its own;
-    other modes), or when both are circular and of equal length.
+    keeps zeros zero (no bias; zero padding) or commutes with the extension (other modes), or when both are circular
+    and of equal length.
     """
     where = [i for i, pads in enumerate(second.pads) if pads]
     if not where:
@@ -351,11 +347,15 @@ def _check_borders(first: Kernel, second: Kernel) -> str:
         )
     for i in where:
         pointwise = first.size[i] == 1
+        before, after = first.padding[i]
         if mode == "zeros":
-            exact = pointwise and min(first.padding[i]) >= 0
+            exact = pointwise and min(before, after) >= 0
+        elif mode == "replicate":
+            # The first output already ends on a border value, which is then repeated.
+            exact = pointwise and before >= 0 and after >= first.stride[i] - 1
         else:
             exact = first.stride[i] == 1 and (
-                (pointwise and first.padding[i] == (0, 0)) or (mode == "circular" and first.growth[i] == 0)
+                (pointwise and before == after == 0) or (mode == "circular" and first.growth[i] == 0)
             )
         if not exact:
             raise UnsupportedError(

@@ -36,8 +36,11 @@ def after_norm(module: nn.Module) -> nn.Module:
     """
     if type(module).__name__ not in _WITH_ACTIVATION:
         return nn.Identity()
-    rest = [m for m in (getattr(module, "drop", None), getattr(module, "act", None))
-            if m is not None and not isinstance(m, nn.Identity)]
+    rest = [
+        m
+        for m in (getattr(module, "drop", None), getattr(module, "act", None))
+        if m is not None and not isinstance(m, nn.Identity)
+    ]
     return nn.Identity() if not rest else rest[0] if len(rest) == 1 else nn.Sequential(*rest)
 
 

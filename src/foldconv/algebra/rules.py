@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -133,25 +134,16 @@ def _dtype(module: nn.Module) -> torch.dtype:
 
 def _shape(module: nn.Module) -> tuple[int | None, int | None]:
     """Input channels and spatial dimensions, as far as the tree tells."""
-    channels: int | None = None
-    ndim: int | None = None
-    modules = module.branches if isinstance(module, Sum) else module if isinstance(module, nn.Sequential) else ()
-    for child in modules:
-        found = _shape(child)
-        channels, ndim = channels or found[0], ndim or found[1]
-        if channels and ndim:
-            return channels, ndim
-    if not modules:
-        name = type(module).__name__
-        for attribute in ("in_channels", "num_features"):
-            channels = channels or getattr(module, attribute, None)
-        if isinstance(module, Scale):
-            channels = module.weight.numel()
-        rank = next((c for c in name.replace("Act", "")[-2:] if c in "123"), None)
-        ndim = int(rank) if rank and name.rstrip("d").endswith(rank) else next(
-            (n for n, cls in (CONVOLUTIONS | {}).items() if isinstance(module, cls)), None
-        )
-    return channels, ndim
+    if isinstance(module, (Sum, nn.Sequential)):
+        # The first child to know the channels is the first that can change them: the ones before pass them on.
+        found = [_shape(child) for child in (module.branches if isinstance(module, Sum) else module)]
+        return next((c for c, _ in found if c), None), next((n for _, n in found if n), None)
+    channels = getattr(module, "in_channels", None) or getattr(module, "num_features", None)
+    if isinstance(module, Scale):
+        channels = module.weight.numel()
+    # torch names the rank last: Conv2d, BatchNorm1d, AvgPool3d.
+    names = [re.search(r"([123])d$", cls.__name__) for cls in type(module).__mro__]
+    return channels, next((int(name[1]) for name in names if name), None)
 
 
 # ---------------------------------------------------------------------- the rules
@@ -241,5 +233,10 @@ def _padding_rule(mode: str) -> Rule:
     return rule
 
 
-for _mode, _prefix in {"zeros": "Zero", "reflect": "Reflection", "replicate": "Replication", "circular": "Circular"}.items():
+for _mode, _prefix in {
+    "zeros": "Zero",
+    "reflect": "Reflection",
+    "replicate": "Replication",
+    "circular": "Circular",
+}.items():
     kernel_rule(*(getattr(nn, f"{_prefix}Pad{n}d") for n in (1, 2, 3)))(_padding_rule(_mode))

@@ -53,8 +53,8 @@ def _read(path: str | os.PathLike[str]) -> Any:
     except pickle.UnpicklingError as error:
         reason = next((line for line in str(error).splitlines() if "nsupported" in line), "it holds more than tensors")
         raise CheckpointError(
-            f"{path}: refused, since reading it would run code or it is damaged ({reason.strip()}); save its state_dict "
-            "again with plain tensors only"
+            f"{path}: refused, since reading it would run code or it is damaged ({reason.strip()}); "
+            "save its state_dict again with plain tensors only"
         ) from None
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -64,7 +64,9 @@ def _layer(parts: dict[str, Tensor | None], conv: Any, where: str) -> tuple[dict
     shape, taps = tuple(conv.weight.shape), math.prod(conv.kernel_size)
     if D is None:
         if W.numel() != math.prod(shape):
-            raise CheckpointError(f"{where}: expected W of {math.prod(shape)} values for a kernel {shape}, received {tuple(W.shape)}")
+            raise CheckpointError(
+                f"{where}: expected W of {math.prod(shape)} values for a kernel {shape}, received {tuple(W.shape)}"
+            )
         return {"weight": W.reshape(shape)}, None
     multiplier = W.shape[-1]
     expected = ((*shape[:2], multiplier), (conv.in_channels, taps, multiplier))
@@ -83,7 +85,9 @@ def _layer(parts: dict[str, Tensor | None], conv: Any, where: str) -> tuple[dict
         if multiplier > taps:
             values["weight_extra"] = W[..., taps:].contiguous()
         return values, multiplier
-    return {"weight": _original_kernel(W, full, conv.groups).to(W.dtype).reshape(shape)} | _fresh(D, W, taps), multiplier
+    return {"weight": _original_kernel(W, full, conv.groups).to(W.dtype).reshape(shape)} | _fresh(
+        D, W, taps
+    ), multiplier
 
 
 def _original_kernel(W: Tensor, full: Tensor, groups: int) -> Tensor:
@@ -97,5 +101,3 @@ def _original_kernel(W: Tensor, full: Tensor, groups: int) -> Tensor:
 def _fresh(D: Tensor, W: Tensor, taps: int) -> dict[str, Tensor]:
     values = {"D": torch.zeros_like(D)}
     return values | ({"weight_extra": W[..., taps:].contiguous()} if W.shape[-1] > taps else {})
-
-

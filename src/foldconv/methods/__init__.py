@@ -1,6 +1,6 @@
 """The methods, one paper per file; importing one here registers it."""
 
-from . import doconv as doconv
+from .doconv import DOConv as DOConv
 from ._registry import Method as Method
 from ._registry import as_method as as_method
 from ._registry import get_method as get_method

@@ -1,0 +1,399 @@
+"""The checks, by what they promise a user of the method."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import pickle
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..algebra import kernel_of
+from ..errors import FoldMismatchError
+from ..folding import fold
+from ..layers import ComposedConv, Foldable
+from ..layers.foldable import PLAIN
+from ..methods import Method, get_method, method_from_json
+from ..optimization import parameter_groups, regularization
+from ..serialization import load, save
+from ..surgery import expand, foldable_layers
+from .battery import check
+from .cases import Case, cases, randomize
+
+EXACT = 1e-10
+PRESERVED = 1e-12
+
+
+def _close(received: Tensor, expected: Tensor, tolerance: float, what: object) -> None:
+    assert received.shape == expected.shape, f"{what}: expected shape {expected.shape}, received {received.shape}"
+    error = (received.double() - expected.double()).abs().max().item()
+    allowed = tolerance * max(1.0, expected.double().abs().max().item())
+    assert error <= allowed, f"{what}: expected a difference of at most {allowed:.1e}, received {error:.1e}"
+
+
+def _layer(model: nn.Module) -> Foldable:
+    layers = list(foldable_layers(model).values())
+    assert len(layers) == 1, f"expected one foldable layer, found {len(layers)}"
+    return layers[0]
+
+
+def _typical(method: Method) -> Case:
+    return next((c for c in cases(method) if c.cls is nn.Conv2d), cases(method)[0])
+
+
+# ---------------------------------------------------------------------- the checks
+
+
+@check
+def describes_itself(method: Method) -> None:
+    """The registry's facts are there, and the config survives JSON."""
+    for fact in ("name", "title", "paper", "adds", "gain"):
+        assert isinstance(getattr(method, fact, None), str) and getattr(method, fact), f"no {fact}"
+    assert method.kind in ("composable", "statistical"), method.kind
+    assert "Example" in (type(method).__doc__ or ""), "the config's docstring has no Example"
+    assert method_from_json(json.loads(json.dumps(method.to_json()))) == method, "the config does not survive JSON"
+    hash(method)
+
+
+@check
+def is_registered(method: Method) -> None:
+    """The name leads back to the config's class."""
+    assert get_method(method.name) is type(method)
+
+
+@check
+def preserves_the_function(method: Method) -> None:
+    """``init="preserve"``: same output before and after `expand`, in evaluation mode."""
+    for case in cases(method):
+        net, x = case.network(), case.input()
+        _close(expand(net, method)(x), net(x), PRESERVED, case)
+
+
+@check
+def paper_initialization_is_finite(method: Method) -> None:
+    """``init="paper"``: draws anew, finite, of a sensible size."""
+    case = _typical(method)
+    net, x = case.network(), case.input()
+    rich = expand(net, method, init="paper").eval()
+    y = rich(x)
+    assert torch.isfinite(y).all(), "not finite"
+    assert not torch.equal(y, net(x)), "init='paper' kept the old values"
+    assert 0.01 < (y.std() / net(x).std()).item() < 100, "output of an absurd size"
+
+
+@check
+def folds_exactly(method: Method) -> None:
+    """On random parameters and statistics: features = kernel = folded convolution."""
+    for case in cases(method):
+        net, x = case.network(), case.input()
+        rich = expand(net, method)
+        randomize(rich)
+        layer = _layer(rich)
+        expected = layer.feature_forward(x)
+        assert not torch.allclose(expected, net.conv(x), atol=1e-3), f"{case}: random parameters changed nothing"
+        _close(layer(x), expected, EXACT, f"{case}: forward")
+        _close(kernel_of(layer)(x), expected, EXACT, f"{case}: kernel_of")
+        _close(layer.fold()(x), expected, EXACT, f"{case}: fold()")
+        _close(fold(rich)(x), rich(x), EXACT, f"{case}: the network")
+        _close(fold(rich, batchnorm=True)(x), rich(x), EXACT, f"{case}: the network, norm absorbed")
+
+
+@check
+def folds_to_a_plain_network(method: Method) -> None:
+    """Nothing of the method is left; keys and shapes are the original's; a second fold changes nothing."""
+    for case in cases(method):
+        net = case.network()
+        rich = expand(net, method)
+        randomize(rich)
+        folded = fold(rich)
+        assert type(folded.conv) is case.cls, f"{case}: folded to {type(folded.conv).__name__}"
+        shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (net, folded)]
+        assert shapes[0] == shapes[1], f"{case}: keys or shapes differ: {shapes[1]}"
+        case.network().load_state_dict(folded.state_dict())
+        again = fold(folded)
+        for key, value in folded.state_dict().items():
+            assert torch.equal(value, again.state_dict()[key]), f"{case}: a second fold changed {key}"
+        for name in ("stride", "padding", "dilation", "groups", "padding_mode"):
+            assert getattr(folded.conv, name) == getattr(net.conv, name), f"{case}: {name} changed"
+
+
+@check
+def folds_the_evaluation_function(method: Method) -> None:
+    """From training mode too, and the mode stays."""
+    case = _typical(method)
+    rich, x = expand(case.network(), method), case.input()
+    randomize(rich)
+    expected = rich.eval()(x)
+    folded = fold(rich.train())
+    assert all(m.training for m in folded.modules()), "the mode was not kept"
+    assert all(m.training for m in rich.modules()), "the expanded network's mode changed"
+    _close(folded.eval()(x), expected, EXACT, case)
+
+
+@check
+def every_parameter_learns(method: Method) -> None:
+    """Within three steps each parameter gets a gradient, and training changes the function."""
+    case = _typical(method)
+    rich, x = expand(case.network(), method).train(), case.input()
+    start, target = rich.eval()(x).detach(), torch.randn_like(rich(x))
+    optimizer = torch.optim.SGD(rich.parameters(), lr=0.1)
+    layer = _layer(rich.train())
+    reached: set[str] = set()
+    for _ in range(3):
+        optimizer.zero_grad()
+        (nn.functional.mse_loss(rich(x), target) + regularization(rich)).backward()
+        reached |= {n for n, p in layer.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+        optimizer.step()
+    # A bias before a norm that uses batch statistics has no effect; that is so in the plain network too.
+    idle = {n for n, p in layer.named_parameters() if p.requires_grad and n.rpartition(".")[2] != "bias"} - reached
+    assert not idle, f"no gradient reached {sorted(idle)}"
+    assert not torch.allclose(rich.eval()(x), start, atol=1e-4), "three steps changed nothing"
+
+
+@check
+def gradients_are_the_features(method: Method) -> None:
+    """Gradients through the layer equal those through its feature evaluation, input's included."""
+    for case in cases(method):
+        rich, x = expand(case.network(), method), case.input().requires_grad_()
+        randomize(rich)
+        layer = _layer(rich.train() if method.kind == "composable" else rich.eval())
+        wrt = [x, *(p for p in layer.parameters() if p.requires_grad)]
+        probe = torch.randn_like(layer(x))
+        received = torch.autograd.grad((layer(x) * probe).sum(), wrt, allow_unused=True)
+        expected = torch.autograd.grad((layer.feature_forward(x) * probe).sum(), wrt, allow_unused=True)
+        for a, b in zip(received, expected):
+            assert (a is None) == (b is None), f"{case}: a gradient is missing on one side"
+            if a is not None and b is not None:
+                _close(a, b, EXACT, f"{case}: gradient")
+
+
+@check
+def an_unfolded_layer_is_a_convolution(method: Method) -> None:
+    """A composable layer is an ``nn.Conv*d`` with ``weight``, ``bias`` and ``kernel()`` of the plain shapes."""
+    if method.kind != "composable":
+        return
+    for case in cases(method):
+        net = case.network()
+        layer: Any = _layer(expand(net, method))
+        assert isinstance(layer, case.cls), f"{case}: not an instance of {case.cls.__name__}"
+        assert layer.weight.shape == net.conv.weight.shape == layer.kernel().shape, f"{case}: weight or kernel()"
+        assert (layer.bias is None) == (net.conv.bias is None), f"{case}: bias"
+
+
+@check
+def composes_once_in_evaluation(method: Method) -> None:
+    """A composed kernel is kept until a parameter changes, and is right after each change."""
+    case = _typical(method)
+    rich, x = expand(case.network(), method), case.input()
+    randomize(rich)
+    layer = _layer(rich)
+    if not isinstance(layer, ComposedConv):
+        return
+    count, compose = 0, layer.compose
+
+    def counting(*parameters: Any) -> Tensor:
+        nonlocal count
+        count += 1
+        return compose(*parameters)
+
+    layer.compose = counting  # pyright: ignore[reportAttributeAccessIssue]
+    if getattr(layer, "composition", "kernel") == "feature":
+        return
+    for context in (contextlib.nullcontext(), torch.no_grad(), torch.inference_mode()):
+        with context:
+            layer(x)
+            layer(x)
+    assert count == 1, f"composed {count} times in six evaluation forwards"
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.mul_(1.5)
+    _close(layer(x), layer.feature_forward(x), EXACT, "after a change of the parameters")
+
+
+@check
+def keeps_flags(method: Method) -> None:
+    """dtype, memory format, requires_grad and hooks come through `expand` and `fold`."""
+    case = _typical(method)
+    net = case.network().float()
+    if len(case.spatial) == 2:
+        net = net.to(memory_format=torch.channels_last)
+    net.conv.weight.requires_grad_(False)
+    net.conv.register_forward_hook(lambda module, args, output: output * 2)
+    x = case.input().float()
+    rich = expand(net, method)
+    assert not any(p.requires_grad for n, p in _layer(rich).named_parameters() if "bias" not in n), "frozen was lost"
+    folded = fold(rich)
+    for model in (rich, folded):
+        _close(model(x), net(x), 1e-4, "hooks")
+    assert folded.conv.weight.dtype == torch.float32, "dtype"
+    assert folded.conv.weight.stride() == net.conv.weight.stride(), "memory format"
+    assert not folded.conv.weight.requires_grad, "requires_grad"
+
+
+@check
+def folds_half_precision(method: Method) -> None:
+    """bfloat16 and float16 parameters: composed in float64 and cast last, once."""
+    for dtype in (torch.bfloat16, torch.float16):
+        for case in cases(method)[:6]:
+            rich = expand(case.network(), method)
+            randomize(rich)
+            rich = rich.to(dtype)
+            expected = kernel_of(_layer(copy.deepcopy(rich).double())).to_module().weight.to(dtype)
+            folded = fold(rich).conv.weight
+            assert folded.dtype == dtype, f"{case}: folded to {folded.dtype}"
+            assert torch.equal(folded, expected), f"{case}: not the float64 kernel, cast"
+
+
+@check
+def composes_in_float32_under_autocast(method: Method) -> None:
+    """Under autocast the kernel is not composed in bfloat16."""
+    case = _typical(method)
+    rich = expand(case.network(), method)
+    randomize(rich)
+    layer, x = _layer(rich.float()), case.input().float()
+    expected = kernel_of(layer, dtype=torch.float32).to_module().weight
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+        if isinstance(layer, ComposedConv):
+            kernel = layer.train().kernel()
+            assert kernel.dtype == torch.float32, f"kernel() is {kernel.dtype}"
+            _close(kernel, expected, 1e-6, "kernel() under autocast")
+    with torch.autocast("cpu", enabled=False):
+        _close(y, layer.eval()(x), 5e-2, "output under autocast")
+
+
+@check
+def survives_copies_and_checkpoints(method: Method) -> None:
+    """deepcopy, pickle, torch.save, state_dict and `save`/`load` give the same function and training state."""
+    case = _typical(method)
+    net, x = case.network(), case.input()
+    rich = expand(net, method)
+    randomize(rich)
+    expected = rich(x)
+    buffer = io.BytesIO()
+    torch.save(rich.state_dict(), buffer)
+    buffer.seek(0)
+    fresh = expand(net, method)
+    fresh.load_state_dict(torch.load(buffer, weights_only=True))
+
+    def through_a_file() -> nn.Module:
+        with tempfile.TemporaryDirectory() as folder:
+            save(rich, f"{folder}/net.safetensors")
+            return load(f"{folder}/net.safetensors", net).eval()
+
+    copies: dict[str, Callable[[], nn.Module]] = {
+        "state_dict": lambda: fresh,
+        "save and load": through_a_file,
+        "deepcopy": lambda: copy.deepcopy(rich),
+        "pickle": lambda: pickle.loads(pickle.dumps(rich)),
+    }
+    for how, make in copies.items():
+        model = make()
+        _close(model(x), expected, PRESERVED, how)
+        assert model.state_dict().keys() == rich.state_dict().keys(), f"{how}: other keys"
+        randomize(model)
+        assert not torch.equal(model(x), expected), f"{how}: a change of the parameters was not seen"
+    _close(rich(x), expected, PRESERVED, "the original after its copies were changed")
+
+
+@check
+def plain_checkpoints_load(method: Method) -> None:
+    """``weight`` and ``bias`` of a composable layer mean the convolution's: a plain state dict gives its function."""
+    if method.kind != "composable":
+        return
+    case = _typical(method)
+    net, other, x = case.network(), case.network(), case.input()
+    rich = expand(net, method)
+    result = rich.load_state_dict(other.state_dict(), strict=False)
+    assert not result.unexpected_keys, f"keys of the plain network not understood: {result.unexpected_keys}"
+    _close(rich(x), other(x), PRESERVED, case)
+
+
+@check
+def compiles(method: Method) -> None:
+    """``torch.compile(fullgraph=True)``: same output and gradients as eager."""
+    case = _typical(method)
+    for mode in (True, False):
+        rich, x = expand(case.network(), method), case.input()
+        randomize(rich)
+        rich.train(mode)
+        expected = copy.deepcopy(rich)
+        compiled = torch.compile(rich, fullgraph=True, backend="aot_eager")
+        for model in (compiled, expected):
+            model(x).square().sum().backward()
+        _close(compiled(x), expected(x), EXACT, f"training={mode}")
+        for (name, p), q in zip(rich.named_parameters(), expected.parameters()):
+            if p.grad is not None and q.grad is not None:
+                _close(p.grad, q.grad, EXACT, f"gradient of {name}, training={mode}")
+    torch.compiler.reset()
+
+
+@check
+def refuses_nan(method: Method) -> None:
+    """A NaN anywhere in the layer: `fold` raises and names the layer."""
+    case = _typical(method)
+    for name, _ in _layer(expand(case.network(), method)).named_parameters():
+        rich = expand(case.network(), method)
+        randomize(rich)
+        with torch.no_grad():
+            dict(_layer(rich).named_parameters())[name].view(-1)[0] = float("nan")
+        for checked in (True, False):
+            try:
+                fold(rich, check=checked)
+            except FoldMismatchError as error:
+                assert "conv" in str(error), f"the message does not name the layer: {error}"
+            else:
+                raise AssertionError(f"NaN in {name} was folded")
+
+
+@check
+def the_fold_check_bites(method: Method) -> None:
+    """A layer whose kernel is wrong is caught by ``check=True``."""
+    rich = expand(_typical(method).network(), method)
+    randomize(rich)
+    layer: Any = _layer(rich)
+    right = layer.to_kernel
+
+    def wrong(dtype: Any = torch.float64) -> Any:
+        kernel = right(dtype)
+        return kernel.replace(weight=kernel.weight * 1.000001)
+
+    layer.to_kernel = wrong
+    try:
+        # In place: a copy would bind the altered method to the original.
+        fold(rich, inplace=True)
+    except FoldMismatchError:
+        return
+    raise AssertionError("a kernel off by one in a million was folded without an error")
+
+
+@check
+def optimizer_groups_cover_all(method: Method) -> None:
+    """Each trainable parameter is in one group; the penalty is a scalar with finite gradients."""
+    rich = expand(_typical(method).network(), method)
+    grouped = [id(p) for group in parameter_groups(rich, 0.1) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in rich.parameters() if p.requires_grad), "not each exactly once"
+    penalty = regularization(rich)
+    assert penalty.shape == () and torch.isfinite(penalty), f"regularization gives {penalty}"
+
+
+@check
+def a_convolution_alone_expands(method: Method) -> None:
+    """A root convolution becomes a foldable layer and folds back to its class; the original is left alone."""
+    case = _typical(method)
+    conv, x = case.network().conv, case.input()
+    before = copy.deepcopy(conv.state_dict())
+    rich = expand(conv, method)
+    assert isinstance(rich, Foldable), f"the root became {type(rich).__name__}"
+    for p in rich.parameters():
+        p.data.add_(0.1)
+    plain = fold(rich)
+    assert type(plain) is case.cls and isinstance(plain, PLAIN), f"folded to {type(plain).__name__}"
+    _close(plain(x), rich(x), EXACT, case)
+    assert all(torch.equal(v, conv.state_dict()[k]) for k, v in before.items()), "the original was changed"

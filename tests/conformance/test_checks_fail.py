@@ -1,0 +1,179 @@
+"""No check of the battery passes vacuously: each fails on a method broken for that purpose."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from foldconv import FoldMismatchError
+from foldconv.methods import DOConv, _registry
+from foldconv.testing import CHECKS
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound(DOConv):
+    """DO-Conv under another name. Example: the mutants below."""
+
+    name = "sound"
+
+    def expand(self, conv, init="preserve"):
+        layer = super().expand(conv, init)
+        layer.__class__ = self.remake(type(layer))
+        return self.touch(layer)
+
+    def remake(self, cls):
+        return cls
+
+    def touch(self, layer):
+        return layer
+
+
+def layer_with(**overrides):
+    """A method whose layers override some methods; each override gets the original as its first argument."""
+
+    def remake(self, cls):
+        def bind(name, function):
+            return lambda layer, *args, **kwargs: function(
+                getattr(super(mutant, layer), name, None), layer, *args, **kwargs
+            )
+
+        mutant = type(cls.__name__, (cls,), {})
+        for name, function in overrides.items():
+            setattr(mutant, name, bind(name, function))
+        return mutant
+
+    return broken(remake=remake)
+
+
+def broken(**attributes):
+    """A method with some class attributes replaced."""
+    return dataclasses.dataclass(frozen=True)(type("Broken", (Sound,), {"__doc__": Sound.__doc__, **attributes}))
+
+
+def add_to_D(value):
+    def touch(self, layer):
+        layer.D.data.add_(value)
+        return layer
+
+    return broken(touch=touch)
+
+
+def forgetful_copy(original, layer, memo):
+    new = type(layer).__new__(type(layer))
+    new.__dict__.update(copy.deepcopy(layer.__getstate__(), memo))
+    new.D.data.zero_()
+    return new
+
+
+def load_then_add(original, layer, *args):
+    original(*args)
+    layer.D.data.add_(1e-3)
+
+
+def composed_under_autocast(original, layer):
+    return layer.compose(*(getattr(layer, name) for name in layer.composed_from))
+
+
+def forget_first(original, layer):
+    layer.forget()
+    return original()
+
+
+def never_forget(original, layer):
+    if "first" not in vars(layer):
+        vars(layer)["first"] = original().detach()
+    return vars(layer)["first"]
+
+
+def switch_mode(original, layer, dtype=torch.float64):
+    layer.training = False
+    return original(dtype)
+
+
+def scaled(factor):
+    return lambda original, layer, *tensors: original(*tensors) * factor
+
+
+def steeper(original, layer, *tensors):
+    kernel = original(*tensors)
+    return kernel + 0.1 * (kernel - kernel.detach())
+
+
+def when_compiling(original, layer, x, output_size=None):
+    return original(x) * (1.01 if torch.compiler.is_compiling() else 1.0)
+
+
+def zero_bias(original, layer, dtype=torch.float64):
+    kernel = original(dtype)
+    return kernel.replace(bias=kernel.weight.new_zeros(kernel.out_channels)) if kernel.bias is None else kernel
+
+
+def without_nan(original, layer, dtype=torch.float64):
+    kernel = original(dtype)
+    bias = None if kernel.bias is None else kernel.bias.nan_to_num()
+    return kernel.replace(weight=kernel.weight.nan_to_num(), bias=bias)
+
+
+def thaw(self, layer):
+    return layer.requires_grad_(True)
+
+
+MUTANTS = {
+    "describes_itself": [broken(gain=""), broken(kind="magic"), broken(__doc__="No runnable part.")],
+    "is_registered": [broken(name="doconv")],
+    "preserves_the_function": [add_to_D(1e-9)],
+    "paper_initialization_is_finite": [
+        broken(expand=lambda self, conv, init="preserve": Sound.expand(self, conv, "preserve")),
+        add_to_D(float("nan")),
+        add_to_D(1e6),
+    ],
+    "folds_exactly": [layer_with(compose=scaled(1 + 1e-8)), layer_with(feature_forward=scaled(1 + 1e-8))],
+    "folds_to_a_plain_network": [layer_with(to_kernel=zero_bias)],
+    "folds_the_evaluation_function": [layer_with(to_kernel=switch_mode)],
+    "every_parameter_learns": [layer_with(compose=lambda compose, layer, w, D, e: compose(w, D.detach(), e))],
+    "gradients_are_the_features": [layer_with(compose=steeper)],
+    "an_unfolded_layer_is_a_convolution": [layer_with(kernel=lambda kernel, layer: kernel().flatten(1))],
+    "composes_once_in_evaluation": [layer_with(kernel=forget_first), layer_with(kernel=never_forget)],
+    "keeps_flags": [broken(touch=thaw)],
+    "folds_half_precision": [layer_with(to_kernel=lambda original, layer, dtype=None: original(None))],
+    "composes_in_float32_under_autocast": [layer_with(kernel=composed_under_autocast)],
+    "survives_copies_and_checkpoints": [
+        layer_with(__deepcopy__=forgetful_copy),
+        layer_with(_load_from_state_dict=load_then_add),
+    ],
+    "plain_checkpoints_load": [layer_with(_load_from_state_dict=load_then_add)],
+    "compiles": [layer_with(forward=when_compiling)],
+    "refuses_nan": [layer_with(to_kernel=without_nan)],
+    "the_fold_check_bites": [layer_with(feature_forward=lambda original, layer, x: layer.to_kernel()(x))],
+    "optimizer_groups_cover_all": [layer_with(regularization=lambda original, layer: torch.tensor(float("inf")))],
+    "a_convolution_alone_expands": [broken(expand=lambda self, conv, init="preserve": conv)],
+}
+PAIRS = [(name, mutant) for name, mutants in MUTANTS.items() for mutant in mutants]
+
+
+@pytest.fixture
+def register(monkeypatch):
+    def use(cls):
+        monkeypatch.setattr(_registry, "_METHODS", {"doconv": DOConv, Sound.name: Sound} | {cls.name: cls})
+        return cls()
+
+    return use
+
+
+def test_every_check_has_a_mutant():
+    assert MUTANTS.keys() == CHECKS.keys()
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_sound_method_passes(register, name):
+    CHECKS[name](register(Sound))
+
+
+@pytest.mark.parametrize(("name", "mutant"), PAIRS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(PAIRS)])
+def test_a_broken_method_fails(register, name, mutant):
+    config = register(mutant)
+    if name == "is_registered":
+        register(DOConv)
+    with pytest.raises((AssertionError, FoldMismatchError)):
+        CHECKS[name](config)
