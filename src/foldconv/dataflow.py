@@ -1,114 +1,335 @@
-"""Which norm follows which convolution, proven by tracing where the tensors go (torch.fx), never by name or order."""
+"""Which norm follows which convolution, proven by tracing where the tensors go (torch.fx), never by name or order.
+
+Symbolic tracing runs the forward once with stand-ins for tensors. It is a proof only where the forward cannot ask
+a stand-in what it is, so a stand-in refuses such questions (its truth, its length, whether it is a tensor), and
+the module that asked becomes opaque: what its inside does is unknown. Arguments with defaults are traced twice, as
+given and as omitted, and only what holds both times counts.
+"""
 
 from __future__ import annotations
 
+import ast
+import copy
+import dataclasses
+import inspect
+import sys
+import textwrap
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
+from torch.overrides import TorchFunctionMode
 
 from .algebra.norms import is_norm
+from .errors import UnsupportedError
 from .layers import Foldable
 from .layers.foldable import PLAIN
 
-
-class _Tracer(fx.Tracer):
-    """Traces through containers; layers, and containers that cannot be traced, are opaque."""
-
-    def __init__(self, opaque: set[nn.Module]):
-        super().__init__()
-        self.opaque = opaque
-        self.stack: list[nn.Module] = []
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m in self.opaque or isinstance(m, Foldable) or is_norm(m) or not any(True for _ in m.children())
-
-    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
-        self.stack.append(m)
-        result = super().call_module(m, forward, args, kwargs)
-        # Left in place when an exception passes: the innermost container is then on top.
-        self.stack.pop()
-        return result
-
-
-def trace(model: nn.Module) -> fx.Graph | None:
-    """The model's graph of layer calls, with what cannot be traced as opaque nodes; None if the root cannot be.
-
-    Example:
-        >>> [node.op for node in trace(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU())).nodes]
-        ['placeholder', 'call_module', 'call_module', 'output']
-    """
-    opaque: set[nn.Module] = set()
-    while True:
-        tracer = _Tracer(opaque)
-        try:
-            return tracer.trace(model)
-        except Exception:
-            # Whatever a forward does that symbolic values cannot follow: its module becomes opaque.
-            if not tracer.stack or tracer.stack[-1] in opaque:
-                return None
-            opaque.add(tracer.stack[-1])
+_HARMLESS = [getattr(Tensor, name).__get__ for name in ("dtype", "device", "shape", "requires_grad")]
 
 
 def conv_norm_pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
     """Each convolution (plain or foldable) whose only consumer is one norm, with that norm.
 
-    Proven means: in the traced graph the convolution is called once, its output goes to the norm and nowhere else,
-    the norm is called once, and neither is used in any other way (its weight read, hooks watching it, registered
-    in an opaque part of the model). A model whose own forward cannot be traced has no proven pairs.
+    Proven means: in the evaluation-mode graph the convolution is called once, its output goes to the norm and
+    nowhere else, the norm is called once, and neither is used in any other way (its tensors read, hooks watching
+    it, its weight tied, out of sight in a module that cannot be traced). Where a module cannot be traced but its
+    source shows that it only calls a child, the child's inside is proven on its own.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
-        >>> list(conv_norm_pairs(net).values())
-        [BatchNorm2d(2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)]
+        >>> [(type(conv).__name__, type(norm).__name__) for conv, norm in conv_norm_pairs(net).items()]
+        [('Conv2d', 'BatchNorm2d')]
     """
     # Norms without running statistics trace like others; whether they can be absorbed is not a question of data flow.
-    if isinstance(model, PLAIN) or is_norm(model) or isinstance(model, Foldable):
-        return {}
-    graph = trace(model)
-    if graph is None:
-        return {}
+    found = _Evidence(touched=set(_tied(model)))
+    _collect(model, _registrations(model), found)
+    return {
+        conv: norm
+        for conv, norm in found.pairs.items()
+        if found.calls[conv] == found.calls[norm] == 1 and not {conv, norm} & found.touched
+    }
+
+
+@dataclasses.dataclass
+class _Evidence:
+    """What all traces together have shown."""
+
+    touched: set[nn.Module]
+    calls: Counter[nn.Module] = dataclasses.field(default_factory=Counter)
+    pairs: dict[nn.Module, nn.Module] = dataclasses.field(default_factory=dict)
+    opaque: set[nn.Module] = dataclasses.field(default_factory=set)
+
+
+def _collect(model: nn.Module, everywhere: Counter[nn.Module], found: _Evidence) -> None:
+    """Add what tracing `model` alone shows; `everywhere` counts the places each module has in the whole network."""
+    if isinstance(model, (*PLAIN, Foldable)) or is_norm(model):
+        found.touched.add(model)  # called from where nobody can see
+        return
+    traces = _traces(model)
+    if not traces:
+        _look_inside(model, everywhere, found)
+        return
+    here = _registrations(model)
+    called: Counter[nn.Module] = Counter()
+    pairs = [trace.pairs() for trace in traces]
+    for trace in traces:
+        found.touched |= trace.touched()
+        # Each trace tells of another call of the model, so the larger count is the model's.
+        called |= Counter(module for _, module in trace.calls())
+    found.calls += called
+    for conv, norm in pairs[0].items():
+        inside = all(here[module] == everywhere[module] for module in (conv, norm))
+        if inside and all(other.get(conv) is norm for other in pairs):
+            found.pairs[conv] = norm
+    for module in called:
+        if not isinstance(module, (*PLAIN, Foldable)) and not is_norm(module):
+            _look_inside(module, everywhere, found)
+
+
+def _look_inside(opaque: nn.Module, everywhere: Counter[nn.Module], found: _Evidence) -> None:
+    """An opaque module may use whatever it holds in any way, except children that its source only calls."""
+    held_here = _held(list(vars(opaque).values()))
+    if not held_here or opaque in found.opaque:
+        return
+    found.opaque.add(opaque)
+    sealed = _only_called(opaque)
+    for held in held_here:
+        if held in sealed:
+            _collect(held, everywhere, found)
+        else:
+            found.touched.update(held.modules())
+
+
+# ---------------------------------------------------------------------- tracing
+
+
+_MAY_ASK = ("torch.fx", "torch.nn.parameter", __name__)
+
+
+class _StandIn(fx.Proxy):
+    """fx's stand-in for a value; asked for its class by a forward, it has no answer."""
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if sys._getframe(1).f_globals.get("__name__", "").startswith(_MAY_ASK):
+            return _StandIn
+        raise TraceError("the forward asks for the class of a value")
+
+
+class _Tracer(fx.Tracer):
+    """Traces through containers; layers, hooked containers, and containers that cannot be traced, are opaque."""
+
+    # Reading a buffer is an event of the graph, like reading a parameter.
+    proxy_buffer_attributes = True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _StandIn(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # A hook on a container may see, keep and change anything that passes.
+        return isinstance(m, Foldable) or is_norm(m) or hooked(m) or not any(True for _ in m.children())
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            # Whatever a forward does that stand-ins cannot follow. The nodes it has left behind stay: uses are uses.
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+
+class _Reads(TorchFunctionMode):
+    """Notes every tensor that a torch function receives as itself, not as a stand-in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _HARMLESS:
+            self.seen |= {id(value) for value in _leaves((args, kwargs)) if isinstance(value, Tensor)}
+        return func(*args, **kwargs or {})
+
+
+@dataclasses.dataclass
+class _Trace:
+    """One traced run: the graph, by whose names `modules` are found, and what the graph does not show."""
+
+    graph: fx.Graph
+    modules: dict[str, nn.Module]
+    read: set[int]
+    escaped: set[fx.Node]
+
+    def calls(self) -> Iterator[tuple[fx.Node, nn.Module]]:
+        for node in self.graph.nodes:
+            if node.op == "call_module":
+                yield node, self.modules[str(node.target)]
+
+    def pairs(self) -> dict[nn.Module, nn.Module]:
+        called = dict(self.calls())
+        pairs = {}
+        for node, conv in called.items():
+            if not (type(conv) in PLAIN or isinstance(conv, Foldable)) or len(node.users) != 1 or len(node.args) != 1:
+                continue
+            (user,) = node.users
+            norm = called.get(user)
+            alone = user.args == (node,) and not user.kwargs and node not in self.escaped
+            if norm is not None and is_norm(norm) and alone and not _altered(conv) and not _altered(norm):
+                pairs[conv] = norm
+        return pairs
+
+    def touched(self) -> set[nn.Module]:
+        """Modules whose tensors are read otherwise than by calling the module."""
+        read = {self.modules[str(n.target).rpartition(".")[0]] for n in self.graph.nodes if n.op == "get_attr"}
+        for module in self.modules.values():
+            if any(id(t) in self.read for t in (*module._parameters.values(), *module._buffers.values())):
+                read.add(module)
+        return read
+
+
+def _traces(model: nn.Module) -> list[_Trace]:
+    """The model's evaluation-mode traces, with its optional arguments given and omitted; none if one of them fails."""
+    if "forward" in vars(model):
+        return []
+    shadow = _shadow(model)
+    try:
+        parameters = inspect.signature(type(model).forward).parameters.values()
+    except ValueError:
+        return []
+    omitted = {p.name: p.default for p in parameters if p.default is not p.empty}
     modules = dict(model.named_modules(remove_duplicate=False))
-    calls = Counter(modules[str(node.target)] for node in graph.nodes if node.op == "call_module")
-    touched = _touched(graph, modules)
-    pairs: dict[nn.Module, nn.Module] = {}
-    for node in graph.nodes:
-        if node.op != "call_module":
+    traces = []
+    for concrete in [None, omitted] if omitted else [None]:
+        try:
+            with _Reads() as reads:
+                graph = _Tracer().trace(shadow, concrete)
+        except Exception:
+            return []
+        kept = {value.node for m in shadow.modules() for value in _leaves(list(vars(m).values())) if _stands_in(value)}
+        traces.append(_Trace(graph, modules, reads.seen, kept))
+    return traces
+
+
+def _shadow(model: nn.Module) -> nn.Module:
+    """A copy with the same tensors, in evaluation mode: running its Python code leaves no trace in the model."""
+    tensors = [
+        value
+        for module in model.modules()
+        for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values())
+        if isinstance(value, Tensor)
+    ]
+    try:
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
+    except Exception as error:
+        raise UnsupportedError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), which following its data flow "
+            "needs; fold with batchnorm=False"
+        ) from error
+
+
+# ---------------------------------------------------------------------- what modules hold
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if type(value) is tuple or isinstance(value, (list, set)):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    else:
+        yield value
+
+
+def _stands_in(value: Any) -> bool:
+    return issubclass(type(value), fx.Proxy)
+
+
+def _held(value: Any) -> set[nn.Module]:
+    return {leaf for leaf in _leaves(value) if isinstance(leaf, nn.Module)}
+
+
+def _registrations(model: nn.Module) -> Counter[nn.Module]:
+    return Counter(child for parent in model.modules() for child in parent._modules.values() if child is not None)
+
+
+def _tied(model: nn.Module) -> Iterator[nn.Module]:
+    """Modules with a parameter that others hold too; scaling it for one would change or untie the other."""
+    parameters = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    for module in model.modules():
+        if any(parameters[id(p)] > 1 for p in module._parameters.values() if p is not None):
+            yield module
+
+
+def hooked(module: nn.Module) -> bool:
+    """Does anything watch the module's inputs, outputs or their gradients?"""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _altered(module: nn.Module) -> bool:
+    return hooked(module) or "forward" in vars(module)
+
+
+# ---------------------------------------------------------------------- what the source proves
+
+
+_INNER = ("__dict__", "_modules", "_parameters", "_buffers")
+
+
+def _only_called(module: nn.Module) -> set[nn.Module]:
+    """The children that the module's own methods use in no other way than ``self.child(...)``.
+
+    Conservative: a bare ``self`` (passed on, iterated over, given another name) or a look at torch's own members
+    (``self.children()``, ``self._modules``) proves nothing about any child.
+    """
+    plain = {name: value for name, value in vars(module).items() if name != "_modules"}
+    if "forward" in plain or _held(list(plain.values())) or hooked(module):
+        return set()
+    called = {name for name, child in module._modules.items() if child is not None}
+    for cls in type(module).__mro__:
+        if cls in (nn.Module, object):
             continue
-        conv = modules[str(node.target)]
-        if not isinstance(conv, (*PLAIN, Foldable)) or len(node.users) != 1 or len(node.args) != 1:
+        try:
+            (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        except (OSError, TypeError, SyntaxError, ValueError):
+            return set()
+        for function in ast.walk(body):
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)) and function.name != "__init__":
+                bad = _bad_uses(module, function)
+                if bad is None:
+                    return set()
+                called -= bad
+    return {module._modules[name] for name in called}  # pyright: ignore[reportReturnType]
+
+
+def _bad_uses(module: nn.Module, function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str] | None:
+    """Children that the method may use otherwise than by calling them; None if it may so use any."""
+    parent = {child: node for node in ast.walk(function) for child in ast.iter_child_nodes(node)}
+    arguments = function.args.posonlyargs + function.args.args
+    names = {"self", arguments[0].arg if arguments else "self"}
+    bad: set[str] = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and node.id in names:
+            use = parent[node]
+            if not (isinstance(use, ast.Attribute) and use.value is node):
+                return None
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super":
+            use = parent[node]
+        elif isinstance(node, ast.Name) and node.id in ("locals", "vars", "globals", "eval", "exec"):
+            return None
+        else:
             continue
-        (user,) = node.users
-        if user.op != "call_module" or user.args != (node,) or user.kwargs:
-            continue
-        norm = modules[str(user.target)]
-        once = calls[conv] == calls[norm] == 1 and not {conv, norm} & touched
-        if is_norm(norm) and once and not (_hooked(conv) or _hooked(norm)):
-            pairs[conv] = norm
-    return pairs
-
-
-def _touched(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[nn.Module]:
-    """Modules that the graph uses otherwise than by calling them: read parameters, insides of opaque modules."""
-    touched: set[nn.Module] = set()
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            owner, _, _ = str(node.target).rpartition(".")
-            touched.add(modules[owner])
-        if node.op == "call_module" and not isinstance(modules[str(node.target)], (*PLAIN, Foldable)):
-            inner = iter(modules[str(node.target)].modules())
-            next(inner)
-            touched.update(inner)
-    parameters = Counter(id(p) for m in set(modules.values()) for p in m.parameters(recurse=False))
-    # A tied weight serves two layers; scaling it for one would change the other.
-    for module in set(modules.values()):
-        if any(parameters[id(p)] > 1 for p in module.parameters(recurse=False)):
-            touched.add(module)
-    return touched
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
-
-
+        if not isinstance(use, ast.Attribute):
+            return None
+        around, name = parent[use], use.attr
+        if name in module._modules:
+            call = isinstance(around, ast.Call) and around.func is use
+            asked = isinstance(around, ast.Compare) and all(isinstance(op, (ast.Is, ast.IsNot)) for op in around.ops)
+            if not call and not asked:
+                bad.add(name)
+        elif name in _INNER or getattr(type(module), name, None) is getattr(nn.Module, name, 0):
+            return None
+    return bad

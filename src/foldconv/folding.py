@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from .algebra import Kernel, kernel_of, norms
 from .dataflow import conv_norm_pairs
-from .errors import FoldMismatchError
+from .errors import FoldMismatchError, UnsupportedError
 from .layers import Foldable
 from .layers.foldable import PLAIN, realize_like
-from .surgery import carry_over, replace_modules, walk
+from .surgery import carry_over, copy_of, replace_modules, walk
 
 TOLERANCE = 1e-10
 """Largest difference, relative to the output's largest value, that a checked fold may have in float64."""
@@ -33,7 +31,8 @@ def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, ch
 
     Raises:
         FoldMismatchError: naming the layer, when a check fails or a kernel holds NaN or infinity.
-        UnsupportedError: when a layer has no exact fold, or a norm to absorb has no running statistics.
+        UnsupportedError: when a layer has no exact fold, its forward was replaced on the instance, or the model
+            cannot be copied.
         In every case `model` is as it was.
 
     Example:
@@ -46,33 +45,44 @@ def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, ch
           (2): ReLU()
         )
     """
-    work = model if inplace else copy.deepcopy(model)
+    work = model if inplace else copy_of(model)
     pairs = conv_norm_pairs(work) if batchnorm else {}
     # Norms that only know the batch stay; `kernel_of` refuses them and the user did not ask for them one by one.
     pairs = {conv: norm for conv, norm in pairs.items() if getattr(norm, "running_var", None) is not None}
     replacements: dict[nn.Module, nn.Module] = {}
-    tied: dict[tuple[int, ...], nn.Module] = {}
+    folded: list[tuple[nn.Module, nn.Module]] = []
     for name, layer in walk(work):
         if layer in replacements or not (isinstance(layer, Foldable) or layer in pairs):
             continue
         norm = pairs.get(layer)
         plain = _fold_one(name or "the root", layer, norm, check)
-        _tie(layer, plain, tied)
-        replacements[layer] = carry_over(layer, plain)
-        if norm is not None:
-            rest = norms.after_norm(norm)
-            replacements[norm] = rest.train(norm.training)
+        replacements[layer] = plain
+        if norm is None:
+            folded.append((layer, plain))
+        else:
+            replacements[norm] = norms.after_norm(norm)
+    for old, new in replacements.items():
+        if isinstance(old, (Foldable, *PLAIN)):
+            carry_over(old, new)
+        new.training = old.training
+    _tie(folded)
     return replace_modules(work, replacements)
 
 
 def _fold_one(name: str, layer: nn.Module, norm: nn.Module | None, check: bool) -> nn.Module:
+    if "forward" in vars(layer):
+        raise UnsupportedError(f"{name}: its forward was replaced on the instance; remove that before folding")
     with torch.no_grad():
-        kernel = kernel_of(layer)
+        try:
+            kernel = kernel_of(layer)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{name}: {error}") from None
         if norm is not None:
             kernel = kernel.scale(*norms.scale_and_shift(norm))
         for part, values in (("kernel", kernel.weight), ("bias", kernel.bias)):
             _refuse_non_finite(name, part, values, "the layer's parameters or norm statistics hold NaN or infinity")
-        if check:
+        # Tensors on the meta device have no values to compare.
+        if check and not kernel.weight.is_meta:
             _compare(name, layer, norm, kernel)
         plain = realize_like(layer, kernel)
         for part, values in plain.named_parameters():
@@ -81,53 +91,65 @@ def _fold_one(name: str, layer: nn.Module, norm: nn.Module | None, check: bool) 
 
 
 def _refuse_non_finite(name: str, part: str, values: Tensor | None, why: str) -> None:
-    if values is not None and not torch.isfinite(values).all():
+    if values is not None and not values.is_meta and not torch.isfinite(values).all():
         bad = int((~torch.isfinite(values)).sum())
         raise FoldMismatchError(f"{name}: expected a finite {part}, found {bad} of {values.numel()} not finite; {why}")
 
 
 def _compare(name: str, layer: nn.Module, norm: nn.Module | None, kernel: Kernel) -> None:
-    """Run the layer by its features and the fold by its kernel, in float64 on one random input."""
-    original = copy.deepcopy(layer).double().eval()
+    """Run the layer (by its features, and as it is called) and its fold, in float64 on one random input."""
+    original = _in_float64(layer)
     x = _random_input(kernel)
-    run = original.feature_forward if isinstance(original, Foldable) else original
-    expected = run(x)
-    if norm is not None:
-        scale, shift = norms.scale_and_shift(norm)
-        expected = Kernel.scaling(scale, shift, kernel.ndim)(expected)
     received = kernel.to_module().eval()(x)
-    if expected.shape != received.shape:
-        raise FoldMismatchError(
-            f"{name}: expected an output of shape {tuple(expected.shape)}, the fold gives {tuple(received.shape)}; "
-            "please report this layer"
-        )
-    error = float((expected - received).abs().max())
-    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-    if not error <= allowed:
-        raise FoldMismatchError(
-            f"{name}: the fold of {type(layer).__name__} differs from the layer: expected at most {allowed:.1e}, "
-            f"received {error:.1e}; a subclass that overrides forward must also override to_kernel"
-        )
+    runs = [original.feature_forward, original] if isinstance(original, Foldable) else [original]
+    if norm is not None:
+        before = _in_float64(norm)
+        received = norms.after_norm(before)(received)
+        runs = [lambda x, run=run: before(run(x)) for run in runs]
+    for run in runs:
+        expected = run(x)
+        if expected.shape != received.shape:
+            raise FoldMismatchError(
+                f"{name}: expected an output of shape {tuple(expected.shape)}, the fold gives {tuple(received.shape)}; "
+                "please report this layer"
+            )
+        error = float((expected - received).abs().max())
+        allowed = TOLERANCE * float(expected.abs().max())
+        if not error <= allowed:
+            raise FoldMismatchError(
+                f"{name}: the fold of {type(layer).__name__} differs from the layer: expected at most {allowed:.1e}, "
+                f"received {error:.1e}; a subclass that overrides forward must also override to_kernel"
+            )
+
+
+def _in_float64(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that nobody watches."""
+    copied = copy_of(module).double().eval()
+    for part in copied.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+    return copied
 
 
 def _random_input(kernel: Kernel) -> Tensor:
-    """Two samples, just large enough that borders and the inside are both seen."""
+    """One sample, just large enough that every tap meets a value and borders are seen."""
     size = []
     for k, d, s, (before, after) in zip(kernel.size, kernel.dilation, kernel.stride, kernel.padding):
-        size.append(3 if kernel.transposed else max(d * (k - 1) + 1 + 2 * s, before + 1, after + 1))
+        size.append(3 if kernel.transposed else max(d * (k - 1) + 1 - before - after + 2 * s, before + 1, after + 1))
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, kernel.in_channels, *size, generator=generator, dtype=torch.float64)
+    x = torch.randn(1, kernel.in_channels, *size, generator=generator, dtype=torch.float64)
     return x.to(kernel.weight.device)
 
 
-def _tie(layer: nn.Module, plain: nn.Module, tied: dict[tuple[int, ...], nn.Module]) -> None:
-    """Layers composed from the very same parameters fold to one shared weight, as tied convolutions had."""
-    if not isinstance(layer, (Foldable, *PLAIN)):
-        return
-    key = tuple(id(p) for n, p in layer.named_parameters() if n != "bias")
-    twin = tied.setdefault(key, plain)
-    if twin is not plain and type(twin) is type(plain):
-        plain.weight = twin.weight
+def _tie(folded: list[tuple[nn.Module, nn.Module]]) -> None:
+    """What layers composed from the very same parameters becomes one parameter again, as in tied convolutions."""
+    tied: dict[tuple, nn.Parameter] = {}
+    for layer, plain in folded:
+        for part, own in plain.named_parameters():
+            sources = [id(p) for name, p in layer.named_parameters() if (name == "bias") == (part == "bias")]
+            twin = tied.setdefault((part, own.shape, *sources), own)
+            if twin is not own and not own.is_meta and torch.equal(twin, own):
+                plain.register_parameter(part, twin)
 
 
 __all__ = ["TOLERANCE", "fold"]

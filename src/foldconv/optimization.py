@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import Foldable
 from .surgery import foldable_layers
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -37,6 +38,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         for name, parameter in layer.named_parameters(recurse=False)
         if name in layer.no_decay
     }
+    exempt |= {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters()}
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -55,7 +57,7 @@ def regularization(model: nn.Module) -> Tensor:
         >>> foldconv.regularization(foldconv.expand(nn.Conv2d(1, 1, 3), "doconv"))
         tensor(0.)
     """
-    penalties = [layer.regularization() for layer in foldable_layers(model).values() if isinstance(layer, Foldable)]
+    penalties = [layer.regularization() for layer in foldable_layers(model).values()]
     present = [penalty for penalty in penalties if penalty is not None]
     if present:
         return torch.stack(present).sum()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+import torch
 from torch import nn
 
 from .errors import NoMatchError, UnsupportedError, nearest
 from .layers import Foldable
-from .layers.foldable import PLAIN, plain_class
+from .layers.foldable import PLAIN
 from .methods import Method, as_method
 from .methods._registry import Init
 
@@ -44,7 +46,8 @@ def expand(
 
     Raises:
         NoMatchError: when nothing was replaced, or a pattern matches no convolution.
-        UnsupportedError: for an unknown method, or a named convolution that cannot be replaced exactly.
+        UnsupportedError: for an unknown method, a named convolution that cannot be replaced exactly, weights shared
+            with a module that stays, or a model that cannot be copied.
         In every case `model` is as it was.
 
     Example:
@@ -60,24 +63,62 @@ def expand(
     config = as_method(method)
     if init not in ("preserve", "paper"):
         raise UnsupportedError(f"init: expected 'preserve' or 'paper', received {init!r}")
-    work = model if inplace else copy.deepcopy(model)
-    chosen = _choose(work, config, _as_list(include), _as_list(exclude), where)
+    # Chosen on the caller's own model, so that `where` may compare modules by identity.
+    names = _choose(model, config, _as_list(include), _as_list(exclude), where)
+    work = model if inplace else copy_of(model)
+    modules = dict(walk(work))
+    chosen = {name: modules[name] for name in names}
+    saved = [(p, p.detach().clone()) for conv in chosen.values() for p in conv.parameters()] if inplace else []
+    try:
+        replacements = _expanded(chosen, config, init)
+    except BaseException:
+        # A method may have drawn the weights of earlier layers anew.
+        with torch.no_grad():
+            for parameter, value in saved:
+                parameter.copy_(value)
+        raise
+    return replace_modules(work, replacements)
+
+
+def _expanded(chosen: dict[str, nn.Module], config: Method, init: Init) -> dict[nn.Module, nn.Module]:
     replacements: dict[nn.Module, nn.Module] = {}
-    first_of: dict[int, nn.Module] = {}
+    first_of: dict[int, tuple[str, nn.Module]] = {}
     for name, conv in chosen.items():
         try:
             layer = config.expand(conv, init)
         except UnsupportedError as error:
             raise UnsupportedError(f"{name or 'the root'}: {error}") from None
-        # Convolutions that share a weight share what is learned beside it, so that they fold to one weight again.
-        twin = first_of.setdefault(id(conv.weight), layer)
-        if twin is not layer and type(twin) is type(layer):
-            for key, parameter in twin.named_parameters(recurse=False):
-                if key != "bias":
-                    setattr(layer, key, parameter)
-        carry_over(conv, layer)
+        twin_name, twin = first_of.setdefault(id(conv.weight), (name, layer))
+        if twin is not layer:
+            _share(name, layer, twin_name, twin)
         replacements[conv] = layer
-    return replace_modules(work, replacements)
+    for conv, layer in replacements.items():
+        carry_over(conv, layer)
+    return replacements
+
+
+def _share(name: str, layer: nn.Module, twin_name: str, twin: nn.Module) -> None:
+    """Convolutions that share a weight share what is learned beside it, so that they fold to one weight again."""
+    ours, theirs = ({n: p for n, p in m.named_parameters() if n != "bias"} for m in (layer, twin))
+    alike = type(layer) is type(twin) and ours.keys() == theirs.keys()
+    if not alike or any("." in n or p.shape != theirs[n].shape for n, p in ours.items()):
+        raise UnsupportedError(
+            f"{name} shares its weight with {twin_name}, but they are expanded to {type(layer).__name__} and "
+            f"{type(twin).__name__} with parameters that cannot be shared; exclude both"
+        )
+    for key, parameter in theirs.items():
+        setattr(layer, key, parameter)
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy, or an error that says what to do instead."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise UnsupportedError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); pass inplace=True to change "
+            "the model itself"
+        ) from error
 
 
 def foldable_layers(model: nn.Module) -> dict[str, Foldable]:
@@ -104,21 +145,50 @@ def walk(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 
 def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Put each new module wherever the old one is registered; the new root if the root is among them."""
+    """Put each new module wherever a parent holds the old one; the new root if the root is among them.
+
+    Parents hold modules by registration, and some also in plain lists, tuples and dicts among their attributes.
+    """
     for _, parent in list(walk(model)):
-        for name, child in list(parent._modules.items()):
-            if child in replacements:
-                parent._modules[name] = replacements[child]
-                # A module may also be reachable as an ordinary attribute; torch keeps those apart.
+        for name, value in list(vars(parent).items()):
+            new = _substituted(value, replacements)
+            if new is not value:
+                vars(parent)[name] = new
     return replacements.get(model, model)
+
+
+def _substituted(value: Any, replacements: dict[nn.Module, nn.Module]) -> Any:
+    """The value with modules replaced, lists and dicts changed in place."""
+    if isinstance(value, nn.Module):
+        return replacements.get(value, value)
+    if isinstance(value, dict):
+        for key, item in list(value.items()):
+            new = _substituted(item, replacements)
+            if new is not item:
+                value[key] = new
+    elif type(value) is list:
+        value[:] = [_substituted(item, replacements) for item in value]
+    elif type(value) is tuple:
+        items = tuple(_substituted(item, replacements) for item in value)
+        return value if all(a is b for a, b in zip(items, value)) else items
+    return value
+
+
+# Bound to the old module, so never carried over.
+_BOUND = {"forward", "_compiled_call_impl", "_kept"}
 
 
 def carry_over(source: nn.Module, target: nn.Module) -> nn.Module:
     """Give the new layer the old one's hooks and whatever users attached to it; training flag included."""
-    own = set(getattr(source, "structure", ())) | {"_parameters", "_buffers", "_modules", "_kept"}
+    own = {"_parameters", "_buffers", "_modules", *getattr(source, "structure", ())} | _BOUND
     for name, value in vars(source).items():
-        if name.endswith("_hooks") or "_hooks_" in name or (name not in own and name not in vars(target)):
+        if "_hook" in name or (name not in own and name not in vars(target)):
             target.__dict__[name] = value
+    hooks = target._load_state_dict_pre_hooks
+    for key, hook in hooks.items():
+        if getattr(hook, "with_module", False):
+            # torch remembers the module this hook was registered on, and weakly.
+            hooks[key] = type(hook)(hook.hook, target)  # pyright: ignore[reportCallIssue]
     target.training = source.training
     return target
 
@@ -132,17 +202,19 @@ def _choose(
     include: list[str] | None,
     exclude: list[str] | None,
     where: Callable[[str, nn.Module], bool] | None,
-) -> dict[str, nn.Module]:
+) -> list[str]:
+    """The first names of the convolutions to replace."""
     names: dict[nn.Module, list[str]] = {}
     for name, module in walk(model):
-        if isinstance(module, PLAIN) and not isinstance(module, Foldable):
+        if isinstance(module, (*PLAIN, Foldable)):
             names.setdefault(module, []).append(name)
     everywhere = [name for group in names.values() for name in group]
     for pattern in (include or []) + (exclude or []):
-        if not fnmatch.filter(everywhere, pattern):
+        if not _any_match(everywhere, [pattern]):
+            below = [f"{name}.*" for name, module in walk(model) if name and module not in names]
             raise NoMatchError(
                 f"the pattern {pattern!r} matches no convolution of {type(model).__name__}"
-                f"{nearest(pattern, everywhere)}; expected a glob on names such as {_some(everywhere)}"
+                f"{nearest(pattern, everywhere + below)}; expected a glob on names such as {_some(everywhere)}"
             )
     chosen: dict[str, nn.Module] = {}
     refused: dict[str, str] = {}
@@ -157,39 +229,48 @@ def _choose(
         reason = _reason_against(conv) or config.reason_against(conv)
         if reason is None:
             chosen[name] = conv
-        elif include is not None and set(include) & set(group):
-            raise UnsupportedError(f"{name}: {type(conv).__name__} cannot become {config.name}: {reason}")
+        elif include is not None and set(include) & set(group) and not isinstance(conv, Foldable):
+            where_ = name or "the root"
+            raise UnsupportedError(f"{where_}: {type(conv).__name__} cannot become {config.name}: {reason}")
         else:
             refused[name] = reason
     if not chosen:
         raise NoMatchError(_nothing(model, config, everywhere, refused))
-    _check_ties(names, chosen)
-    return chosen
+    _check_ties(model, chosen)
+    return list(chosen)
 
 
 def _reason_against(conv: nn.Module) -> str | None:
     """Why no method may replace this convolution."""
-    cls = plain_class(conv)
+    if isinstance(conv, Foldable):
+        return "it is foldable already"
     weight = conv._parameters.get("weight")
-    if type(conv) is not cls:
-        return f"{type(conv).__module__}.{type(conv).__name__} overrides {cls.__name__}, so it may compute another function"  # pyright: ignore
     if isinstance(weight, nn.UninitializedParameter):
         return "it is lazy and has no weight yet; run the model once before expanding it"
     if weight is None:
         return "its weight is computed from something else (weight_norm, spectral_norm or pruning); remove that first"
+    if type(conv) not in PLAIN:
+        return f"{type(conv).__module__}.{type(conv).__name__} is a subclass, so it may compute another function"
+    if "forward" in vars(conv):
+        return "its forward was replaced on the instance, so it may compute another function"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}; expected a floating point type"
+    extra = [*conv._parameters.keys() - {"weight", "bias"}, *conv._buffers, *conv._modules]
+    if extra:
+        return f"it also holds {', '.join(map(repr, sorted(extra)))}, which a folded convolution has no place for"
     return None
 
 
-def _check_ties(names: dict[nn.Module, list[str]], chosen: dict[str, nn.Module]) -> None:
+def _check_ties(model: nn.Module, chosen: dict[str, nn.Module]) -> None:
     replaced = {id(conv.weight): name for name, conv in chosen.items()}
-    for conv, group in names.items():
-        if group[0] not in chosen and id(conv._parameters.get("weight")) in replaced:
-            raise UnsupportedError(
-                f"{replaced[id(conv.weight)]} shares its weight with {group[0]}, which would stay plain; folding would "
-                "untie them: include both or exclude both"
-            )
+    convs = set(chosen.values())
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if id(parameter) in replaced and module not in convs:
+                raise UnsupportedError(
+                    f"{replaced[id(parameter)]} shares its weight with {name or 'the root'}, which would stay as it "
+                    "is; folding would untie them: include both or exclude both"
+                )
 
 
 def _nothing(model: nn.Module, config: Method, everywhere: list[str], refused: dict[str, str]) -> str:
