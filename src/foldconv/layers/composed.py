@@ -11,10 +11,10 @@ When is the kernel composed? Invariants, in the order in which they are decided:
 2. Any other forward composes only when a parameter changed since the last time: another object, another version
    counter, another storage. It then uses the kept value; if gradients are wanted, they flow to the parameters
    through `_Kept`, whose backward composes again.
-3. What a version counter cannot see is mostly preceded by one of these, each of which drops the kept value: a
-   training forward, a gradient that reaches the parameters, ``train()``/``eval()``, ``load_state_dict``, ``to()``,
-   a parameter set on the layer (FSDP does that whenever it gathers). The rest, ``p.data.add_(...)`` between two
-   forwards in evaluation mode and nothing of the above, nobody can see: call ``forget()`` or ``eval()`` after it.
+3. What a version counter cannot see mostly comes with one of these, each of which drops the kept value:
+   ``train()``/``eval()``, a gradient that reaches the parameters, ``load_state_dict``, ``to()``, a parameter set on
+   the layer (FSDP does that whenever it gathers). The rest, ``p.data.add_(...)`` between two forwards in evaluation
+   mode and nothing of the above, nobody can see: call ``forget()`` or ``eval()`` after it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,6 @@ class ComposedConv(Foldable):
         """
         parameters = [getattr(self, name, None) for name in self.composed_from]
         if self.training or _is_recorded() or not _can_keep(parameters):
-            self._kept = None
             return self._compose_precisely(parameters)
         present = [p for p in parameters if p is not None]
         kept = self._kept
@@ -116,11 +115,6 @@ class ComposedConv(Foldable):
         """Drop the kept kernel: the next forward composes anew."""
         self._kept = None
 
-    def train(self, mode: bool = True):
-        """As in torch; the kept kernel is dropped."""
-        self.forget()
-        return super().train(mode)
-
     def _apply(self, *args: Any, **kwargs: Any):
         self.forget()
         return super()._apply(*args, **kwargs)
@@ -134,7 +128,7 @@ class ComposedConv(Foldable):
             self.reset_extra_parameters()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.composed_from:
+        if name == "training" or name in self.composed_from:
             self.forget()
         super().__setattr__(name, value)
 
