@@ -44,12 +44,13 @@ def from_do_conv(tensors: dict[str, Tensor], model: nn.Module, path: str) -> nn.
                 f"{path}: holds a DO-Conv layer {name!r}, but {type(model).__name__} has "
                 f"{'no module' if conv is None else type(conv).__name__} there; expected an nn.Conv2d of that name"
             )
-        parts = {part: left.pop(f"{name}.{part}", None) for part in ("W", "D", *_DIAGONALS)}
-        values, multiplier = _layer(parts, conv, f"{path}: {name}")
+        prefix = key[: -len("W")]
+        parts = {part: left.pop(prefix + part, None) for part in ("W", "D", *_DIAGONALS)}
+        values, multiplier = _layer(parts, conv, f"{path}: {name or 'the root'}")
         if multiplier is not None:
             layer = DOConv(depth_multiplier=multiplier).expand(conv)
             replacements[conv] = carry_over(conv, layer)
-        ours.update({f"{name}.{part}" if name else part: value for part, value in values.items()})
+        ours.update({prefix + part: value for part, value in values.items()})
     if not ours:
         raise CheckpointError(f"{path}: holds no DO-Conv layer (no key ends in '.W'); is it a folded or plain network?")
     work = replace_modules(work, replacements)
@@ -78,26 +79,21 @@ def _layer(parts: dict[str, Tensor | None], conv: Any, where: str) -> tuple[dict
     diagonal = next((parts[d] for d in _DIAGONALS if parts[d] is not None), None)
     if diagonal is None:
         raise CheckpointError(f"{where}: has D but neither d_diag nor D_diag; is the checkpoint complete?")
-    full = (D + diagonal).double()
     if conv.groups == 1 or conv.out_channels == conv.groups:
-        residual = full - torch.eye(taps, multiplier, dtype=full.dtype)
-        values = {"weight": W[..., :taps].reshape(shape), "D": residual.to(D.dtype)}
-        if multiplier > taps:
-            values["weight_extra"] = W[..., taps:].contiguous()
-        return values, multiplier
-    return {"weight": _original_kernel(W, full, conv.groups).to(W.dtype).reshape(shape)} | _fresh(
-        D, W, taps
-    ), multiplier
+        # Where d_diag is our identity the difference is zero and D comes through bit for bit.
+        residual = D + (diagonal - torch.eye(taps, multiplier, dtype=D.dtype))
+        values = {"weight": W[..., :taps].reshape(shape), "D": residual}
+    else:
+        kernel = _original_kernel(W.double(), D.double() + diagonal, conv.groups)
+        values = {"weight": kernel.reshape(shape), "D": torch.zeros_like(D)}
+    if multiplier > taps:
+        values["weight_extra"] = W[..., taps:].contiguous()
+    return values, multiplier
 
 
 def _original_kernel(W: Tensor, full: Tensor, groups: int) -> Tensor:
     """The original's composition for groups: W is read as ``(out/groups, in, S)``, whatever its order was."""
     out, per_group, multiplier = W.shape
-    paired = W.double().reshape(out // groups, per_group * groups, multiplier)
+    paired = W.reshape(out // groups, per_group * groups, multiplier)
     kernel = torch.matmul(paired.transpose(0, 1), full.transpose(1, 2)).transpose(0, 1)  # (out/groups, in, k)
     return kernel.reshape(out, per_group, -1)
-
-
-def _fresh(D: Tensor, W: Tensor, taps: int) -> dict[str, Tensor]:
-    values = {"D": torch.zeros_like(D)}
-    return values | ({"weight_extra": W[..., taps:].contiguous()} if W.shape[-1] > taps else {})
