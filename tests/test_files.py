@@ -129,3 +129,16 @@ def test_follows_a_symbolic_link(target, tmp_path_factory):
         temporary.write_bytes(b"new")
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
+
+
+def test_permissions_are_an_ordinary_file_s(tmp_path, target):
+    """Some writers make private files; a new file gets what the umask says, an old one keeps what it had."""
+    target.chmod(0o640)
+    for path in (target, tmp_path / "new.bin"):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"new")
+            temporary.chmod(0o600)
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    assert (tmp_path / "new.bin").stat().st_mode == ordinary.stat().st_mode
+    assert target.stat().st_mode & 0o777 == 0o640

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
         raise FileNotFoundError(errno.ENOENT, "no such folder to write into", str(target.parent))
     temporary = target.parent / f".tmp-{secrets.token_hex(6)}{target.suffix}"
     try:
+        mode = _mode_for(target, temporary)
         yield temporary
+        os.chmod(temporary, mode)  # some writers (safetensors) make files that only their owner can read
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # the name must not reach the disk before the bytes do
         if overwrite:
@@ -53,6 +56,16 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
         _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _mode_for(target: Path, temporary: Path) -> int:
+    """The permissions of the file there is, or those a new one gets, which only creating one can tell."""
+    if not target.exists():
+        temporary.touch(exist_ok=False)
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        temporary.unlink()  # a block that writes nothing must not make an empty file
+        return mode
+    return stat.S_IMODE(target.stat().st_mode)
 
 
 def _move_without_replacing(temporary: Path, target: Path) -> None:

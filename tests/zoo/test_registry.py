@@ -28,7 +28,7 @@ def test_timm_and_torchvision_names():
     ours = zoo.create("resnet10t", num_classes=5, in_channels=1)
     assert type(ours).__module__.startswith("timm.")
     assert ours.num_classes == 5
-    assert zoo.input_shape(ours)[1:] == (176, 176)
+    assert zoo.input_shape(ours) == (1, 176, 176)
     theirs = zoo.create("torchvision/resnet18", num_classes=5)
     assert type(theirs).__module__.startswith("torchvision.")
     assert theirs.fc.out_features == 5

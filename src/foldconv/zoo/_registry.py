@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from foldconv.errors import UnsupportedError, nearest
+from ..errors import UnsupportedError, nearest
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 
@@ -68,21 +69,25 @@ def create(name: str, *, num_classes: int | None = None, in_channels: int | None
                     f"{name!r} is a torchvision network and takes images of 3 channels, received {in_channels}; "
                     "choose a network of timm or of the zoo, which take any number"
                 )
-            return _build(lambda **given: torchvision.models.get_model(short, **given), name, options)
+            builder = torchvision.models.get_model_builder(short)
+            if "weights_backbone" in inspect.signature(builder).parameters:
+                options.setdefault("weights_backbone", None)  # its own default downloads
+            return _build(builder, name, options)
     raise UnsupportedError(f"no architecture named {name!r} in the zoo, timm or torchvision{nearest(name, _names())}")
 
 
 def input_shape(model: nn.Module) -> tuple[int, int, int]:
     """Channels, height and width of the images a network was made for; (3, 224, 224) where it does not say.
 
-    Read from timm's convention, the attribute ``default_cfg["input_size"]``.
+    Read from timm's convention, the attribute ``default_cfg["input_size"]``; the channels from the first convolution.
 
     >>> input_shape(create("digits_resnet"))
     (1, 8, 8)
     """
     config = getattr(model, "default_cfg", None) or {}
     channels, height, width = config.get("input_size") or (3, 224, 224)
-    return channels, height, width
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return (first.in_channels if first is not None else channels), height, width
 
 
 def _build(builder: Callable[..., nn.Module], name: str, options: dict[str, Any]) -> nn.Module:

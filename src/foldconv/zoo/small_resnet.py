@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from foldconv.errors import UnsupportedError
-from foldconv.zoo._registry import register
+from ..errors import UnsupportedError
+from ._registry import register
 
 
 class BasicBlock(nn.Module):

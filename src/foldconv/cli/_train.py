@@ -1,0 +1,86 @@
+"""Train a network with a foldable convolution, fold it, and prove that nothing changed.
+
+Without options: scikit-learn's handwritten digits, a small residual network, DO-Conv. Writes a run folder with the
+resolved config, metrics, a checkpoint that resumes, the folded weights and a picture of the curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from typing import Any, Literal
+
+from ..train.config import TrainConfig, read_yaml
+from ._common import Parser, UsageError, add_pairs, pairs
+
+HELP = "train, fold and verify a network"
+EXAMPLES = (
+    "foldconv train",
+    "foldconv train --architecture resnet18 --method doconv --epochs 5 --json",
+    "foldconv train --config configs/digits.yaml --lr 0.05 --out runs/slow",
+    "foldconv train --resume runs/slow",
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """``--config``, ``--resume``, and one option per field of `TrainConfig`."""
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with any of the options below; the line overrides it"
+    )
+    parser.add_argument("--resume", metavar="RUN", help="continue this run folder, with its own config")
+    group = parser.add_argument_group("training")
+    hints = typing.get_type_hints(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        option, hint = "--" + field.name.replace("_", "-"), hints[field.name]
+        help = field.metadata["help"].replace("%", "%%")
+        if typing.get_origin(hint) is dict:
+            add_pairs(typing.cast(Parser, group), option, help)
+            continue
+        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help}
+        if field.default is not None:
+            settings["help"] += f" (default: {field.default})"
+        if typing.get_origin(hint) is Literal:
+            settings["choices"] = typing.get_args(hint)
+        else:
+            settings["type"] = hint if hint in (int, float) else str
+            settings["metavar"] = {int: "N", float: "X"}.get(hint, "NAME" if field.default else "FOLDER")
+        group.add_argument(option, **settings)
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Train; the result as plain values and as a table."""
+    given = {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig) if field.name in options
+    }
+    for field in dataclasses.fields(TrainConfig):
+        if isinstance(given.get(field.name), list):
+            given[field.name] = pairs(options, field.name)
+    if options.resume is not None and (given or options.config):
+        other = "--config" if options.config else "--" + next(iter(given)).replace("_", "-")
+        raise UsageError("foldconv train", f"--resume continues with the run's own config, so {other} cannot be given")
+    config = TrainConfig.from_dict({**(read_yaml(options.config) if options.config else {}), **given})
+
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("loading PyTorch and Lightning"):
+        from ..train.experiment import fit, resume
+    result = resume(options.resume, console) if options.resume is not None else fit(config, console)
+    return dataclasses.asdict(result), _table(result)
+
+
+def _table(result: Any) -> str:
+    from ..verification import align
+
+    rows = [
+        (f"{result.architecture} on {result.data}", result.method, "folded"),
+        ("test accuracy", f"{100 * result.accuracy_expanded:.2f} %", f"{100 * result.accuracy_folded:.2f} %"),
+        ("parameters", f"{result.parameters_training:,}", f"{result.parameters_folded:,}"),
+        ("multiply-adds per image", f"{result.macs_training:,}", f"{result.macs_folded:,}"),
+    ]
+    return (
+        f"\n{align(rows)}\n\n"
+        f"largest output difference  {result.max_output_difference:.1e}\n"
+        f"run folder                 {result.run}  ({result.epochs} epochs, {result.seconds:.1f} s)"
+    )

@@ -1,0 +1,38 @@
+"""How good a network is on a data set's test images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import UnsupportedError
+from ..verification import evaluation
+from .data import ImageData, test_loader
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, data: ImageData) -> dict[str, Any]:
+    """``accuracy`` (share of right answers), ``loss`` (mean cross-entropy) and ``images`` (how many were tested).
+
+    Runs in evaluation mode and gives every module its own mode back.
+
+    Raises:
+        UnsupportedError: the network's outputs are not one number per class and image.
+    """
+    right, loss, count = 0, 0.0, 0
+    with evaluation(network):
+        for images, labels in test_loader(data):
+            logits = network(images)
+            expected = (len(images), data.num_classes)
+            if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
+                shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
+                raise UnsupportedError(
+                    f"expected logits of shape {expected} for the data {data.name!r}, received {shape}"
+                )
+            right += int((logits.argmax(1) == labels).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            count += len(labels)
+    return {"accuracy": right / count, "loss": loss / count, "images": count}
