@@ -106,7 +106,7 @@ def _look_inside(opaque: nn.Module, everywhere: Counter[nn.Module], found: _Evid
 # ---------------------------------------------------------------------- tracing
 
 
-_MAY_ASK = ("torch.fx", "torch.nn.parameter", __name__)
+_MAY_ASK = ("torch.fx", "torch.nn.parameter", "torch.nn.modules.module", __name__)
 
 
 class _StandIn(fx.Proxy):
@@ -290,14 +290,8 @@ def _only_called(module: nn.Module) -> set[nn.Module]:
         return set()
     called = {name for name, child in module._modules.items() if child is not None}
     for cls in type(module).__mro__:
-        if cls in (nn.Module, object):
-            continue
-        try:
-            (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-        except (OSError, TypeError, SyntaxError, ValueError):
-            return set()
-        for function in ast.walk(body):
-            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)) and function.name != "__init__":
+        for name, member in vars(cls).items() if cls not in (nn.Module, object) else ():
+            for function in _functions(member) if name != "__init__" else ():
                 bad = _bad_uses(module, function)
                 if bad is None:
                     return set()
@@ -305,8 +299,25 @@ def _only_called(module: nn.Module) -> set[nn.Module]:
     return {module._modules[name] for name in called}  # pyright: ignore[reportReturnType]
 
 
-def _bad_uses(module: nn.Module, function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str] | None:
+def _functions(member: Any) -> list[Any]:
+    """The functions that a class member runs."""
+    if isinstance(member, property):
+        return [f for f in (member.fget, member.fset, member.fdel) if f is not None]
+    if isinstance(member, (staticmethod, classmethod)):
+        return [member.__func__]
+    return [member] if callable(member) or hasattr(member, "__get__") else []
+
+
+def _bad_uses(module: nn.Module, method: Any) -> set[str] | None:
     """Children that the method may use otherwise than by calling them; None if it may so use any."""
+    try:
+        (function,) = ast.parse(textwrap.dedent(inspect.getsource(method))).body
+        known = inspect.getclosurevars(method)
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return None
+    decorated = hasattr(method, "__wrapped__")
+    if not isinstance(function, ast.FunctionDef) or decorated or _held([known.nonlocals, known.globals]):
+        return None
     parent = {child: node for node in ast.walk(function) for child in ast.iter_child_nodes(node)}
     arguments = function.args.posonlyargs + function.args.args
     names = {"self", arguments[0].arg if arguments else "self"}

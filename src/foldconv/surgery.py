@@ -211,10 +211,11 @@ def _choose(
     everywhere = [name for group in names.values() for name in group]
     for pattern in (include or []) + (exclude or []):
         if not _any_match(everywhere, [pattern]):
-            below = [f"{name}.*" for name, module in walk(model) if name and module not in names]
+            container = _any_match(everywhere, [f"{pattern}.*"])
+            hint = f"; did you mean {f'{pattern}.*'!r}?" if container else nearest(pattern, everywhere)
             raise NoMatchError(
-                f"the pattern {pattern!r} matches no convolution of {type(model).__name__}"
-                f"{nearest(pattern, everywhere + below)}; expected a glob on names such as {_some(everywhere)}"
+                f"the pattern {pattern!r} matches no convolution of {type(model).__name__}{hint}; "
+                f"expected a glob on names such as {_some(everywhere)}"
             )
     chosen: dict[str, nn.Module] = {}
     refused: dict[str, str] = {}
