@@ -43,7 +43,7 @@ class Summary:
 
     def __str__(self) -> str:
         head = ("layer", "type", "method", "parameters", "folded", "multiply-adds", "folded")
-        rows = [head]
+        rows: list[tuple[str, ...]] = [head]
         for r in self.rows:
             numbers = (r.parameters_training, r.parameters_folded, r.macs_training, r.macs_folded)
             rows.append((r.name or "(root)", r.layer, r.method, *map(_thousands, numbers)))
@@ -112,16 +112,15 @@ def _folded_parameters(module: nn.Module) -> int:
 
 
 def _example(model: nn.Module, shape: Sequence[int] | None) -> Tensor | None:
-    parameter = next(model.parameters(), None)
+    """Zeros of the given shape, or of a guessed one; None when there is nothing to guess from."""
+    first: Any = next((m for m in model.modules() if isinstance(m, PLAIN)), None)
+    if shape is None and first is None:
+        return None
     if shape is None:
-        first = next((m for m in model.modules() if isinstance(m, PLAIN)), None)
-        if first is None or parameter is None:
-            return None
-        config = getattr(model, "default_cfg", None) or {}
-        guess = config.get("input_size") or (first.in_channels, *(224,) * len(first.kernel_size))  # pyright: ignore
+        config: Any = getattr(model, "default_cfg", None) or {}
+        guess = config.get("input_size") or (first.in_channels, *(224,) * len(first.kernel_size))
         shape = (1, *guess)
-    if parameter is None:
-        return torch.zeros(tuple(shape))
+    parameter = next(model.parameters(), torch.zeros(()))
     return torch.zeros(tuple(shape), dtype=parameter.dtype, device=parameter.device)
 
 
@@ -132,14 +131,13 @@ def _count(model: nn.Module, x: Tensor, layers: dict, guessed: bool) -> dict[nn.
     def see(module: Any, args: tuple, output: Tensor) -> None:
         if isinstance(module, nn.Linear):
             folded = output.numel() * module.in_features
+        elif isinstance(module, tuple(TRANSPOSED.values())):
+            # Every input sample meets every tap: count from the input.
+            conv: Any = module
+            folded = args[0].numel() * math.prod(conv.kernel_size) * conv.out_channels // conv.groups
         else:
-            kernel = module.to_kernel(None) if isinstance(module, Foldable) else module
-            taps = math.prod(kernel.weight.shape[1:])
-            if isinstance(module, tuple(TRANSPOSED.values())):
-                # Every input sample meets every tap: count from the input.
-                folded = args[0].numel() * math.prod(module.kernel_size) * module.out_channels // module.groups
-            else:
-                folded = output.numel() * taps
+            weight: Tensor = (module.to_kernel(None) if isinstance(module, Foldable) else module).weight
+            folded = output.numel() * math.prod(weight.shape[1:])
         training = folded + (module.composition_cost() if isinstance(module, Foldable) else 0)
         before = counted.get(module, (0, 0))
         counted[module] = (before[0] + training, before[1] + folded)

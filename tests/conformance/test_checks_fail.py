@@ -115,6 +115,10 @@ def without_nan(original, layer, dtype=torch.float64):
     return kernel.replace(weight=kernel.weight.nan_to_num(), bias=bias)
 
 
+def through_the_kernel(original, layer, x, output_size=None):
+    return layer.to_kernel()(x)
+
+
 def thaw(self, layer):
     return layer.requires_grad_(True)
 
@@ -145,7 +149,7 @@ MUTANTS = {
     "plain_checkpoints_load": [layer_with(_load_from_state_dict=load_then_add)],
     "compiles": [layer_with(forward=when_compiling)],
     "refuses_nan": [layer_with(to_kernel=without_nan)],
-    "the_fold_check_bites": [layer_with(feature_forward=lambda original, layer, x: layer.to_kernel()(x))],
+    "the_fold_check_bites": [layer_with(feature_forward=through_the_kernel, forward=through_the_kernel)],
     "optimizer_groups_cover_all": [layer_with(regularization=lambda original, layer: torch.tensor(float("inf")))],
     "a_convolution_alone_expands": [broken(expand=lambda self, conv, init="preserve": conv)],
 }

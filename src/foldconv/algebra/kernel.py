@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..errors import UnsupportedError
 
@@ -309,7 +310,7 @@ class Kernel:
         conv = _CONV[self.ndim]
         return conv(x, self.weight, self.bias, stride=self.stride, dilation=self.dilation, groups=self.groups)
 
-    def to_module(self) -> nn.Module:
+    def to_module(self) -> _ConvNd:
         """The plain ``nn.Conv*d`` or ``nn.ConvTranspose*d`` that computes this kernel (window enlarged if need be)."""
         from .realization import realize
 

@@ -10,12 +10,13 @@ import math
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..errors import UnsupportedError
 from .kernel import CONVOLUTIONS, TRANSPOSED, Kernel
 
 
-def realize(kernel: Kernel) -> nn.Module:
+def realize(kernel: Kernel) -> _ConvNd:
     """A plain convolution with the kernel's function, dtype and device.
 
     Example:
@@ -27,7 +28,7 @@ def realize(kernel: Kernel) -> nn.Module:
     return _transposed(kernel) if kernel.transposed else _gathering(kernel)
 
 
-def _gathering(kernel: Kernel) -> nn.Module:
+def _gathering(kernel: Kernel) -> _ConvNd:
     padding: str | tuple[int, ...] = "same"
     if not _is_same(kernel):
         kernel, padding = _symmetric(kernel)
@@ -46,7 +47,7 @@ def _gathering(kernel: Kernel) -> nn.Module:
     return _filled(module, kernel.weight, kernel.bias)
 
 
-def _transposed(kernel: Kernel) -> nn.Module:
+def _transposed(kernel: Kernel) -> _ConvNd:
     if kernel.padding_mode != "zeros":
         raise UnsupportedError("a transposed convolution has zero padding only")
     kernel = _room(kernel)
@@ -73,7 +74,7 @@ def _transposed(kernel: Kernel) -> nn.Module:
     return _filled(module, weight.reshape(kernel.in_channels, out // kernel.groups, *kernel.size), kernel.bias)
 
 
-def _filled(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
+def _filled(module: _ConvNd, weight: torch.Tensor, bias: torch.Tensor | None) -> _ConvNd:
     module.weight = nn.Parameter(weight.detach().contiguous().clone())
     if bias is not None:
         module.bias = nn.Parameter(bias.detach().clone())

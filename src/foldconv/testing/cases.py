@@ -25,7 +25,7 @@ class Case:
     def __str__(self) -> str:
         return f"{self.cls.__name__}({', '.join(f'{k}={v!r}' for k, v in self.arguments)})"
 
-    def network(self) -> nn.Sequential:
+    def network(self) -> Any:
         """Convolution and norm, float64, evaluation mode, random statistics."""
         conv = self.cls(**dict(self.arguments), dtype=torch.float64)
         norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[len(self.spatial) - 1]

@@ -111,7 +111,7 @@ def folds_to_a_plain_network(method: Method) -> None:
         net = case.network()
         rich = expand(net, method)
         randomize(rich)
-        folded = fold(rich)
+        folded: Any = fold(rich)
         assert type(folded.conv) is case.cls, f"{case}: folded to {type(folded.conv).__name__}"
         shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (net, folded)]
         assert shapes[0] == shapes[1], f"{case}: keys or shapes differ: {shapes[1]}"
@@ -130,7 +130,7 @@ def folds_the_evaluation_function(method: Method) -> None:
     rich, x = expand(case.network(), method), case.input()
     randomize(rich)
     expected = rich.eval()(x)
-    folded = fold(rich.train())
+    folded: Any = fold(rich.train())
     assert all(m.training for m in folded.modules()), "the mode was not kept"
     assert all(m.training for m in rich.modules()), "the expanded network's mode changed"
     _close(folded.eval()(x), expected, EXACT, case)
@@ -226,9 +226,9 @@ def keeps_flags(method: Method) -> None:
     net.conv.weight.requires_grad_(False)
     net.conv.register_forward_hook(lambda module, args, output: output * 2)
     x = case.input().float()
-    rich = expand(net, method)
+    rich: Any = expand(net, method)
     assert not any(p.requires_grad for n, p in _layer(rich).named_parameters() if "bias" not in n), "frozen was lost"
-    folded = fold(rich)
+    folded: Any = fold(rich)
     for model in (rich, folded):
         _close(model(x), net(x), 1e-4, "hooks")
     assert folded.conv.weight.dtype == torch.float32, "dtype"
@@ -245,7 +245,8 @@ def folds_half_precision(method: Method) -> None:
             randomize(rich)
             rich = rich.to(dtype)
             expected = kernel_of(_layer(copy.deepcopy(rich).double())).to_module().weight.to(dtype)
-            folded = fold(rich).conv.weight
+            network: Any = fold(rich)
+            folded = network.conv.weight
             assert folded.dtype == dtype, f"{case}: folded to {folded.dtype}"
             assert torch.equal(folded, expected), f"{case}: not the float64 kernel, cast"
 

@@ -1,0 +1,30 @@
+"""``nox`` runs everything that CI runs; ``nox -s tests -- -k fold`` passes arguments on to pytest."""
+
+import nox
+
+# uv makes environments in seconds; plain virtualenv does as well.
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, formatting and types."""
+    session.install("-e", ".[train,test,lint]", "nox")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("pyright")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole suite, doctests included."""
+    session.install(".[train,test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def core(session: nox.Session) -> None:
+    """The core works, and imports lightly, with torch and safetensors alone."""
+    session.install(".[test]")
+    session.run("pytest", "tests/test_dependencies.py", "tests/conformance", "tests/algebra")
