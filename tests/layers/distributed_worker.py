@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from foldconv import DOConv2d, DOConvTranspose2d
+from foldconv.layers import ComposedConv
 
 WORLD, STEPS = 2, 3
 
@@ -76,14 +77,20 @@ def fsdp(training, batch):
     net = network(training)
     mesh = init_device_mesh("cpu", (WORLD,))
     for child in net:
-        if isinstance(child, (DOConv2d, DOConvTranspose2d)):
+        if isinstance(child, ComposedConv):
             fully_shard(child, mesh=mesh)
     # The root's own parameters are also given back after a forward, so that an edit of a shard is gathered.
     fully_shard(net, mesh=mesh, reshard_after_forward=True)
     shards = dict(net.named_parameters())
     assert all(type(p).__name__ == "DTensor" for p in shards.values())
     assert isinstance(net[0], DOConv2d)
-    return train(net, batch, full=lambda p: p.full_tensor())
+    seen = train(net, batch, full=lambda p: p.full_tensor())
+    # A gathered parameter keeps its version and may well keep its address: nothing may be kept between forwards.
+    net.eval()
+    with torch.no_grad():
+        net(batch)
+    assert all(layer._kept is None for layer in net if isinstance(layer, ComposedConv))
+    return seen
 
 
 def main(rank, folder):
@@ -95,6 +102,7 @@ def main(rank, folder):
     jobs = {"ddp": ddp, "fsdp": fsdp}
     results = {name: {training: job(training, half) for training in (True, False)} for name, job in jobs.items()}
     torch.save(results, pathlib.Path(folder) / f"{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
