@@ -20,6 +20,7 @@ When is the kernel composed? Invariants, in the order in which they are decided:
 from __future__ import annotations
 
 import contextlib
+import inspect
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra import Kernel
-from .foldable import Foldable, conv_arguments, plain_class
+from .foldable import PLAIN, Foldable, conv_arguments, plain_class
 
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -53,6 +54,15 @@ class ComposedConv(Foldable):
     in_channels: int
     out_channels: int
     transposed: bool
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give a rank class its signature: the plain layer's arguments, then the method's own by keyword."""
+        super().__init_subclass__(**kwargs)
+        plain = next((base for base in PLAIN if issubclass(cls, base)), None)
+        if plain is not None:
+            own = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            arguments = inspect.signature(plain).parameters.values()
+            cls.__signature__ = inspect.Signature([*arguments, *own])  # pyright: ignore[reportAttributeAccessIssue]
 
     def compose(self, *parameters: Tensor | None) -> Tensor:
         """The kernel, in ``weight``'s shape, from the tensors named by `composed_from`; differentiable."""
