@@ -112,8 +112,11 @@ def _share(name: str, layer: nn.Module, twin_name: str, twin: nn.Module) -> None
 
 def copy_of(model: nn.Module) -> nn.Module:
     """A deep copy, or an error that says what to do instead."""
+    # Computed tensors (a weight under weight_norm or pruning) refuse to be copied; their values will do.
+    attributes = [value for module in model.modules() for value in vars(module).values()]
+    computed = {id(v): v.detach().clone() for v in attributes if isinstance(v, torch.Tensor) and not v.is_leaf}
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, computed)
     except Exception as error:
         raise UnsupportedError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); pass inplace=True to change "
