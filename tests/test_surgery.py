@@ -473,6 +473,27 @@ def test_unsupported(reason, inplace):
         assert type(rich[1]) is type(odd)
 
 
+class Autoencoder(nn.Module):
+    """Decodes with the encoder's own weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 3, 3)
+
+    def forward(self, x):
+        y = self.encoder(self.other(x).to(self.other.weight.dtype))
+        return nn.functional.conv_transpose2d(y, self.encoder.weight)
+
+
+def test_weight_that_the_model_reads():
+    reason = "encoder: .*also reads its weight outside the layer"
+    assert expanded_names(foldconv.expand(Autoencoder(), "doconv")) == ["other"]
+    with pytest.raises(foldconv.UnsupportedError, match=reason):
+        foldconv.expand(Autoencoder(), "doconv", include="encoder")
+    with pytest.raises(foldconv.NoMatchError, match=reason):
+        foldconv.expand(Autoencoder(), "doconv", include="enc*")
+
+
 # ---------------------------------------------------------------------- what the result computes
 
 

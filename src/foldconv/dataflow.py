@@ -27,7 +27,8 @@ from .errors import UnsupportedError
 from .layers import Foldable
 from .layers.foldable import PLAIN
 
-_HARMLESS = [getattr(Tensor, name).__get__ for name in ("dtype", "device", "shape", "requires_grad")]
+_ABOUT = ("dtype", "device", "shape", "requires_grad")
+_HARMLESS = [getattr(Tensor, name).__get__ for name in _ABOUT]
 
 
 def conv_norm_pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
@@ -44,20 +45,43 @@ def conv_norm_pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
         [('Conv2d', 'BatchNorm2d')]
     """
     # Norms without running statistics trace like others; whether they can be absorbed is not a question of data flow.
-    found = _Evidence(touched=set(_tied(model)))
+    found = _Evidence()
     _collect(model, _registrations(model), found)
+    used = found.touched | found.read | set(_tied(model))
     return {
         conv: norm
         for conv, norm in found.pairs.items()
-        if found.calls[conv] == found.calls[norm] == 1 and not {conv, norm} & found.touched
+        if found.calls[conv] == found.calls[norm] == 1 and not {conv, norm} & used
     }
+
+
+def read_elsewhere(model: nn.Module) -> set[nn.Module]:
+    """Modules whose tensors the model's own code reads, as far as it can be traced.
+
+    Example:
+        >>> class Tied(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.conv = nn.Conv2d(1, 1, 3)
+        ...     def forward(self, x):
+        ...         return nn.functional.conv_transpose2d(self.conv(x), self.conv.weight)
+        >>> read_elsewhere(Tied())
+        {Conv2d(1, 1, kernel_size=(3, 3), stride=(1, 1))}
+    """
+    found = _Evidence()
+    try:
+        _collect(model, _registrations(model), found)
+    except UnsupportedError:
+        return set()
+    return found.read
 
 
 @dataclasses.dataclass
 class _Evidence:
     """What all traces together have shown."""
 
-    touched: set[nn.Module]
+    touched: set[nn.Module] = dataclasses.field(default_factory=set)
+    read: set[nn.Module] = dataclasses.field(default_factory=set)
     calls: Counter[nn.Module] = dataclasses.field(default_factory=Counter)
     pairs: dict[nn.Module, nn.Module] = dataclasses.field(default_factory=dict)
     opaque: set[nn.Module] = dataclasses.field(default_factory=set)
@@ -76,7 +100,7 @@ def _collect(model: nn.Module, everywhere: Counter[nn.Module], found: _Evidence)
     called: Counter[nn.Module] = Counter()
     pairs = [trace.pairs() for trace in traces]
     for trace in traces:
-        found.touched |= trace.touched()
+        found.read |= trace.read_from()
         # Each trace tells of another call of the model, so the larger count is the model's.
         called |= Counter(module for _, module in trace.calls())
     found.calls += called
@@ -180,9 +204,14 @@ class _Trace:
                 pairs[conv] = norm
         return pairs
 
-    def touched(self) -> set[nn.Module]:
+    def read_from(self) -> set[nn.Module]:
         """Modules whose tensors are read otherwise than by calling the module."""
-        read = {self.modules[str(n.target).rpartition(".")[0]] for n in self.graph.nodes if n.op == "get_attr"}
+        read = set()
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and not all(
+                user.target is getattr and user.args[1] in _ABOUT for user in node.users
+            ):
+                read.add(self.modules[str(node.target).rpartition(".")[0]])
         for module in self.modules.values():
             if any(id(t) in self.read for t in (*module._parameters.values(), *module._buffers.values())):
                 read.add(module)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .dataflow import read_elsewhere
 from .errors import NoMatchError, UnsupportedError, nearest
 from .layers import Foldable
 from .layers.foldable import PLAIN
@@ -220,6 +221,7 @@ def _choose(
                 f"the pattern {pattern!r} matches no convolution of {type(model).__name__}{hint}; "
                 f"expected a glob on names such as {_some(everywhere)}"
             )
+    read = read_elsewhere(model)
     chosen: dict[str, nn.Module] = {}
     refused: dict[str, str] = {}
     for conv, group in names.items():
@@ -231,6 +233,8 @@ def _choose(
         if where is not None and not where(name, conv):
             continue
         reason = _reason_against(conv) or config.reason_against(conv)
+        if reason is None and conv in read:
+            reason = "the model also reads its weight outside the layer, where the composed kernel would be missing"
         if reason is None:
             chosen[name] = conv
         elif include is not None and set(include) & set(group) and not isinstance(conv, Foldable):
