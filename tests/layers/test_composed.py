@@ -4,17 +4,20 @@ import contextlib
 import copy
 import io
 import pickle
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import foldconv
 from foldconv import DOConv2d
 from foldconv.layers import ComposedConv
 
 NAMES = ("weight", "bias", "D", "weight_extra")
+F64 = {"dtype": torch.float64}
 
 
 @pytest.fixture
@@ -34,13 +37,13 @@ def compositions(monkeypatch):
 def layer(**options):
     """A DO-Conv in evaluation mode that is far from the plain convolution, in float64."""
     torch.manual_seed(0)
-    made = DOConv2d(4, 6, 3, padding=1, depth_multiplier=12, dtype=torch.float64, **options)
+    made = DOConv2d(4, 6, 3, padding=1, depth_multiplier=12, **F64, **options)
     nn.init.normal_(made.D, std=0.5)
     return made.eval()
 
 
 def batch():
-    return torch.randn(2, 4, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return torch.randn(2, 4, 7, 7, generator=torch.Generator().manual_seed(1), **F64)
 
 
 def expected(made, x):
@@ -199,6 +202,45 @@ def test_a_changed_parameter_is_seen(change, context):
     assert (after - before).abs().max() > 1e-3
 
 
+def test_another_parameter_of_the_same_version_and_address_is_seen():
+    torch.manual_seed(0)
+    made, x = DOConv2d(4, 6, 3, **F64).eval(), batch()
+    nn.init.normal_(made.D)
+    before = made(x)
+    turned = nn.Parameter(made.D.detach().transpose(1, 2))
+    with torch.no_grad():
+        while turned._version < made.D._version:
+            turned.mul_(1.0)
+    assert (turned._version, turned.data_ptr()) == (made.D._version, made.D.data_ptr())
+    made._parameters["D"] = turned
+    assert (made(x) - before).abs().max() > 0.1
+
+
+def test_tensors_of_a_functional_call_are_not_held():
+    made, x = layer(), batch()
+    other = {name: p.detach() * 1.1 for name, p in made.named_parameters()}
+    with torch.no_grad():
+        torch.func.functional_call(made, other, (x,))
+    alive = weakref.ref(other.pop("D"))
+    assert alive() is None
+
+
+def test_parameters_made_in_inference_mode():
+    with torch.inference_mode():
+        made, x = layer(), batch()
+        before = made(x)
+        made.D.mul_(1.5)
+        assert (made(x) - before).abs().max() > 0.1
+        assert_same(made(x), expected(made, x))
+
+
+def test_fake_tensors():
+    with FakeTensorMode():
+        made = layer()
+        for _ in range(2):
+            assert made(torch.empty(2, 4, 7, 7, **F64)).shape == (2, 6, 7, 7)
+
+
 def test_a_change_costs_one_composition(compositions):
     made, x = layer(), batch()
     with torch.no_grad():
@@ -344,7 +386,7 @@ def test_state_dict_round_trip():
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
-    other = DOConv2d(4, 6, 3, padding=1, depth_multiplier=12, dtype=torch.float64).eval()
+    other = DOConv2d(4, 6, 3, padding=1, depth_multiplier=12, **F64).eval()
     other(x)
     other.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(other(x), made(x))
@@ -359,7 +401,7 @@ def test_the_smallest_layer_has_the_smallest_state_dict():
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_plain_state_dict_gives_the_plain_function_whatever_was_learned_before(assign):
     made, x = layer(), batch()
-    plain = nn.Conv2d(4, 6, 3, padding=1, dtype=torch.float64)
+    plain = nn.Conv2d(4, 6, 3, padding=1, **F64)
     made(x)
     report = made.load_state_dict(plain.state_dict(), strict=False, assign=assign)
     assert set(report.missing_keys) == {"D", "weight_extra"}
@@ -385,9 +427,9 @@ def test_a_plain_checkpoint_loads_into_the_whole_expanded_network():
     ).double()
     plain, other = make(), make()
     for _ in range(3):
-        plain(torch.randn(4, 3, 8, 8, dtype=torch.float64))
+        plain(torch.randn(4, 3, 8, 8, **F64))
     net = foldconv.expand(other, "doconv", init="paper").eval()
-    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    x = torch.randn(2, 3, 8, 8, **F64)
     assert (net(x) - plain.eval()(x)).abs().max() > 1e-3
     assert set(net.load_state_dict(plain.state_dict(), strict=False).missing_keys) == {"0.D", "4.D"}
     assert_same(net(x), plain(x))
@@ -411,7 +453,7 @@ def test_a_method_is_only_how_the_kernel_is_composed():
         def compose(self, weight, gain):
             return gain * weight
 
-    conv = nn.Conv2d(4, 6, 3, padding="same", padding_mode="circular", dtype=torch.float64)
+    conv = nn.Conv2d(4, 6, 3, padding="same", padding_mode="circular", **F64)
     made, x = Standardized.from_conv(conv), batch()
     assert made.weight is conv.weight
     assert made.bias is conv.bias
