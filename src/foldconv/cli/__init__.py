@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as error:
-        _report(f"foldconv: {error or 'interrupted'}")
+        _report(f"foldconv: {str(error) or 'interrupted'}")
         return 130
     except Exception as error:
         if "--debug" in arguments:

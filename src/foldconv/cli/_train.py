@@ -25,9 +25,7 @@ EXAMPLES = (
 
 def add_arguments(parser: Parser) -> None:
     """``--config``, ``--resume``, and one option per field of `TrainConfig`."""
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file with any of the options below; the line overrides it"
-    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with options below, which override it")
     parser.add_argument("--resume", metavar="RUN", help="continue this run folder, with its own config")
     group = parser.add_argument_group("training")
     hints = typing.get_type_hints(TrainConfig)
@@ -50,12 +48,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Train; the result as plain values and as a table."""
-    given = {
-        field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig) if field.name in options
-    }
-    for field in dataclasses.fields(TrainConfig):
-        if isinstance(given.get(field.name), list):
-            given[field.name] = pairs(options, field.name)
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name in options]
+    given = {name: getattr(options, name) for name in names}
+    given |= {name: pairs(options, name) for name in names if name.endswith("_args")}
     if options.resume is not None and (given or options.config):
         other = "--config" if options.config else "--" + next(iter(given)).replace("_", "-")
         raise UsageError("foldconv train", f"--resume continues with the run's own config, so {other} cannot be given")
@@ -77,10 +72,14 @@ def _table(result: Any) -> str:
         (f"{result.architecture} on {result.data}", result.method, "folded"),
         ("test accuracy", f"{100 * result.accuracy_expanded:.2f} %", f"{100 * result.accuracy_folded:.2f} %"),
         ("parameters", f"{result.parameters_training:,}", f"{result.parameters_folded:,}"),
-        ("multiply-adds per image", f"{result.macs_training:,}", f"{result.macs_folded:,}"),
+        ("multiply-adds of one image", _count(result.macs_training), _count(result.macs_folded)),
     ]
     return (
         f"\n{align(rows)}\n\n"
         f"largest output difference  {result.max_output_difference:.1e}\n"
         f"run folder                 {result.run}  ({result.epochs} epochs, {result.seconds:.1f} s)"
     )
+
+
+def _count(number: int | None) -> str:
+    return "unknown" if number is None else f"{number:,}"

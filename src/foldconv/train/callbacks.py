@@ -16,7 +16,7 @@ from .._files import atomic_path
 from ..checkpoints._reading import _read as read_checked
 from .data import epoch_seed
 
-COLUMNS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
+COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -104,7 +104,7 @@ class EpochProgress(pl.Callback):
         """Open the bar with the first batch."""
         if batch_idx == 0:
             width = len(str(trainer.max_epochs))
-            self._progress = Progress(
+            self._progress = progress = Progress(
                 TextColumn(f"epoch {trainer.current_epoch + 1:{width}}/{trainer.max_epochs}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
@@ -112,8 +112,8 @@ class EpochProgress(pl.Callback):
                 TextColumn("{task.fields[results]}"),
                 console=self._console,
             )
-            self._task = self._progress.add_task("", total=trainer.num_training_batches, results="")
-            self._progress.start()
+            self._task = progress.add_task("", total=trainer.num_training_batches, results="")
+            progress.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """One step further."""

@@ -21,9 +21,9 @@ from torch import nn
 from .. import zoo
 from ..checkpoints._reading import _read as read_checked
 from ..checkpoints._reading import read_checkpoint
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UnsupportedError, nearest
 from ..folding import fold
-from ..methods import method_from_json
+from ..methods import list_methods, method_from_json
 from ..serialization import describe_layers, expand_as_described, load, load_exactly, read_description
 from ..surgery import expand
 from .config import PLAIN, TrainConfig
@@ -42,6 +42,10 @@ def build(config: TrainConfig, data: ImageData) -> tuple[nn.Module, Description]
     """
     options = {"num_classes": data.num_classes, "in_channels": data.input_shape[0], **config.architecture_args}
     network = zoo.create(config.architecture, **options)
+    known = [PLAIN, *list_methods()]
+    if config.method not in known:
+        hint = nearest(config.method, known)
+        raise UnsupportedError(f"unknown method {config.method!r}{hint}; expected one of: {', '.join(known)}")
     if config.method != PLAIN:
         method = method_from_json({"method": config.method, **config.method_args})
         network = expand(network, method, init=config.init)

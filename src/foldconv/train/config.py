@@ -17,8 +17,6 @@ PLAIN = "plain"
 
 
 def _option(default: Any, help: str) -> Any:
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=dict, metadata={"help": help})
     return dataclasses.field(default=default, metadata={"help": help})
 
 
@@ -40,9 +38,9 @@ class TrainConfig:
 
     data: str = _option("digits", "data set: digits (scikit-learn's 1797 handwritten digits, 8x8 pixels)")
     architecture: str = _option("digits_resnet", "network: a name of the zoo, of timm or of torchvision")
-    architecture_args: dict[str, Any] = _option({}, "options of the network, as KEY=VALUE")
+    architecture_args: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"help": "its options"})
     method: str = _option("doconv", "method that expands the convolutions; 'plain' for none")
-    method_args: dict[str, Any] = _option({}, "options of the method, as KEY=VALUE")
+    method_args: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"help": "its options"})
     init: Literal["paper", "preserve"] = _option("paper", "initialization: the paper's, or preserve the function")
     epochs: int = _option(20, "passes over the training images")
     batch_size: int = _option(64, "images per step")
@@ -52,19 +50,16 @@ class TrainConfig:
     schedule: Literal["onecycle", "cosine"] = _option("onecycle", "learning rate over the run, step by step")
     seed: int = _option(0, "seed of initialization and order of images")
     accelerator: str = _option("auto", "where to train: auto, cpu, gpu, mps")
+    threads: int = _option(0, "processor threads; 0: one for images below 32x32 pixels, else as torch decides")
     out: str | None = _option(None, "run folder, new; default: runs/DATA-ARCHITECTURE-METHOD, numbered when it exists")
 
     def __post_init__(self):
         for name, hint in typing.get_type_hints(type(self)).items():
             object.__setattr__(self, name, _convert(name, getattr(self, name), hint))
-        for name, lowest in {
-            "epochs": 1,
-            "batch_size": 2,
-            "seed": 0,
-            "momentum": 0,
-            "weight_decay": 0,
-            "lr": 0,
-        }.items():
+        at_least = {"epochs": 1, "batch_size": 2} | dict.fromkeys(
+            ("lr", "momentum", "weight_decay", "seed", "threads"), 0
+        )
+        for name, lowest in at_least.items():
             value = getattr(self, name)
             if not lowest <= value < math.inf:
                 raise UnsupportedError(f"{name}: expected a number ≥ {lowest}, received {value}")

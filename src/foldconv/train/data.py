@@ -52,7 +52,7 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch + 1) % 2**63
 
 
-def train_loader(data: ImageData, batch_size: int, seed: int, epoch: Callable[[], int]) -> DataLoader:
+def training_loader(data: ImageData, batch_size: int, seed: int, epoch: Callable[[], int]) -> DataLoader:
     """Shuffled batches; the last one may be smaller, but is never a single image (batch norm needs two)."""
     count = len(data.train)  # pyright: ignore[reportArgumentType]
     return DataLoader(
@@ -63,7 +63,7 @@ def train_loader(data: ImageData, batch_size: int, seed: int, epoch: Callable[[]
     )
 
 
-def test_loader(data: ImageData) -> DataLoader:
+def evaluation_loader(data: ImageData) -> DataLoader:
     """The test images in order, in batches of at most 256."""
     return DataLoader(data.test, batch_size=256)
 

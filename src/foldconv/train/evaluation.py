@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import UnsupportedError
 from ..verification import evaluation
-from .data import ImageData, test_loader
+from .data import ImageData, evaluation_loader
 
 
 @torch.no_grad()
@@ -24,14 +24,12 @@ def evaluate(network: nn.Module, data: ImageData) -> dict[str, Any]:
     """
     right, loss, count = 0, 0.0, 0
     with evaluation(network):
-        for images, labels in test_loader(data):
+        for images, labels in evaluation_loader(data):
             logits = network(images)
             expected = (len(images), data.num_classes)
             if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
                 shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
-                raise UnsupportedError(
-                    f"expected logits of shape {expected} for the data {data.name!r}, received {shape}"
-                )
+                raise UnsupportedError(f"expected logits of shape {expected} for {data.name!r}, received {shape}")
             right += int((logits.argmax(1) == labels).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             count += len(labels)

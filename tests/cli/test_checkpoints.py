@@ -1,0 +1,285 @@
+"""`eval`, `fold` and `inspect`: every kind of file, good and bad."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import foldconv
+from foldconv import zoo
+from foldconv.train import create_data, evaluate, open_network
+
+WIDTH = ["--architecture", "digits_resnet", "--architecture-args", "width=4", "in_channels=1"]
+
+
+@pytest.fixture(scope="module")
+def expected(run_folder):
+    return json.loads((run_folder / "result.json").read_text())
+
+
+def assert_complete(result, expected):
+    assert result["accuracy"] == expected["accuracy_folded"]
+    assert (result["architecture"], result["data"], result["images"]) == ("digits_resnet", "digits", 360)
+
+
+# ---------------------------------------------------------------------- eval
+
+
+def test_eval_of_the_checkpoint_and_the_folded_weights(call_json, run_folder, expected):
+    rich = call_json("eval", run_folder / "last.ckpt")
+    plain = call_json("eval", run_folder / "folded.safetensors")
+    assert_complete(rich, expected)
+    assert_complete(plain, expected)
+    assert (rich["foldable_layers"], plain["foldable_layers"]) == (7, 0)
+    assert (rich["parameters"], plain["parameters"]) == (expected["parameters_training"], expected["parameters_folded"])
+
+
+def test_eval_of_a_saved_expanded_network(call_json, run_folder, expected, tmp_path):
+    network, description = open_network(run_folder / "last.ckpt")
+    foldconv.save(network, tmp_path / "rich.safetensors", extra=description)
+    result = call_json("eval", tmp_path / "rich.safetensors")
+    assert_complete(result, expected)
+    assert result["foldable_layers"] == 7
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_eval_of_bare_weights(call_json, fails, run_folder, expected, tmp_path, name):
+    tensors = load_file(run_folder / "folded.safetensors")
+    (save_file if name.endswith("safetensors") else torch.save)(tensors, tmp_path / name)
+    fails("eval", tmp_path / name)
+    assert "name it with --data" in fails("eval", tmp_path / name, *WIDTH)
+    assert_complete(call_json("eval", tmp_path / name, *WIDTH, "--data", "digits"), expected)
+
+
+def test_eval_asks_for_the_architecture(fails, tmp_path):
+    foldconv.save(zoo.create("digits_resnet"), tmp_path / "a.safetensors")
+    torch.save(zoo.create("digits_resnet").state_dict(), tmp_path / "a.pth")
+    for name in ("a.safetensors", "a.pth"):
+        assert "name it with --architecture" in fails("eval", tmp_path / name)
+
+
+def test_eval_prints_a_line(call, run_folder, expected):
+    code, out, err = call("eval", run_folder / "last.ckpt")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    assert f"test accuracy {100 * expected['accuracy_folded']:.2f} %" in out
+
+
+def test_eval_of_another_number_of_classes(fails, tmp_path):
+    network = zoo.create("digits_resnet", num_classes=7)
+    extra = {"architecture": "digits_resnet", "architecture_args": {"num_classes": 7}, "data": "digits"}
+    foldconv.save(network, tmp_path / "seven.safetensors", extra=extra)
+    assert "expected logits of shape (256, 10) for 'digits', received (256, 7)" in fails(
+        "eval", tmp_path / "seven.safetensors"
+    )
+
+
+def test_evaluate_counts_right_answers():
+    data = create_data("digits")
+
+    class Oracle(torch.nn.Module):
+        """Knows every label but those of the first ten images."""
+
+        def forward(self, images):
+            assert not self.training
+            known = {image.numpy().tobytes(): label for image, label in zip(*data.test.tensors)}
+            labels = torch.stack([known[image.numpy().tobytes()] for image in images])
+            labels[:10] = (labels[:10] + (len(images) == 256)) % 10
+            return torch.nn.functional.one_hot(labels, 10) * 1000.0
+
+    oracle = Oracle()
+    found = evaluate(oracle, data)
+    assert found["accuracy"] == 350 / 360
+    assert found["loss"] == pytest.approx(1000 * 10 / 360)
+    assert oracle.training
+
+
+# ---------------------------------------------------------------------- files that are not what they seem
+
+
+class Evil:
+    """Unpickling it creates a file: the proof that code ran."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (open, (self.marker, "w"))
+
+
+COMMANDS = [["eval"], ["fold", "OUT"], ["inspect"]]
+
+
+def all_commands(fails, path, tmp_path):
+    for command, *rest in COMMANDS:
+        yield fails(command, path, *(tmp_path / word for word in rest), *WIDTH)
+    assert not (tmp_path / "OUT").exists()
+
+
+@pytest.mark.parametrize("writer", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_hostile_files_run_no_code(fails, tmp_path, writer):
+    path, marker = tmp_path / "evil.ckpt", tmp_path / "marker"
+    writer({"state_dict": {}, "foldconv": Evil(str(marker))}, path)
+    for message in all_commands(fails, path, tmp_path):
+        assert "evil.ckpt" in message
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Evil(str(marker)))).close()
+    assert marker.exists()  # the trap works
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "folded.safetensors"])
+@pytest.mark.parametrize("keep", [0, 5, 100, 0.5, 0.99])
+def test_truncated_files(fails, run_folder, tmp_path, name, keep):
+    content = (run_folder / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    for message in all_commands(fails, tmp_path / name, tmp_path):
+        assert name in message
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"foldconv": 3}, {"foldconv": {"architecture": 3}}, {"foldconv": {}}])
+def test_checkpoints_of_another_structure(fails, tmp_path, content):
+    torch.save(content, tmp_path / "other.ckpt")
+    for command, *rest in COMMANDS:
+        assert "other.ckpt" in fails(command, tmp_path / "other.ckpt", *(tmp_path / word for word in rest))
+
+
+def test_missing_file_and_folder(fails, tmp_path):
+    for message in all_commands(fails, tmp_path / "nowhere.ckpt", tmp_path):
+        assert message.endswith("nowhere.ckpt: no such file")
+    assert "expected a checkpoint file, received a folder" in fails("eval", tmp_path)
+
+
+def test_checkpoint_of_another_network(fails, run_folder):
+    message = fails(
+        "eval", run_folder / "last.ckpt", "--architecture", "digits_resnet", "--architecture-args", "width=8"
+    )
+    assert "does not fit SmallResNet" in message
+    assert "misshapen" in message
+
+
+# ---------------------------------------------------------------------- fold
+
+
+@pytest.mark.parametrize("batchnorm", [False, True])
+def test_fold_writes_a_network_that_computes_the_same(call, call_json, run_folder, tmp_path, expected, batchnorm):
+    out = tmp_path / "deploy.safetensors"
+    code, text, err = call("fold", run_folder / "last.ckpt", out, *(["--batchnorm"] if batchnorm else []))
+    assert (code, err) == (0, "")
+    assert "stem.0" in text
+    assert "whole network" in text
+    assert "max error" in text
+    assert os.listdir(tmp_path) == [out.name]
+    assert_complete(call_json("eval", out), expected)
+    norms = [name for name in load_file(out) if "running_mean" in name]
+    assert len(norms) == (0 if batchnorm else 9)
+
+
+def test_fold_json(call_json, run_folder, tmp_path, expected):
+    result = call_json("fold", run_folder / "last.ckpt", tmp_path / "deploy.safetensors")
+    assert [layer["name"] for layer in result["layers"]][:2] == ["stem.0", "blocks.0.conv1"]
+    assert 0 < result["max_error"] < 1e-4
+    assert result["parameters_before"] == expected["parameters_training"]
+    assert result["parameters_after"] == expected["parameters_folded"]
+
+
+def test_fold_twice_changes_nothing(call_json, run_folder, tmp_path):
+    for source, target in ((run_folder / "last.ckpt", "a"), (tmp_path / "a", "b"), (tmp_path / "b", "c")):
+        call_json("fold", source, tmp_path / target, "--batchnorm")
+    first, last = load_file(tmp_path / "a"), load_file(tmp_path / "c")
+    assert first.keys() == last.keys()
+    assert all(torch.equal(first[name], last[name]) for name in first)
+
+
+def test_fold_never_overwrites(fails, run_folder, tmp_path):
+    out = tmp_path / "deploy.safetensors"
+    out.write_text("mine")
+    assert "deploy.safetensors: file exists and is not overwritten" in fails("fold", run_folder / "last.ckpt", out)
+    assert out.read_text() == "mine"
+
+
+def test_fold_into_a_missing_folder(fails, run_folder, tmp_path):
+    assert "nowhere: no such folder" in fails("fold", run_folder / "last.ckpt", tmp_path / "nowhere" / "x.safetensors")
+
+
+def test_fold_on_a_full_disk_leaves_nothing(fails, run_folder, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("foldconv._files.os.fsync", full)
+    assert "No space left on device" in fails("fold", run_folder / "last.ckpt", tmp_path / "x.safetensors")
+    assert os.listdir(tmp_path) == []
+
+
+def test_fold_refuses_a_difference(fails, run_folder, tmp_path, monkeypatch):
+    original = foldconv.fold
+
+    def wrong(model, **options):
+        folded = original(model, **options)
+        folded.head.bias.data += 1
+        return folded
+
+    monkeypatch.setattr("foldconv.folding.fold", wrong)
+    assert "the folded network differs by 1.0e+00" in fails(
+        "fold", run_folder / "last.ckpt", tmp_path / "x.safetensors"
+    )
+    assert os.listdir(tmp_path) == []
+
+
+def test_fold_refuses_nan(fails, run_folder, tmp_path):
+    checkpoint = torch.load(run_folder / "last.ckpt", weights_only=True)
+    checkpoint["state_dict"]["network.blocks.0.conv1.weight"][0, 0] = float("nan")
+    torch.save(checkpoint, tmp_path / "nan.ckpt")
+    assert "blocks.0.conv1" in fails("fold", tmp_path / "nan.ckpt", tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+# ---------------------------------------------------------------------- inspect
+
+
+def test_inspect_a_checkpoint(call, call_json, run_folder, expected):
+    result = call_json("inspect", run_folder / "last.ckpt")
+    names = ("parameters_training", "parameters_folded", "macs_training", "macs_folded")
+    assert [result[name] for name in names] == [expected[name] for name in names]
+    assert [row["method"] for row in result["rows"]].count("doconv") == 7
+    code, out, err = call("inspect", run_folder / "last.ckpt")
+    assert (code, err) == (0, "")
+    assert f"{expected['macs_training']:,}" in out
+    assert "blocks.2.conv2" in out
+
+
+def test_inspect_an_architecture(call_json):
+    plain = call_json("inspect", "digits_resnet", "--architecture-args", "width=8")
+    rich = call_json("inspect", "digits_resnet", "--architecture-args", "width=8", "--method", "doconv")
+    wider = call_json(
+        "inspect",
+        "digits_resnet",
+        "--method",
+        "doconv",
+        "--architecture-args",
+        "width=8",
+        "--method-args",
+        "depth_multiplier=12",
+    )
+    assert plain["parameters_training"] == rich["parameters_folded"] == wider["parameters_folded"]
+    assert plain["parameters_training"] < rich["parameters_training"] < wider["parameters_training"]
+
+
+def test_inspect_other_peoples_networks(call_json):
+    assert call_json("inspect", "timm/resnet18")["parameters_training"] == 11_689_512
+    small = call_json("inspect", "torchvision/squeezenet1_1", "--input-shape", 3, 64, 64)
+    assert small["input_shape"] == [1, 3, 64, 64]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digits_resnt"], "did you mean 'digits_resnet'?"),
+        (["digits_resnet", "--method", "docon"], "unknown method 'docon'; did you mean 'doconv'?"),
+        (["digits_resnet", "--architecture-args", "widht=3"], "does not take these options"),
+        (["nowhere.safetensors"], "nowhere.safetensors: no such file"),
+    ],
+)
+def test_inspect_bad_names(arguments, message, fails):
+    assert message in fails("inspect", *arguments)

@@ -1,0 +1,133 @@
+"""The main job, and its continuation."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+SMALL = ["--architecture-args", "width=4", "--epochs", "1", "--batch-size", "256", "--accelerator", "cpu"]
+PROGRAM = [sys.executable, "-c", "import sys; from foldconv.cli import main; sys.exit(main())"]
+
+
+def test_the_main_job(tmp_path):
+    """`foldconv train` without options: fast, good, clean on both streams, nothing lost by folding."""
+    begin = time.perf_counter()
+    done = subprocess.run([*PROGRAM, "train", "--json"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - begin < 60
+    result = json.loads(done.stdout)
+    assert result["accuracy_folded"] == result["accuracy_expanded"] >= 0.975
+    assert 0 < result["max_output_difference"] < 1e-4
+    assert result["parameters_folded"] < result["parameters_training"]
+    assert result["macs_folded"] < result["macs_training"]
+    assert result["run"] == os.path.join("runs", "digits-digits_resnet-doconv")
+    lines = done.stderr.splitlines()
+    assert lines[0] == f"run folder: {result['run']}"
+    assert len(lines) == 1 + result["epochs"]  # not one line of anybody's warnings or advertisements
+    assert all(line.startswith("epoch ") for line in lines[1:])
+
+
+def test_table_shows_both_networks(call, tmp_path):
+    code, out, err = call("train", *SMALL, "--out", tmp_path / "run")
+    assert code == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    rows = {line.split("  ")[0]: line.split()[-2:] for line in out.splitlines() if "  " in line}
+    assert rows["parameters"] == [f"{result['parameters_training']:,}", f"{result['parameters_folded']:,}"]
+    assert rows["multiply-adds of one image"] == [f"{result['macs_training']:,}", f"{result['macs_folded']:,}"]
+    assert out.count(f"{100 * result['accuracy_folded']:.2f} %") == 2
+    assert f"{result['max_output_difference']:.1e}" in out
+    assert str(tmp_path / "run") in out
+    assert err.count("\n") == 2
+
+
+def test_the_line_overrides_the_file(call_json, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("epochs: 3\nseed: 5\nbatch_size: 256\naccelerator: cpu\narchitecture_args: {width: 6}\n")
+    result = call_json(
+        "train", "--config", file, "--epochs", 1, "--method-args", "depth_multiplier=12", "--out", tmp_path / "run"
+    )
+    assert result["epochs"] == 1
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (saved["epochs"], saved["seed"], saved["architecture_args"]) == (1, 5, {"width": 6})
+    assert saved["method_args"] == {"depth_multiplier": 12}
+
+
+def test_existing_folder(fails, tmp_path):
+    assert f"the run folder {tmp_path} exists and is not overwritten" in fails("train", "--out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "docon"], "unknown method 'docon'; did you mean 'doconv'?"),
+        (["--architecture", "resnet_18"], "no architecture named 'resnet_18'"),
+        (["--data", "digts"], "did you mean 'digits'?"),
+        (["--epochs", "0"], "epochs: expected a number ≥ 1, received 0"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
+        (["--resume", "nowhere"], "nowhere: cannot resume here: it has no config.yaml"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, fails, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails("train", *arguments)
+    assert os.listdir(tmp_path) in ([], ["runs"])  # and no run folder is left
+    assert not os.path.exists("runs") or os.listdir("runs") == []
+
+
+def test_unknown_key_in_the_file(fails, tmp_path):
+    (tmp_path / "c.yaml").write_text("epoch: 3")
+    assert "unknown config key 'epoch'; did you mean 'epochs'?" in fails("train", "--config", tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("other", [["--epochs", "9"], ["--config", "c.yaml"]])
+def test_resume_takes_no_other_settings(fails, other):
+    assert f"so {other[0]} cannot be given" in fails("train", "--resume", "run", *other, code=2)
+
+
+def test_resume_of_a_finished_run(call_json, run_folder):
+    before = json.loads((run_folder / "result.json").read_text())
+    assert call_json("train", "--resume", run_folder)["accuracy_folded"] == before["accuracy_folded"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a Unix signal")
+def test_ctrl_c_leaves_a_run_to_resume(tmp_path, call_json):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            *PROGRAM,
+            "train",
+            "--architecture-args",
+            "width=4",
+            "--epochs",
+            "4000",
+            "--accelerator",
+            "cpu",
+            "--out",
+            str(run),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "metrics.csv").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1] == f"foldconv: stopped; continue with: foldconv train --resume {run}"
+    assert "Traceback" not in err
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "epochs": 1}))  # the rest would take hours
+    assert call_json("train", "--resume", run)["accuracy_folded"] > 0.1
