@@ -202,6 +202,23 @@ def by_optional_argument(self, x, scale=None):
     return self.norm1(y)
 
 
+def by_a_mixture_of_arguments(self, x, a=None, b=None):
+    y = self.conv1(x)
+    if a is not None and b is None:
+        y = y * a
+    return self.norm1(y)
+
+
+def by_the_class_of_a_shape(self, x):
+    y = self.conv1(x)
+    return y * 2 if isinstance(y.shape, tuple) else self.norm1(y)
+
+
+def by_a_member_of_a_value(self, x):
+    y = self.conv1(x)
+    return self.norm1(y) if hasattr(y, "tensors") else y * 2
+
+
 def by_keyword(self, x, *, skip=None):
     y = self.conv1(x)
     return self.norm1(y if skip is None else skip)
@@ -238,10 +255,16 @@ UNPROVEN = [
     by_shape,
     by_argument,
     by_optional_argument,
+    by_a_mixture_of_arguments,
+    by_the_class_of_a_shape,
+    by_a_member_of_a_value,
     by_keyword,
     as_keyword_argument,
     no_call_at_all,
 ]
+
+
+OPTIONAL = (by_argument, by_optional_argument, by_keyword, by_a_mixture_of_arguments)
 
 
 @pytest.mark.parametrize("forward", UNPROVEN, ids=lambda f: f.__name__)
@@ -250,13 +273,13 @@ def test_unproven(forward, nested):
     net = type("Net", (Net,), {"forward": forward})()
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), net) if nested else net
     # Called with its defaults and nested, optional arguments are known.
-    proven = {"2.conv1": "2.norm1"} if nested and forward in (by_argument, by_optional_argument, by_keyword) else {}
+    proven = {"2.conv1": "2.norm1"} if nested and forward in OPTIONAL else {}
     assert pairs(model) == ({"0": "1"} if nested else {}) | proven
 
 
 def test_optional_arguments_that_do_not_matter():
     class Net2(Net):
-        def forward(self, x, mask=None):
+        def forward(self, x, mask=None, size=(1, 2), device=torch.device("cpu")):
             y = self.norm1(self.conv1(x))
             return y if mask is None else y * mask
 

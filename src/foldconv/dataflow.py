@@ -2,8 +2,9 @@
 
 Symbolic tracing runs the forward once with stand-ins for tensors. It is a proof only where the forward cannot ask
 a stand-in what it is, so a stand-in refuses such questions (its truth, its length, whether it is a tensor), and
-the module that asked becomes opaque: what its inside does is unknown. Arguments with defaults are traced twice, as
-given and as omitted, and only what holds both times counts.
+the module that asked becomes opaque: what its inside does is unknown. Every choice of optional arguments given
+and omitted is traced, and only what holds each time counts. Two questions cannot be refused: ``x is None`` and
+``type(x)`` get the answer for some tensor.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import ast
 import copy
 import dataclasses
 import inspect
+import itertools
 import sys
 import textwrap
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.fx.proxy import TraceError
+from torch.fx.proxy import Attribute, TraceError
 from torch.overrides import TorchFunctionMode
 
 from .algebra.norms import is_norm
@@ -133,14 +136,27 @@ def _look_inside(opaque: nn.Module, everywhere: Counter[nn.Module], found: _Evid
 _MAY_ASK = ("torch.fx", "torch.nn.parameter", "torch.nn.modules.module", __name__)
 
 
-class _StandIn(fx.Proxy):
-    """fx's stand-in for a value; asked for its class by a forward, it has no answer."""
+class _Silent:
+    """Asked for its class by a forward, or for a member that tensors do not have, it gives no answer."""
 
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleVariableOverride]
         if sys._getframe(1).f_globals.get("__name__", "").startswith(_MAY_ASK):
-            return _StandIn
+            return type(self)
         raise TraceError("the forward asks for the class of a value")
+
+    def __getattr__(self, name: str) -> fx.Proxy:
+        if not hasattr(Tensor, name):
+            raise TraceError(f"the forward asks a value for {name!r}")
+        return _Member(self, name)  # pyright: ignore[reportArgumentType]
+
+
+class _StandIn(_Silent, fx.Proxy):
+    """fx's stand-in for a value."""
+
+
+class _Member(_Silent, Attribute):
+    """fx's stand-in for a member of a value."""
 
 
 class _Tracer(fx.Tracer):
@@ -219,7 +235,7 @@ class _Trace:
 
 
 def _traces(model: nn.Module) -> list[_Trace]:
-    """The model's evaluation-mode traces, with its optional arguments given and omitted; none if one of them fails."""
+    """The model's evaluation-mode traces, one for each choice of omitted arguments; none if one of them fails."""
     if "forward" in vars(model):
         return []
     shadow = _shadow(model)
@@ -227,13 +243,16 @@ def _traces(model: nn.Module) -> list[_Trace]:
         parameters = inspect.signature(type(model).forward).parameters.values()
     except ValueError:
         return []
-    omitted = {p.name: p.default for p in parameters if p.default is not p.empty}
+    optional = [(p.name, p.default) for p in parameters if p.default is not p.empty]
     modules = dict(model.named_modules(remove_duplicate=False))
     traces = []
-    for concrete in [None, omitted] if omitted else [None]:
+    if len(optional) > 4:
+        return []
+    for omitted in itertools.chain.from_iterable(itertools.combinations(optional, n) for n in range(len(optional) + 1)):
         try:
-            with _Reads() as reads:
-                graph = _Tracer().trace(shadow, concrete)
+            with _Reads() as reads, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # fx warns where it cannot insert a check of an omitted argument
+                graph = _Tracer().trace(shadow, dict(omitted) or None)
         except Exception:
             return []
         kept = {value.node for m in shadow.modules() for value in _leaves(list(vars(m).values())) if _stands_in(value)}
