@@ -277,9 +277,12 @@ def test_unproven(forward, nested):
     assert pairs(model) == ({"0": "1"} if nested else {}) | proven
 
 
+CPU = torch.device("cpu")
+
+
 def test_optional_arguments_that_do_not_matter():
     class Net2(Net):
-        def forward(self, x, mask=None, size=(1, 2), device=torch.device("cpu")):
+        def forward(self, x, mask=None, size=(1, 2), device=CPU):
             y = self.norm1(self.conv1(x))
             return y if mask is None else y * mask
 

@@ -32,6 +32,9 @@ def expand(
 ) -> nn.Module:
     """The model with its convolutions replaced by foldable ones.
 
+    Convolutions that have no exact replacement stay as they are: subclasses, weights that are computed (weight_norm,
+    pruning) or that the model reads itself, and what the method does not apply to.
+
     Args:
         model: any module, also a single convolution.
         method: a name (``"doconv"``) or a config (``foldconv.DOConv(depth_multiplier=12)``).
