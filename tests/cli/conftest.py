@@ -51,7 +51,8 @@ def fails(call):
         received, out, err = call(*arguments)
         assert received == code, (received, out, err)
         assert out == ""
-        assert err.count("\n") == 1 and err.endswith("\n"), err
+        assert err.endswith("\n"), err
+        assert err.count("\n") == 1, err
         assert "Traceback" not in err
         return err.strip()
 

@@ -129,6 +129,19 @@ def test_hostile_files_run_no_code(fails, tmp_path, writer):
     assert marker.exists()  # the trap works
 
 
+def test_a_file_cannot_make_us_read_another_one(call, fails, tmp_path):
+    """timm unpickles the file that its option checkpoint_path names."""
+    marker, evil = tmp_path / "marker", tmp_path / "evil.pth"
+    torch.save({"state_dict": Evil(str(marker))}, evil)
+    network = zoo.create("timm/test_byobnet", num_classes=2)
+    extra = {"architecture": "timm/test_byobnet", "architecture_args": {"num_classes": 2, "checkpoint_path": str(evil)}}
+    foldconv.save(network, tmp_path / "a.safetensors", extra=extra)
+    torch.save({"foldconv": {**extra, "layers": {}}, "state_dict": {}}, tmp_path / "b.ckpt")
+    assert call("inspect", tmp_path / "a.safetensors", "--input-shape", 3, 32, 32)[0] == 0
+    assert "does not fit" in fails("inspect", tmp_path / "b.ckpt")
+    assert not marker.exists()
+
+
 @pytest.mark.parametrize("name", ["last.ckpt", "folded.safetensors"])
 @pytest.mark.parametrize("keep", [0, 5, 100, 0.5, 0.99])
 def test_truncated_files(fails, run_folder, tmp_path, name, keep):

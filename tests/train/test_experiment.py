@@ -198,6 +198,19 @@ def test_resumed_run_equals_an_undisturbed_one(tiny, silent, tmp_path, monkeypat
     assert (broken / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
+def test_every_epoch_has_its_own_order(tiny, silent, tmp_path, monkeypatch):
+    seen, original = [], Classifier.training_step
+
+    def watched(self, batch, batch_index):
+        seen.append((batch[0].sum(), batch_index))
+        return original(self, batch, batch_index)
+
+    monkeypatch.setattr(Classifier, "training_step", watched)
+    fit(tiny(epochs=3, out=str(tmp_path / "run")), silent)
+    first = [float(total) for total, index in seen if index == 0]
+    assert len(set(first)) == 3
+
+
 def test_finished_run_resumes_to_the_same_result(finished, silent):
     folder, result = finished
     again = resume(folder, silent)

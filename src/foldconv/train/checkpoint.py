@@ -30,6 +30,12 @@ from .config import PLAIN, TrainConfig
 from .data import ImageData
 
 Description = dict[str, Any]
+_WEIGHT_SOURCES = frozenset(
+    ["pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "weights", "weights_backbone"]
+)
+"""Options by which timm and torchvision fetch weights. A file brings its own, and must not make us read other ones:
+timm unpickles what ``checkpoint_path`` names.
+"""
 _PREFIX = "network."  # the attribute of `Classifier` that holds the network
 
 
@@ -51,7 +57,7 @@ def build(config: TrainConfig, data: ImageData) -> tuple[nn.Module, Description]
         network = expand(network, method, init=config.init)
     return network, {
         "architecture": config.architecture,
-        "architecture_args": options,
+        "architecture_args": _without_weights(options),
         "data": data.name,
         "input_shape": list(data.input_shape),
         "method": config.method,
@@ -99,11 +105,15 @@ def open_network(
 
 
 def _plain(description: Description, path: Path) -> nn.Module:
-    name, options = description.get("architecture"), _mapping(description.get("architecture_args"))
+    name, options = description.get("architecture"), _without_weights(_mapping(description.get("architecture_args")))
     if not isinstance(name, str):
         raise CheckpointError(f"{path}: does not say which network it is for; name it with --architecture")
     network = zoo.create(name, **options)
     return fold(network, batchnorm=True, check=False) if description.get("batchnorm_folded") else network
+
+
+def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in _WEIGHT_SOURCES}
 
 
 def _mapping(value: Any) -> dict[str, Any]:
