@@ -481,7 +481,8 @@ class Autoencoder(nn.Module):
         self.encoder, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 3, 3)
 
     def forward(self, x):
-        y = self.encoder(self.other(x).to(self.other.weight.dtype))
+        about = self.other.weight.size(0) * self.other.weight.shape[0] * next(self.other.parameters()).dim()
+        y = self.encoder(self.other(x).to(self.other.weight.dtype) * about)
         return nn.functional.conv_transpose2d(y, self.encoder.weight)
 
 

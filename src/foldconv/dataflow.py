@@ -30,8 +30,8 @@ from .errors import UnsupportedError
 from .layers import Foldable
 from .layers.foldable import PLAIN
 
-_ABOUT = ("dtype", "device", "shape", "requires_grad")
-_HARMLESS = [getattr(Tensor, name).__get__ for name in _ABOUT]
+_ABOUT = ("dtype", "device", "shape", "ndim", "is_cuda", "requires_grad")
+_HARMLESS = [Tensor.size, Tensor.dim, *(getattr(Tensor, name).__get__ for name in _ABOUT)]
 
 
 def conv_norm_pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
@@ -224,14 +224,19 @@ class _Trace:
         """Modules whose tensors are read otherwise than by calling the module."""
         read = set()
         for node in self.graph.nodes:
-            if node.op == "get_attr" and not all(
-                user.target is getattr and user.args[1] in _ABOUT for user in node.users
-            ):
+            if node.op == "get_attr" and not all(_asks_about(user) for user in node.users):
                 read.add(self.modules[str(node.target).rpartition(".")[0]])
         for module in self.modules.values():
             if any(id(t) in self.read for t in (*module._parameters.values(), *module._buffers.values())):
                 read.add(module)
         return read
+
+
+def _asks_about(node: fx.Node) -> bool:
+    """Does the node use a tensor's type and shape only?"""
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    return node.target is getattr and node.args[1] in _ABOUT
 
 
 def _traces(model: nn.Module) -> list[_Trace]:
