@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         standard error; with ``--debug`` their traceback comes before it.
 
     >>> main(["--version"])
-    foldconv 0.1.0
+    foldconv ...
     0
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
