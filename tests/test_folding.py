@@ -10,8 +10,9 @@ import torchvision
 from torch import nn
 
 import foldconv
-from foldconv.algebra import norms
+from foldconv.algebra import Sum, kernel_of, norms
 from foldconv.folding import TOLERANCE
+from foldconv.layers import Foldable
 from foldconv.surgery import foldable_layers
 
 
@@ -135,6 +136,42 @@ def test_composition_in_the_narrow_type_would_differ():
     layer = rich(nn.Conv2d(8, 8, 3)).half()
     narrow = layer.compose(layer.weight, layer.D, None)
     assert not torch.equal(foldconv.fold(layer).weight, narrow)
+
+
+class Two(Foldable):
+    """A layer of another kind: no convolution itself, its biases in its branches."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = Sum(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1))
+
+    def forward(self, x):
+        return self.body(x)
+
+    def to_kernel(self, dtype=torch.float64):
+        return kernel_of(self.body, dtype=dtype)
+
+
+def test_layers_that_are_no_convolutions():
+    model = nn.Sequential(Two(), nn.BatchNorm2d(3), Two()).double()
+    for layer in (model[0], model[2]):
+        for conv in layer.body.branches:
+            nn.init.zeros_(conv.bias)
+    folded = foldconv.fold(model)
+    assert [type(m) for m in folded] == [nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]
+    assert folded[0].bias is not folded[2].bias  # equal is not shared
+    assert_same(model, folded, X)
+    model = randomized(model)
+    absorbed = foldconv.fold(model, batchnorm=True)
+    assert isinstance(absorbed[1], nn.Identity)
+    assert_same(model, absorbed, X)
+
+
+def test_layers_that_are_no_convolutions_shared():
+    model = nn.Sequential(Two(), Two()).double()
+    model[1].body.branches = model[0].body.branches
+    folded = foldconv.fold(model)
+    assert folded[0].weight is folded[1].weight
 
 
 # ---------------------------------------------------------------------- refusals

@@ -49,7 +49,7 @@ def conv_norm_pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
     """
     # Norms without running statistics trace like others; whether they can be absorbed is not a question of data flow.
     found = _Evidence()
-    _collect(model, _registrations(model), found)
+    _collect(model, found)
     used = found.touched | found.read | set(_tied(model))
     return {
         conv: norm
@@ -73,7 +73,7 @@ def read_elsewhere(model: nn.Module) -> set[nn.Module]:
     """
     found = _Evidence()
     try:
-        _collect(model, _registrations(model), found)
+        _collect(model, found)
     except UnsupportedError:
         return set()
     return found.read
@@ -90,16 +90,15 @@ class _Evidence:
     opaque: set[nn.Module] = dataclasses.field(default_factory=set)
 
 
-def _collect(model: nn.Module, everywhere: Counter[nn.Module], found: _Evidence) -> None:
-    """Add what tracing `model` alone shows; `everywhere` counts the places each module has in the whole network."""
+def _collect(model: nn.Module, found: _Evidence) -> None:
+    """Add what tracing `model` alone shows, and each module in it that can only be traced alone."""
     if isinstance(model, (*PLAIN, Foldable)) or is_norm(model):
         found.touched.add(model)  # called from where nobody can see
         return
     traces = _traces(model)
     if not traces:
-        _look_inside(model, everywhere, found)
+        _look_inside(model, found)
         return
-    here = _registrations(model)
     called: Counter[nn.Module] = Counter()
     pairs = [trace.pairs() for trace in traces]
     for trace in traces:
@@ -108,15 +107,14 @@ def _collect(model: nn.Module, everywhere: Counter[nn.Module], found: _Evidence)
         called |= Counter(module for _, module in trace.calls())
     found.calls += called
     for conv, norm in pairs[0].items():
-        inside = all(here[module] == everywhere[module] for module in (conv, norm))
-        if inside and all(other.get(conv) is norm for other in pairs):
+        if all(other.get(conv) is norm for other in pairs):
             found.pairs[conv] = norm
     for module in called:
         if not isinstance(module, (*PLAIN, Foldable)) and not is_norm(module):
-            _look_inside(module, everywhere, found)
+            _look_inside(module, found)
 
 
-def _look_inside(opaque: nn.Module, everywhere: Counter[nn.Module], found: _Evidence) -> None:
+def _look_inside(opaque: nn.Module, found: _Evidence) -> None:
     """An opaque module may use whatever it holds in any way, except children that its source only calls."""
     held_here = _held(list(vars(opaque).values()))
     if not held_here or opaque in found.opaque:
@@ -125,7 +123,7 @@ def _look_inside(opaque: nn.Module, everywhere: Counter[nn.Module], found: _Evid
     sealed = _only_called(opaque)
     for held in held_here:
         if held in sealed:
-            _collect(held, everywhere, found)
+            _collect(held, found)
         else:
             found.touched.update(held.modules())
 
@@ -301,10 +299,6 @@ def _stands_in(value: Any) -> bool:
 
 def _held(value: Any) -> set[nn.Module]:
     return {leaf for leaf in _leaves(value) if isinstance(leaf, nn.Module)}
-
-
-def _registrations(model: nn.Module) -> Counter[nn.Module]:
-    return Counter(child for parent in model.modules() for child in parent._modules.values() if child is not None)
 
 
 def _tied(model: nn.Module) -> Iterator[nn.Module]:

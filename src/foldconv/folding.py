@@ -55,7 +55,11 @@ def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, ch
         if layer in replacements or not (isinstance(layer, Foldable) or layer in pairs):
             continue
         norm = pairs.get(layer)
-        plain = _fold_one(name or "the root", layer, norm, check)
+        name = name or "the root"
+        try:
+            plain = _fold_one(name, layer, norm, check)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{name}: {error}") from None
         replacements[layer] = plain
         if norm is None:
             folded.append((layer, plain))
@@ -71,12 +75,9 @@ def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, ch
 
 def _fold_one(name: str, layer: nn.Module, norm: nn.Module | None, check: bool) -> nn.Module:
     if "forward" in vars(layer):
-        raise UnsupportedError(f"{name}: its forward was replaced on the instance; remove that before folding")
+        raise UnsupportedError("its forward was replaced on the instance; remove that before folding")
     with torch.no_grad():
-        try:
-            kernel = kernel_of(layer)
-        except UnsupportedError as error:
-            raise UnsupportedError(f"{name}: {error}") from None
+        kernel = layer.to_kernel() if isinstance(layer, Foldable) else kernel_of(layer)
         if norm is not None:
             kernel = kernel.scale(*norms.scale_and_shift(norm))
         for part, values in (("kernel", kernel.weight), ("bias", kernel.bias)):
@@ -148,7 +149,7 @@ def _tie(folded: list[tuple[nn.Module, nn.Module]]) -> None:
         for part, own in plain.named_parameters():
             sources = [id(p) for name, p in layer.named_parameters() if (name == "bias") == (part == "bias")]
             twin = tied.setdefault((part, own.shape, *sources), own)
-            if twin is not own and not own.is_meta and torch.equal(twin, own):
+            if sources and twin is not own and not own.is_meta and torch.equal(twin, own):
                 plain.register_parameter(part, twin)
 
 
