@@ -77,7 +77,7 @@ def _table(result: Any) -> str:
     return (
         f"\n{align(rows)}\n\n"
         f"largest output difference  {result.max_output_difference:.1e}\n"
-        f"run folder                 {result.run}  ({result.epochs} epoch{"s" * (result.epochs > 1)}, {result.seconds:.1f} s)"
+        f"run folder                 {result.run}  (epochs: {result.epochs}, time: {result.seconds:.1f} s)"
     )
 
 
