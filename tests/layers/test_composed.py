@@ -180,7 +180,6 @@ CHANGES = {
     "data_then_train_and_eval": silent(lambda made: made.train().eval()),
     "data_then_to": silent(lambda made: made.to("cpu")),
     "data_then_forget": silent(lambda made: made.forget()),
-    "data_then_load": silent(lambda made: made.load_state_dict(made.state_dict())),
     "data_then_set": silent(lambda made: setattr(made, "D", made.D)),
     "data_then_training_forward": silent(
         lambda made: (setattr(made, "training", True), made(batch()), setattr(made, "training", False))

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 SCRIPT = pathlib.Path(__file__).with_name("distributed_worker.py")
-PATIENCE = 90
+PATIENCE = 150
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo"

@@ -12,9 +12,9 @@ When is the kernel composed? Invariants, in the order in which they are decided:
    counter, another storage. It then uses the kept value; if gradients are wanted, they flow to the parameters
    through `_Kept`, whose backward composes again.
 3. What a version counter cannot see mostly comes with one of these, each of which drops the kept value:
-   ``train()``/``eval()``, a gradient that reaches the parameters, ``load_state_dict``, ``to()``, a parameter set on
-   the layer (FSDP does that whenever it gathers). The rest, ``p.data.add_(...)`` between two forwards in evaluation
-   mode and nothing of the above, nobody can see: call ``forget()`` or ``eval()`` after it.
+   ``train()``/``eval()``, a gradient that reaches the parameters, ``to()``, a parameter set on the layer (FSDP does
+   that whenever it gathers). The rest, ``p.data.add_(...)`` between two forwards in evaluation mode and nothing of
+   the above, nobody can see: call ``forget()`` or ``eval()`` after it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,6 @@ class ComposedConv(Foldable):
         return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        self.forget()
         super()._load_from_state_dict(state_dict, prefix, *args)
         # A plain convolution's checkpoint describes that convolution, whatever this layer had learned before.
         extras = [name for name in self.composed_from if name != "weight"]
