@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 import foldconv
 from foldconv.methods.doconv import DOConv
-from foldconv.surgery import foldable_layers, walk
+from foldconv.surgery import carry_over, foldable_layers, walk
 
 
 def network(**options):
@@ -333,6 +333,14 @@ def test_requires_grad_and_training_flag():
     assert [p.requires_grad for p in plain.parameters()] == [p.requires_grad for p in net.parameters()]
     assert [m.training for m in plain.modules()] == [m.training for m in net.modules()]
     assert rich[1][0].training is False
+
+
+def test_carrying_over_takes_the_flag_and_no_tensors():
+    source, target = nn.Conv2d(3, 3, 3).eval(), nn.Conv2d(3, 3, 3)
+    weight = target.weight
+    assert carry_over(source, target) is target
+    assert target.weight is weight
+    assert not target.training
 
 
 def test_attributes_of_the_users():
