@@ -155,6 +155,8 @@ def test_module_also_held_in_plain_attributes():
             self.conv = nn.Conv2d(3, 3, 3)
             self.steps = [self.conv, nn.ReLU()]
             self.table = {"a": (self.conv, 1), "b": "text"}
+            self.pair = (0, self.conv)
+            self.__dict__["alias"] = self.conv
 
         def forward(self, x):
             for step in self.steps:
@@ -163,7 +165,7 @@ def test_module_also_held_in_plain_attributes():
 
     net = Held()
     rich = foldconv.expand(net, "doconv")
-    assert rich.conv is rich.steps[0] is rich.table["a"][0]
+    assert rich.conv is rich.steps[0] is rich.table["a"][0] is rich.pair[1] is rich.alias
     assert isinstance(rich.conv, foldconv.DOConv2d)
     assert type(net.steps[0]) is type(net.table["a"][0]) is nn.Conv2d
     x = torch.randn(1, 3, 5, 5)
@@ -171,7 +173,7 @@ def test_module_also_held_in_plain_attributes():
     assert rich.conv.D.abs().max() > 0
     plain = foldconv.fold(rich, inplace=True)
     assert type(plain.steps[0]) is nn.Conv2d
-    assert plain.steps[0] is plain.conv is plain.table["a"][0]
+    assert plain.steps[0] is plain.conv is plain.table["a"][0] is plain.pair[1] is plain.alias
 
 
 def tied():
