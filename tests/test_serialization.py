@@ -124,6 +124,10 @@ def with_header(path, change):
     save_file(tensors, path, metadata=change(description))
 
 
+def with_layer(layer):
+    return lambda description: {"foldconv": json.dumps({**description, "layers": {"0": layer}})}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -136,13 +140,11 @@ def with_header(path, change):
         (lambda p: with_header(p, lambda d: {"foldconv": "{"}), "header is damaged or of a newer format than 1"),
         (lambda p: with_header(p, lambda d: {"foldconv": json.dumps({**d, "format": 2})}), "of a newer format than 1"),
         (
-            lambda p: with_header(p, lambda d: {"foldconv": json.dumps({**d, "layers": {"0": {"method": "docnv"}}})}),
+            lambda p: with_header(p, with_layer({"method": "docnv"})),
             "unknown method 'docnv'; did you mean 'doconv'",
         ),
         (
-            lambda p: with_header(
-                p, lambda d: {"foldconv": json.dumps({**d, "layers": {"0": {"method": "doconv", "depth_multiplyer": 1}}})}
-            ),
+            lambda p: with_header(p, with_layer({"method": "doconv", "depth_multiplyer": 1})),
             "method 'doconv' has no option 'depth_multiplyer'; did you mean 'depth_multiplier'",
         ),
     ],

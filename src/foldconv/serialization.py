@@ -82,7 +82,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         CheckpointError: when the file is missing, truncated, of another kind, or does not fit `model`; the message
             lists the keys.
     """
-    description, tensors = read_description(path), _read_tensors(path)
+    description, tensors = read_description(path), read_tensors(path)
     rebuilt = expand_as_described(model, description["layers"], path)
     for name, stored in description.get("shared", {}).items():
         if stored in tensors:
@@ -178,7 +178,8 @@ def load_exactly(model: nn.Module, tensors: dict[str, Tensor], path: Any) -> Non
     model.load_state_dict(tensors)
 
 
-def _read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or a `CheckpointError` that says why not."""
     from safetensors.torch import load_file
 
     try:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ..errors import UnsupportedError, nearest
-from ._reading import read_checkpoint
+from ._reading import read_checkpoint as read_checkpoint
+from ._reading import read_safely as read_safely
 from .do_conv import from_do_conv
 
 _SOURCES: dict[str, Callable[[dict[str, Tensor], nn.Module, str], nn.Module]] = {"do-conv": from_do_conv}

@@ -31,7 +31,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file; expected a checkpoint (.pth, .pth.tar or .safetensors)")
-    content = _read(path)
+    content = read_safely(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -43,11 +43,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return tensors
 
 
-def _read(path: str | os.PathLike[str]) -> Any:
-    if str(path).endswith(".safetensors"):
-        from ..serialization import _read_tensors
+def read_safely(path: str | os.PathLike[str]) -> Any:
+    """What a checkpoint file holds: tensors and plain values; a file that would run code is refused.
 
-        return _read_tensors(path)
+    Raises:
+        CheckpointError: for a file that is unreadable or holds anything else.
+    """
+    if str(path).endswith(".safetensors"):
+        from ..serialization import read_tensors
+
+        return read_tensors(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra import Kernel
-from .foldable import PLAIN, Foldable, conv_arguments, plain_class
+from .foldable import PLAIN, Foldable, conv_arguments
 
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -228,16 +228,5 @@ def _state(tensors: list[Tensor]) -> list[tuple[int, int, int]]:
 
 
 def _without_autocast(device: str) -> contextlib.AbstractContextManager:
-    if not torch.amp.is_autocast_available(device):
-        return contextlib.nullcontext()
-    return torch.autocast(device, enabled=False)
-
-
-def describe_convolution(layer: nn.Module) -> str:
-    """``kernel_size``-and-class description for messages, such as ``Conv2d 3×3``.
-
-    >>> describe_convolution(nn.Conv2d(1, 1, (3, 5)))
-    'Conv2d 3×5'
-    """
-    cls = plain_class(layer)
-    return f"{(cls or type(layer)).__name__} {'×'.join(map(str, layer.kernel_size))}"  # pyright: ignore
+    # The meta device has no autocast to switch off.
+    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)

@@ -1,9 +1,9 @@
 """The methods, one paper per file; importing one here registers it."""
 
-from .doconv import DOConv as DOConv
 from ._registry import Method as Method
 from ._registry import as_method as as_method
 from ._registry import get_method as get_method
 from ._registry import list_methods as list_methods
 from ._registry import method_from_json as method_from_json
 from ._registry import register as register
+from .doconv import DOConv as DOConv

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from .._files import atomic_path
-from ..checkpoints._reading import _read as read_checked
+from ..checkpoints import read_safely
 from .data import epoch_seed
 
 COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
@@ -29,7 +29,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         """Tensors and plain values only, whatever was asked."""
-        return read_checked(path)
+        return read_safely(path)
 
 
 class LastCheckpoint(pl.Callback):

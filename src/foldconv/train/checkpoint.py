@@ -19,8 +19,7 @@ from typing import Any
 from torch import nn
 
 from .. import zoo
-from ..checkpoints._reading import _read as read_checked
-from ..checkpoints._reading import read_checkpoint
+from ..checkpoints import read_checkpoint, read_safely
 from ..errors import CheckpointError, UnsupportedError, nearest
 from ..folding import fold
 from ..methods import list_methods, method_from_json
@@ -90,7 +89,7 @@ def open_network(
         description = {**_mapping(read_description(path).get("extra")), **given}
         network = load(path, _plain(description, path))
     else:
-        content = {} if _is_safetensors(path) else read_checked(path)
+        content = {} if _is_safetensors(path) else read_safely(path)
         described = isinstance(content, dict) and "foldconv" in content
         description = {**_mapping(content["foldconv"] if described else {}), **given}
         network = _plain(description, path)
