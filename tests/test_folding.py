@@ -106,6 +106,7 @@ def test_plain_convolutions_are_left_alone_without_batchnorm():
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_training_mode_model_folds_its_evaluation_function_and_keeps_its_modes(batchnorm, inplace):
     model = rich(network()).train()
+    model[1].eval()
     model[3].eval()
     flags = [m.training for m in model]
     statistics = model[1].running_mean.clone()
