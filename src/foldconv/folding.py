@@ -151,6 +151,3 @@ def _tie(folded: list[tuple[nn.Module, nn.Module]]) -> None:
             twin = tied.setdefault((part, own.shape, *sources), own)
             if sources and twin is not own and not own.is_meta and torch.equal(twin, own):
                 plain.register_parameter(part, twin)
-
-
-__all__ = ["TOLERANCE", "fold"]

@@ -10,7 +10,6 @@ Nothing is pickled, so loading runs no code of the file's.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._files import atomic_path
-from .errors import CheckpointError, FoldConvError
-from .methods import method_from_json
-from .surgery import carry_over, foldable_layers, replace_modules
+from .errors import CheckpointError, UnsupportedError
+from .layers.foldable import PLAIN
+from .methods import Method, method_from_json
+from .surgery import copy_of, expanded_layers, foldable_layers, replace_modules, walk
 
 FORMAT = 1
 _KEY = "foldconv"
@@ -107,24 +107,25 @@ def expand_as_described(model: nn.Module, layers: dict[str, dict[str, Any]], pat
     Raises:
         CheckpointError: naming the layer that `model` lacks or that cannot be expanded that way.
     """
-    work = copy.deepcopy(model)
-    modules = dict(work.named_modules(remove_duplicate=False))
-    replacements: dict[nn.Module, nn.Module] = {}
+    work = copy_of(model)
+    modules = dict(walk(work))
+    chosen: dict[str, tuple[nn.Module, Method]] = {}
     for name, description in layers.items():
         conv = modules.get(name)
-        if conv is None:
+        if type(conv) not in PLAIN or conv is None:
+            found = "does not have" if conv is None else f"has as {type(conv).__name__}"
             raise CheckpointError(
-                f"{path}: expects a convolution named {name!r}, which {type(model).__name__} does not have; pass the "
-                "plain network that was expanded"
+                f"{path}: expects a convolution named {name!r}, which {type(model).__name__} {found}; pass the plain "
+                "network that was expanded"
             )
         try:
-            layer = method_from_json(description).expand(conv)
-        except (FoldConvError, AssertionError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{path}: {name} ({type(conv).__name__}) cannot be expanded as {description}: {error}"
-            ) from None
-        replacements[conv] = carry_over(conv, layer)
-    return replace_modules(work, replacements)
+            chosen[name] = conv, method_from_json(description)
+        except UnsupportedError as error:
+            raise CheckpointError(f"{path}: {name}: {error}") from None
+    try:
+        return replace_modules(work, expanded_layers(chosen))
+    except UnsupportedError as error:
+        raise CheckpointError(f"{path}: {error}; is {type(model).__name__} the network that was expanded?") from None
 
 
 def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:

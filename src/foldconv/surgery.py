@@ -74,7 +74,7 @@ def expand(
     chosen = {name: modules[name] for name in names}
     saved = [(p, p.detach().clone()) for conv in chosen.values() for p in conv.parameters()] if inplace else []
     try:
-        replacements = _expanded(chosen, config, init)
+        replacements = expanded_layers({name: (conv, config) for name, conv in chosen.items()}, init)
     except BaseException:
         # A method may have drawn the weights of earlier layers anew.
         with torch.no_grad():
@@ -84,10 +84,15 @@ def expand(
     return replace_modules(work, replacements)
 
 
-def _expanded(chosen: dict[str, nn.Module], config: Method, init: Init) -> dict[nn.Module, nn.Module]:
+def expanded_layers(chosen: dict[str, tuple[nn.Module, Method]], init: Init = "preserve") -> dict[nn.Module, nn.Module]:
+    """The foldable layer for each named convolution, with its hooks and ties; the model itself is not touched.
+
+    Raises:
+        UnsupportedError: naming the convolution that its method cannot expand.
+    """
     replacements: dict[nn.Module, nn.Module] = {}
     first_of: dict[int, tuple[str, nn.Module]] = {}
-    for name, conv in chosen.items():
+    for name, (conv, config) in chosen.items():
         try:
             layer = config.expand(conv, init)
         except UnsupportedError as error:

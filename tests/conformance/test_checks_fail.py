@@ -109,6 +109,11 @@ def zero_bias(original, layer, dtype=torch.float64):
     return kernel.replace(bias=kernel.weight.new_zeros(kernel.out_channels)) if kernel.bias is None else kernel
 
 
+def composed_in_own_dtype(original, layer, dtype=torch.float64):
+    kernel = original(None)
+    return kernel.replace(weight=kernel.weight.to(dtype), bias=None if kernel.bias is None else kernel.bias.to(dtype))
+
+
 def without_nan(original, layer, dtype=torch.float64):
     kernel = original(dtype)
     bias = None if kernel.bias is None else kernel.bias.nan_to_num()
@@ -140,7 +145,7 @@ MUTANTS = {
     "an_unfolded_layer_is_a_convolution": [layer_with(kernel=lambda kernel, layer: kernel().flatten(1))],
     "composes_once_in_evaluation": [layer_with(kernel=forget_first), layer_with(kernel=never_forget)],
     "keeps_flags": [broken(touch=thaw)],
-    "folds_half_precision": [layer_with(to_kernel=lambda original, layer, dtype=None: original(None))],
+    "folds_half_precision": [layer_with(to_kernel=composed_in_own_dtype)],
     "composes_in_float32_under_autocast": [layer_with(kernel=composed_under_autocast)],
     "survives_copies_and_checkpoints": [
         layer_with(__deepcopy__=forgetful_copy),

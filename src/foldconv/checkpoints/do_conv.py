@@ -12,7 +12,6 @@ composed kernel becomes ``weight``, and D starts again from zero.
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -21,19 +20,19 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..layers.foldable import plain_class
-from ..methods.doconv import DOConv
+from ..methods import DOConv, Method
 from ..serialization import load_exactly
-from ..surgery import carry_over, replace_modules
+from ..surgery import copy_of, expanded_layers, replace_modules
 
 _DIAGONALS = ("d_diag", "D_diag")
 
 
 def from_do_conv(tensors: dict[str, Tensor], model: nn.Module, path: str) -> nn.Module:
     """The DO-Conv network of a checkpoint around the plain `model`."""
-    work = copy.deepcopy(model)
+    work = copy_of(model)
     modules = dict(work.named_modules())
     left, ours = dict(tensors), {}
-    replacements: dict[nn.Module, nn.Module] = {}
+    chosen: dict[str, tuple[nn.Module, Method]] = {}
     for key in tensors:
         name, _, last = key.rpartition(".")
         if last != "W":
@@ -48,12 +47,11 @@ def from_do_conv(tensors: dict[str, Tensor], model: nn.Module, path: str) -> nn.
         parts = {part: left.pop(prefix + part, None) for part in ("W", "D", *_DIAGONALS)}
         values, multiplier = _layer(parts, conv, f"{path}: {name or 'the root'}")
         if multiplier is not None:
-            layer = DOConv(depth_multiplier=multiplier).expand(conv)
-            replacements[conv] = carry_over(conv, layer)
+            chosen[name] = conv, DOConv(depth_multiplier=multiplier)
         ours.update({prefix + part: value for part, value in values.items()})
     if not ours:
         raise CheckpointError(f"{path}: holds no DO-Conv layer (no key ends in '.W'); is it a folded or plain network?")
-    work = replace_modules(work, replacements)
+    work = replace_modules(work, expanded_layers(chosen))
     load_exactly(work, left | ours, path)
     return work
 
