@@ -100,7 +100,7 @@ def test_the_demo_network_gives_its_logits_and_folds(tmp_path):
     torch.testing.assert_close(foldconv.fold(net)(x), expected["logits"], **CLOSE)
 
 
-@pytest.mark.parametrize("form", ["module.", "D_diag", "state_dict", "model", "safetensors"])
+@pytest.mark.parametrize("form", ["module.", "D_diag", "state_dict", "model", "safetensors", "renamed"])
 def test_forms_in_which_checkpoints_come(tmp_path, form):
     state = torch.load(GOLDENS / "net_doconv_mnist.pth", weights_only=True)
     path = tmp_path / "net.pth"
@@ -110,8 +110,8 @@ def test_forms_in_which_checkpoints_come(tmp_path, form):
         state = {key.replace("d_diag", "D_diag"): value for key, value in state.items()}
     if form in ("state_dict", "model"):
         state = {form: state, "epoch": 3}
-    if form == "safetensors":
-        path = tmp_path / "net.safetensors"
+    if form in ("safetensors", "renamed"):
+        path = tmp_path / ("net.safetensors" if form == "safetensors" else "net.pth")
         save_file(state, path)
     else:
         torch.save(state, path)

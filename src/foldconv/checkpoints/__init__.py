@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ..errors import UnsupportedError, nearest
+from ._reading import is_safetensors as is_safetensors
 from ._reading import read_checkpoint as read_checkpoint
 from ._reading import read_safely as read_safely
 from .do_conv import from_do_conv

@@ -49,7 +49,7 @@ def read_safely(path: str | os.PathLike[str]) -> Any:
     Raises:
         CheckpointError: for a file that is unreadable or holds anything else.
     """
-    if str(path).endswith(".safetensors"):
+    if is_safetensors(path):
         from ..serialization import read_tensors
 
         return read_tensors(path)
@@ -64,3 +64,9 @@ def read_safely(path: str | os.PathLike[str]) -> Any:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); is it whole?") from None
+
+
+def is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """By content, since a name proves nothing: eight bytes of length, then JSON."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"

@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from .. import zoo
-from ..checkpoints import read_checkpoint, read_safely
+from ..checkpoints import is_safetensors, read_checkpoint, read_safely
 from ..errors import CheckpointError, UnsupportedError, nearest
 from ..folding import fold
 from ..methods import list_methods, method_from_json
@@ -84,12 +84,14 @@ def open_network(
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path}: expected a checkpoint file, received a folder; a run's is last.ckpt in it")
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file")
     given = {"architecture": architecture, "architecture_args": architecture_args or {}} if architecture else {}
-    if _is_safetensors(path) and not (given and not _has_header(path)):
+    if is_safetensors(path) and not (given and not _has_header(path)):
         description = {**_mapping(read_description(path).get("extra")), **given}
         network = load(path, _plain(description, path))
     else:
-        content = {} if _is_safetensors(path) else read_safely(path)
+        content = {} if is_safetensors(path) else read_safely(path)
         described = isinstance(content, dict) and "foldconv" in content
         description = {**_mapping(content["foldconv"] if described else {}), **given}
         network = _plain(description, path)
@@ -118,15 +120,6 @@ def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
 def _mapping(value: Any) -> dict[str, Any]:
     """A file is not trusted to have the structure we write."""
     return dict(value) if isinstance(value, dict) else {}
-
-
-def _is_safetensors(path: Path) -> bool:
-    """By content, since a name proves nothing: eight bytes of length, then JSON."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(9)[8:] == b"{"
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
 
 
 def _has_header(path: Path) -> bool:
