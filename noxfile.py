@@ -7,6 +7,10 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 
 
+CORE = ["tests/test_dependencies.py", "tests/conformance", "tests/algebra", "tests/checkpoints"]
+CORE += ["tests/test_serialization.py", "tests/test_verification.py", "tests/test_inspection.py"]
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, formatting and types."""
@@ -27,4 +31,4 @@ def tests(session: nox.Session) -> None:
 def core(session: nox.Session) -> None:
     """The core works, and imports lightly, with torch and safetensors alone."""
     session.install(".[test]")
-    session.run("pytest", "tests/test_dependencies.py", "tests/conformance", "tests/algebra")
+    session.run("pytest", *CORE)

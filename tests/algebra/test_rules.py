@@ -101,7 +101,7 @@ def test_subclasses_count_only_with_their_forward_unchanged():
 REFUSED = {
     r"^1: no rule gives a kernel for torch.nn.modules.activation.ReLU": nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()),
     r"^0.1: no rule gives .*ReLU": nn.Sequential(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU())),
-    r"^branches.1.0: no rule gives .*Sigmoid": Sum(nn.Conv2d(1, 1, 1), nn.Sequential(nn.Sigmoid())),
+    r"^1.0: no rule gives .*Sigmoid": Sum(nn.Conv2d(1, 1, 1), nn.Sequential(nn.Sigmoid())),
     r"BatchNorm2d keeps no running statistics": nn.BatchNorm2d(3, track_running_stats=False),
     r"GroupNorm normalizes by statistics of its own input": nn.Sequential(nn.Conv2d(1, 2, 1), nn.GroupNorm(1, 2)),
     r"InstanceNorm2d normalizes by statistics": nn.InstanceNorm2d(2, track_running_stats=False),
@@ -112,7 +112,7 @@ REFUSED = {
     r"Identity alone does not tell its channels and dimensions; pass in_channels= and ndim=": nn.Identity(),
     r"a Sum without branches": nn.Sequential(nn.Conv2d(1, 1, 1), Sum()),
     r"^1: Conv2d expects 4 channels in 2-d, received 2 in 2-d": nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(4, 1, 1)),
-    r"^branches.1: Conv1d expects 1 channels in 1-d, received 1 in 2-d": Sum(nn.Conv2d(1, 1, 1), nn.Conv1d(1, 1, 1)),
+    r"^1: Conv1d expects 1 channels in 1-d, received 1 in 2-d": Sum(nn.Conv2d(1, 1, 1), nn.Conv1d(1, 1, 1)),
 }
 
 

@@ -10,21 +10,25 @@ class Sum(nn.Module):
     """Parallel branches, added: ``y = Σ_b branch_b(x)``.
 
     Args:
-        *branches: modules that take one input and give outputs of one shape.
+        *branches: modules that take one input and give outputs of one shape; numbered like those of ``nn.Sequential``.
+        **named: further branches, under names of their own.
 
     Example:
-        >>> block = Sum(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Identity())
+        >>> block = Sum(nn.Conv2d(4, 4, 3, padding=1), point=nn.Conv2d(4, 4, 1), identity=nn.Identity())
         >>> block(torch.zeros(1, 4, 5, 5)).shape
         torch.Size([1, 4, 5, 5])
+        >>> [name for name, branch in block.named_children()]
+        ['0', 'point', 'identity']
     """
 
-    def __init__(self, *branches: nn.Module):
+    def __init__(self, *branches: nn.Module, **named: nn.Module):
         super().__init__()
-        self.branches = nn.ModuleList(branches)
+        for name, branch in {**{str(i): b for i, b in enumerate(branches)}, **named}.items():
+            self.add_module(name, branch)
 
     def forward(self, input: Tensor) -> Tensor:
         """Run every branch on `input` and add."""
-        first, *rest = self.branches
+        first, *rest = self.children()
         output = first(input)
         for branch in rest:
             output = output + branch(input)

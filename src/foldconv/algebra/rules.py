@@ -75,8 +75,8 @@ def _walk(module: nn.Module, channels: int, ndim: int, dtype: torch.dtype | None
         return kernel
     if isinstance(module, Sum):
         total: Kernel | None = None
-        for name, branch in module.branches.named_children():
-            with _inside(f"branches.{name}"):
+        for name, branch in module.named_children():
+            with _inside(name):
                 kernel = _walk(branch, channels, ndim, dtype)
                 total = kernel if total is None else total.add(kernel)
         if total is None:
@@ -107,8 +107,10 @@ class _inside:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, UnsupportedError):
             text = str(error)
-            joint = "." if text[:1].isdigit() or text.startswith("branches.") else ": "
-            raise UnsupportedError(f"{self.name}{joint}{text}") from None
+            joint = "." if getattr(error, "inside", False) else ": "
+            outer = UnsupportedError(f"{self.name}{joint}{text}")
+            outer.inside = True  # pyright: ignore[reportAttributeAccessIssue]
+            raise outer from None
 
 
 def _rule_for(module: nn.Module) -> Rule:
@@ -136,7 +138,7 @@ def _shape(module: nn.Module) -> tuple[int | None, int | None]:
     """Input channels and spatial dimensions, as far as the tree tells."""
     if isinstance(module, (Sum, nn.Sequential)):
         # The first child to know the channels is the first that can change them: the ones before pass them on.
-        found = [_shape(child) for child in (module.branches if isinstance(module, Sum) else module)]
+        found = [_shape(child) for child in module.children()]
         return next((c for c, _ in found if c), None), next((n for _, n in found if n), None)
     channels = getattr(module, "in_channels", None) or getattr(module, "num_features", None)
     if isinstance(module, Scale):
