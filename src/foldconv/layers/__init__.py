@@ -1,6 +1,10 @@
-"""What a foldable layer is: `Foldable` for any, `ComposedConv` for those whose kernel is composed while training."""
+"""What a foldable layer is: `Foldable` for any; `ComposedConv` where the kernel is composed while training;
+`BranchedConv` where branches with norms run while training.
+"""
 
+from .branched import BranchedConv as BranchedConv
+from .branched import NormPlace as NormPlace
 from .composed import ComposedConv as ComposedConv
 from .foldable import Foldable as Foldable
 
-__all__ = ["ComposedConv", "Foldable"]
+__all__ = ["BranchedConv", "ComposedConv", "Foldable", "NormPlace"]

@@ -43,9 +43,13 @@ class Foldable(nn.Module):
         """Multiply-adds spent on composing the kernel once, independent of the input."""
         return 0
 
+    def realize(self, kernel: Kernel) -> nn.Module:
+        """The plain convolution that takes this layer's place and computes `kernel`, cast to the layer's dtype."""
+        return realize_like(self, kernel)
+
     def fold(self) -> nn.Module:
         """The plain convolution with this layer's evaluation-mode function, composed in float64, cast last."""
-        return realize_like(self, self.to_kernel())
+        return self.realize(self.to_kernel())
 
 
 def plain_class(module: nn.Module) -> type | None:
