@@ -156,7 +156,7 @@ class Two(Foldable):
 def test_layers_that_are_no_convolutions():
     model = nn.Sequential(Two(), nn.BatchNorm2d(3), Two()).double()
     for layer in (model[0], model[2]):
-        for conv in layer.body.branches:
+        for conv in layer.body.children():
             nn.init.zeros_(conv.bias)
     folded = foldconv.fold(model)
     assert [type(m) for m in folded] == [nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]
@@ -170,7 +170,7 @@ def test_layers_that_are_no_convolutions():
 
 def test_layers_that_are_no_convolutions_shared():
     model = nn.Sequential(Two(), Two()).double()
-    model[1].body.branches = model[0].body.branches
+    model[1].body = model[0].body
     folded = foldconv.fold(model)
     assert folded[0].weight is folded[1].weight
 

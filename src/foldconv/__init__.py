@@ -33,6 +33,7 @@ _HOMES = {
         "DOConvTranspose2d",
         "DOConvTranspose3d",
     ],
+    "methods.repvgg": ["RepVGG"],
     "errors": ["FoldConvError", "NoMatchError", "FoldMismatchError", "UnsupportedError", "CheckpointError"],
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
@@ -56,6 +57,7 @@ if _TYPE_CHECKING:
     from .methods.doconv import DOConvTranspose1d as DOConvTranspose1d
     from .methods.doconv import DOConvTranspose2d as DOConvTranspose2d
     from .methods.doconv import DOConvTranspose3d as DOConvTranspose3d
+    from .methods.repvgg import RepVGG as RepVGG
     from .optimization import parameter_groups as parameter_groups
     from .optimization import regularization as regularization
     from .serialization import load as load

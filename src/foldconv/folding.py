@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .algebra import Kernel, kernel_of, norms
 from .dataflow import conv_norm_pairs
 from .errors import FoldMismatchError, UnsupportedError
-from .layers import Foldable
+from .layers import Foldable, NormPlace
 from .layers.foldable import PLAIN, realize_like
 from .surgery import carry_over, copy_of, replace_modules, walk
 
@@ -49,15 +49,16 @@ def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, ch
     pairs = conv_norm_pairs(work) if batchnorm else {}
     # Norms that only know the batch stay; `kernel_of` refuses them and the user did not ask for them one by one.
     pairs = {conv: norm for conv, norm in pairs.items() if getattr(norm, "running_var", None) is not None}
+    places = {place.link[0]: place for _, place in walk(work) if isinstance(place, NormPlace)}
     replacements: dict[nn.Module, nn.Module] = {}
     folded: list[tuple[nn.Module, nn.Module]] = []
     for name, layer in walk(work):
         if layer in replacements or not (isinstance(layer, Foldable) or layer in pairs):
             continue
-        norm = pairs.get(layer)
+        norm, place = pairs.get(layer), places.get(layer)  # pyright: ignore[reportArgumentType]
         name = name or "the root"
         try:
-            plain = _fold_one(name, layer, norm, check)
+            plain, restored = _fold_one(name, layer, norm, None if batchnorm else place, check)
         except UnsupportedError as error:
             raise UnsupportedError(f"{name}: {error}") from None
         replacements[layer] = plain
@@ -65,6 +66,8 @@ def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, ch
             folded.append((layer, plain))
         else:
             replacements[norm] = norms.after_norm(norm)
+        if place is not None:
+            replacements[place] = place.rest if restored is None else restored
     for old, new in replacements.items():
         if isinstance(old, (Foldable, *PLAIN)):
             carry_over(old, new)
@@ -73,9 +76,13 @@ def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, ch
     return replace_modules(work, replacements)
 
 
-def _fold_one(name: str, layer: nn.Module, norm: nn.Module | None, check: bool) -> nn.Module:
+def _fold_one(
+    name: str, layer: nn.Module, norm: nn.Module | None, place: NormPlace | None, check: bool
+) -> tuple[nn.Module, nn.Module | None]:
+    """The plain convolution, with `norm` absorbed; and the norm to put back into `place`, if there is one."""
     if "forward" in vars(layer):
         raise UnsupportedError("its forward was replaced on the instance; remove that before folding")
+    restored = None
     with torch.no_grad():
         kernel = layer.to_kernel() if isinstance(layer, Foldable) else kernel_of(layer)
         if norm is not None:
@@ -85,10 +92,12 @@ def _fold_one(name: str, layer: nn.Module, norm: nn.Module | None, check: bool) 
         # Tensors on the meta device have no values to compare.
         if check and not kernel.weight.is_meta:
             _compare(name, layer, norm, kernel)
-        plain = realize_like(layer, kernel)
+        if place is not None:
+            kernel, restored = place.restore(kernel)
+        plain = layer.realize(kernel) if isinstance(layer, Foldable) else realize_like(layer, kernel)
         for part, values in plain.named_parameters():
             _refuse_non_finite(name, part, values, f"the folded value does not fit {values.dtype}; fold in float32")
-    return plain
+    return plain, restored
 
 
 def _refuse_non_finite(name: str, part: str, values: Tensor | None, why: str) -> None:

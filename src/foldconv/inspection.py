@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .algebra.kernel import TRANSPOSED
-from .layers import Foldable
+from .layers import BranchedConv, ComposedConv, Foldable, NormPlace
 from .layers.foldable import PLAIN
 from .surgery import walk
 from .verification import align, evaluation
@@ -86,9 +86,10 @@ def summary(model: nn.Module, inputs: Tensor | Sequence[int] | None = None) -> S
     x = inputs if isinstance(inputs, Tensor) else _example(model, inputs)
     counted = None if x is None else _count(model, x, layers, guessed=inputs is None)
     rows = []
+    places = {place.link[0]: place for _, place in walk(model) if isinstance(place, NormPlace)}
     for module, name in layers.items():
         training = sum(p.numel() for p in module.parameters())
-        folded = _folded_parameters(module)
+        folded = _folded_parameters(module, places.get(module))
         macs = counted.get(module) if counted is not None else None
         method = module.method.name if isinstance(module, Foldable) else ""
         rows.append(Row(name, type(module).__name__, method, training, folded, *(macs or (None, None))))
@@ -104,11 +105,15 @@ def summary(model: nn.Module, inputs: Tensor | Sequence[int] | None = None) -> S
     )
 
 
-def _folded_parameters(module: nn.Module) -> int:
+def _folded_parameters(module: nn.Module, place: NormPlace | None) -> int:
     if not isinstance(module, Foldable):
         return sum(p.numel() for p in module.parameters())
-    kernel = module.to_kernel(None)
-    return kernel.weight.numel() + (0 if kernel.bias is None else kernel.bias.numel())
+    with torch.no_grad():
+        kernel, norm = module.to_kernel(), None
+        if place is not None:
+            kernel, norm = place.restore(kernel)
+        parts = [module.realize(kernel), *([] if norm is None else [norm])]
+    return sum(p.numel() for part in parts for p in part.parameters())
 
 
 def _example(model: nn.Module, shape: Sequence[int] | None) -> Tensor | None:
@@ -138,11 +143,18 @@ def _count(model: nn.Module, x: Tensor, layers: dict, guessed: bool) -> dict[nn.
         else:
             weight: Tensor = (module.to_kernel(None) if isinstance(module, Foldable) else module).weight
             folded = output.numel() * math.prod(weight.shape[1:])
-        training = folded + (module.composition_cost() if isinstance(module, Foldable) else 0)
-        before = counted.get(module, (0, 0))
-        counted[module] = (before[0] + training, before[1] + folded)
+        # A branch costs what it costs while training; its owner, seen after its branches, is what is left.
+        owner = branches.get(module)
+        training = 0 if isinstance(module, BranchedConv) else folded
+        if isinstance(module, Foldable):
+            training += module.composition_cost()
+        key, folded = (module, folded) if owner is None else (owner, 0)
+        before = counted.get(key, (0, 0))
+        counted[key] = (before[0] + training, before[1] + folded)
 
-    handles = [module.register_forward_hook(see) for module in layers]
+    owners = [module for module in layers if isinstance(module, BranchedConv)]
+    branches = {m: owner for owner in owners for m in owner.modules() if isinstance(m, (ComposedConv, *PLAIN))}
+    handles = [module.register_forward_hook(see) for module in [*layers, *branches]]
     try:
         with torch.no_grad(), evaluation(model):
             model(x)

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._files import atomic_path
+from .dataflow import conv_norm_pairs
 from .errors import CheckpointError, UnsupportedError
 from .layers.foldable import PLAIN
 from .methods import Method, method_from_json
@@ -122,8 +123,9 @@ def expand_as_described(model: nn.Module, layers: dict[str, dict[str, Any]], pat
             chosen[name] = conv, method_from_json(description)
         except UnsupportedError as error:
             raise CheckpointError(f"{path}: {name}: {error}") from None
+    takes_norm = any(method.takes_norm for _, method in chosen.values())
     try:
-        return replace_modules(work, expanded_layers(chosen))
+        return replace_modules(work, expanded_layers(chosen, conv_norm_pairs(work) if takes_norm else {}))
     except UnsupportedError as error:
         raise CheckpointError(f"{path}: {error}; is {type(model).__name__} the network that was expanded?") from None
 

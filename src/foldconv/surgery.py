@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .dataflow import read_elsewhere
+from .algebra.norms import after_norm
+from .dataflow import conv_norm_pairs, read_elsewhere
 from .errors import NoMatchError, UnsupportedError, nearest
-from .layers import Foldable
+from .layers import Foldable, NormPlace
 from .layers.foldable import PLAIN
 from .methods import Method, as_method
 from .methods._registry import Init
@@ -68,24 +69,32 @@ def expand(
     if init not in ("preserve", "paper"):
         raise UnsupportedError(f"init: expected 'preserve' or 'paper', received {init!r}")
     # Chosen on the caller's own model, so that `where` may compare modules by identity.
-    names = _choose(model, config, _as_list(include), _as_list(exclude), where)
+    pairs = conv_norm_pairs(model) if config.takes_norm else {}
+    chosen = _choose(model, config, _as_list(include), _as_list(exclude), where, pairs)
+    first = {module: name for name, module in reversed(list(walk(model)))}
     work = model if inplace else copy_of(model)
     modules = dict(walk(work))
-    chosen = {name: modules[name] for name in names}
-    saved = [(p, p.detach().clone()) for conv in chosen.values() for p in conv.parameters()] if inplace else []
+    convs = {name: (modules[name], config) for name in chosen}
+    norms = {modules[first[conv]]: modules[first[norm]] for conv, norm in pairs.items() if first[conv] in convs}
+    touched = [conv for conv, _ in convs.values()] + list(norms.values()) if inplace else []
+    saved = [(t, t.detach().clone()) for m in touched for t in (*m.parameters(), *m.buffers())]
     try:
-        replacements = expanded_layers({name: (conv, config) for name, conv in chosen.items()}, init)
+        replacements = expanded_layers(convs, norms, init)
     except BaseException:
         # A method may have drawn the weights of earlier layers anew.
         with torch.no_grad():
-            for parameter, value in saved:
-                parameter.copy_(value)
+            for tensor, value in saved:
+                tensor.copy_(value)
         raise
     return replace_modules(work, replacements)
 
 
-def expanded_layers(chosen: dict[str, tuple[nn.Module, Method]], init: Init = "preserve") -> dict[nn.Module, nn.Module]:
+def expanded_layers(
+    chosen: dict[str, tuple[nn.Module, Method]], norms: dict[nn.Module, nn.Module], init: Init = "preserve"
+) -> dict[nn.Module, nn.Module]:
     """The foldable layer for each named convolution, with its hooks and ties; the model itself is not touched.
+
+    `norms` gives the norm that follows a convolution alone, for methods that take it in.
 
     Raises:
         UnsupportedError: naming the convolution that its method cannot expand.
@@ -93,16 +102,22 @@ def expanded_layers(chosen: dict[str, tuple[nn.Module, Method]], init: Init = "p
     replacements: dict[nn.Module, nn.Module] = {}
     first_of: dict[int, tuple[str, nn.Module]] = {}
     for name, (conv, config) in chosen.items():
+        norm = norms.get(conv) if config.takes_norm else None
         try:
-            layer = config.expand(conv, init)
+            layer = config.expand(conv, init, norm) if config.takes_norm else config.expand(conv, init)
         except UnsupportedError as error:
             raise UnsupportedError(f"{name or 'the root'}: {error}") from None
         twin_name, twin = first_of.setdefault(id(conv.weight), (name, layer))
         if twin is not layer:
             _share(name, layer, twin_name, twin)
         replacements[conv] = layer
+        if norm is not None:
+            place = NormPlace(layer, norm, after_norm(norm))
+            replacements[norm] = place
+            place.training = norm.training
     for conv, layer in replacements.items():
-        carry_over(conv, layer)
+        if isinstance(layer, Foldable):
+            carry_over(conv, layer)
     return replacements
 
 
@@ -214,6 +229,7 @@ def _choose(
     include: list[str] | None,
     exclude: list[str] | None,
     where: Callable[[str, nn.Module], bool] | None,
+    pairs: dict[nn.Module, nn.Module],
 ) -> list[str]:
     """The first names of the convolutions to replace."""
     names: dict[nn.Module, list[str]] = {}
@@ -240,7 +256,7 @@ def _choose(
             continue
         if where is not None and not where(name, conv):
             continue
-        reason = _reason_against(conv) or config.reason_against(conv)
+        reason = _reason_against(conv) or config.reason_against(conv, *([pairs.get(conv)] if config.takes_norm else []))
         if reason is None and conv in read:
             reason = "the model also reads its weight outside the layer, where the composed kernel would be missing"
         if reason is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .algebra.norms import is_norm
 from .errors import UnsupportedError
-from .layers import Foldable
+from .layers import Foldable, NormPlace
 from .layers.foldable import PLAIN
 from .surgery import walk
 
@@ -130,8 +130,8 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 class _Watch:
     """Hooks on `before` that run each counterpart on the same input.
 
-    A folded convolution whose norm is gone from `after` has to be compared behind the norm: it waits until a norm
-    of `before` receives that very output.
+    A convolution whose norm is gone from one of the networks has to be compared behind the norm: it waits until the
+    norm of `before`, or what keeps its place, receives that very output.
     """
 
     def __init__(self, before: nn.Module, theirs: Mapping[str, nn.Module]):
@@ -143,9 +143,9 @@ class _Watch:
         for name, module in walk(before):
             other = theirs.get(name)
             differs = isinstance(module, Foldable) or (isinstance(module, PLAIN) and _changed(module, other))
-            if differs or (is_norm(module) and not is_norm(other or module)):
+            if differs or _closes(module, other):
                 self.watched.setdefault(module, name)
-                if not is_norm(module):
+                if differs:
                     self.missing.add(name)
         self.handles: list[Any] = []
 
@@ -158,7 +158,7 @@ class _Watch:
 
     def _see(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         name = self.watched[module]
-        if not is_norm(module):
+        if isinstance(module, (Foldable, *PLAIN)):
             self.waiting.append((name, module, (args, kwargs), output))
             return
         for i, (conv, layer, given, produced) in enumerate(self.waiting):
@@ -185,6 +185,13 @@ class _Watch:
         error, scale = _difference(expected, received, f"the output of {name or 'the root'}")
         self.missing.discard(name)
         self.found.append(LayerError(name, type(layer).__name__, error, scale))
+
+
+def _closes(module: nn.Module, other: nn.Module | None) -> bool:
+    """Is this where a norm is in one of the two networks only?"""
+    if other is None or other is module:
+        return False
+    return (is_norm(module) and not is_norm(other)) or (isinstance(module, NormPlace) and is_norm(other))
 
 
 def _changed(module: nn.Module, other: nn.Module | None) -> bool:

@@ -5,6 +5,8 @@ The one place that knows, for every norm class; absorbing a norm anywhere goes t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +44,23 @@ def after_norm(module: nn.Module) -> nn.Module:
         if m is not None and not isinstance(m, nn.Identity)
     ]
     return nn.Identity() if not rest else rest[0] if len(rest) == 1 else nn.Sequential(*rest)
+
+
+def norm_only(module: Any) -> Any:
+    """The norm of a norm-and-activation module, as a plain batch norm that shares its tensors; others as they are.
+
+    Example:
+        >>> norm = nn.BatchNorm2d(3)
+        >>> norm_only(norm) is norm
+        True
+    """
+    if type(module).__name__ not in _WITH_ACTIVATION:
+        return module
+    cls = nn.SyncBatchNorm if isinstance(module, nn.SyncBatchNorm) else nn.BatchNorm2d
+    plain = cls(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
+    plain._parameters.update(module._parameters)
+    plain._buffers.update(module._buffers)
+    return plain.train(module.training)
 
 
 def scale_and_shift(norm: nn.Module, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,9 @@ def kernel_of(
         >>> kernel.weight.shape, kernel.bias.shape
         (torch.Size([8, 3, 3, 3]), torch.Size([8]))
     """
+    own = getattr(module, "to_kernel", None)
+    if own is not None:
+        return own(dtype)
     found = _shape(module)
     channels, rank = in_channels or found[0], ndim or found[1]
     if not channels or not rank:

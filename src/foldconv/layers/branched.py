@@ -43,12 +43,12 @@ class BranchedConv(Foldable):
         UnsupportedError: from `fold`, when the tree has no exact kernel.
     """
 
-    structure = ("conv_path", "_method")
+    structure = ("_path", "_method")
 
     def __init__(self, body: nn.Module, conv: nn.Module, method: Any):
         super().__init__()
         self.body = body
-        self.conv_path = next(name for name, module in body.named_modules() if module is conv)
+        self._path = next(name for name, module in body.named_modules() if module is conv)
         self._method = method
 
     @property
@@ -59,7 +59,13 @@ class BranchedConv(Foldable):
     @property
     def conv(self) -> Any:
         """The convolution of the main branch."""
-        return self.body.get_submodule(self.conv_path)
+        return self.body.get_submodule(self._path)
+
+    @property
+    def norm(self) -> Any:
+        """The norm of the main branch, or None."""
+        branch = self.body.get_submodule(self._path.rpartition(".")[0])
+        return getattr(branch, "norm", None)
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the branches; shapes as in the convolution."""
@@ -92,19 +98,21 @@ class NormPlace(nn.Module):
         super().__init__()
         self.rest = rest
         # In a list: neither the layer nor the norm is a child, and both are found again in copies.
-        self.link = [layer, norm]
+        self.link: list[Any] = [layer, norm]
 
     def forward(self, input: Tensor) -> Tensor:
         """What came after the norm."""
         return self.rest(input)
 
-    def restore(self, kernel: Kernel) -> tuple[Kernel, nn.Module]:
+    def restore(self, kernel: Kernel) -> tuple[Kernel, Any]:
         """A kernel without bias and a norm after it that compute `kernel` together.
 
         The norm keeps its class, flags and dtype; its statistics become those of a norm that only shifts.
         """
-        norm: Any = copy.deepcopy(self.link[1])
-        shift = torch.zeros_like(scale_and_shift(norm)[1]) if kernel.bias is None else kernel.bias
+        layer, norm = self.link[0], copy.deepcopy(self.link[1])
+        # The layer has moved with the model since; the norm it was built from may not have.
+        norm = norm.to(layer.norm.running_var.device, layer.norm.running_var.dtype)
+        shift = torch.zeros_like(norm.running_mean) if kernel.bias is None else kernel.bias
         with torch.no_grad():
             norm.running_mean.zero_()
             norm.running_var.fill_(1 - norm.eps)
@@ -115,7 +123,8 @@ class NormPlace(nn.Module):
                 norm.running_mean.copy_(-shift)
             # The statistics were rounded to the norm's type: what its scale really is, the kernel makes up for.
             scale, _ = scale_and_shift(norm)
-        return kernel.replace(bias=None).scale(1 / scale), norm.train(self.training)
+        bias = None if layer.conv.bias is None else torch.zeros_like(kernel.weight[:, 0].flatten(1)[:, 0])
+        return kernel.replace(bias=None).scale(1 / scale, bias), norm.train(self.training)
 
 
 # ---------------------------------------------------------------------- what branches are made of
@@ -216,5 +225,7 @@ def has_identity(conv: Any) -> bool:
     >>> has_identity(nn.Conv2d(4, 4, 3, padding=1)), has_identity(nn.Conv2d(4, 4, 3, stride=2, padding=1))
     (True, False)
     """
-    same = all(before == after == 0 for before, after in inner_padding(conv, [1] * len(conv.kernel_size), conv.dilation))
+    same = all(
+        before == after == 0 for before, after in inner_padding(conv, [1] * len(conv.kernel_size), conv.dilation)
+    )
     return conv.in_channels == conv.out_channels and set(conv.stride) == {1} and same

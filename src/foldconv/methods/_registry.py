@@ -30,6 +30,9 @@ class Method:
     kind: ClassVar[Literal["composable", "statistical"]]
     """composable: the kernel is composed while training; statistical: norms inside, folds in evaluation mode only."""
 
+    takes_norm: ClassVar[bool] = False
+    """Does the layer take in the norm that follows the convolution? `expand` and `reason_against` then get it."""
+
     def reason_against(self, conv: nn.Module) -> str | None:
         """Why this method leaves a convolution as it is (a clause for a message), or None when it applies."""
         raise NotImplementedError

@@ -245,8 +245,8 @@ def folds_half_precision(method: Method) -> None:
             randomize(rich)
             rich = rich.to(dtype)
             expected = kernel_of(_layer(copy.deepcopy(rich).double())).to_module().weight.to(dtype)
-            network: Any = fold(rich)
-            folded = network.conv.weight
+            assert {p.dtype for p in fold(rich).parameters()} == {dtype}, f"{case}: the fold has another dtype"
+            folded: Any = _layer(rich).fold().weight
             assert folded.dtype == dtype, f"{case}: folded to {folded.dtype}"
             assert torch.equal(folded, expected), f"{case}: not the float64 kernel, cast"
 
