@@ -23,7 +23,10 @@ _HOMES = {
     "optimization": ["parameter_groups", "regularization"],
     "serialization": ["save", "load"],
     "checkpoints": ["import_checkpoint"],
+    "permutation": ["absorb_permutations"],
+    "layers.permuted": ["PermutedConv1d", "PermutedConv2d", "PermutedConv3d"],
     "methods": ["list_methods", "get_method"],
+    "methods.dgconv": ["DGConv", "DGConv1d", "DGConv2d", "DGConv3d", "budget_objective"],
     "methods.doconv": [
         "DOConv",
         "DOConv1d",
@@ -48,8 +51,16 @@ if _TYPE_CHECKING:
     from .errors import UnsupportedError as UnsupportedError
     from .folding import fold as fold
     from .inspection import summary as summary
+    from .layers.permuted import PermutedConv1d as PermutedConv1d
+    from .layers.permuted import PermutedConv2d as PermutedConv2d
+    from .layers.permuted import PermutedConv3d as PermutedConv3d
     from .methods import get_method as get_method
     from .methods import list_methods as list_methods
+    from .methods.dgconv import DGConv as DGConv
+    from .methods.dgconv import DGConv1d as DGConv1d
+    from .methods.dgconv import DGConv2d as DGConv2d
+    from .methods.dgconv import DGConv3d as DGConv3d
+    from .methods.dgconv import budget_objective as budget_objective
     from .methods.doconv import DOConv as DOConv
     from .methods.doconv import DOConv1d as DOConv1d
     from .methods.doconv import DOConv2d as DOConv2d
@@ -60,6 +71,7 @@ if _TYPE_CHECKING:
     from .methods.repvgg import RepVGG as RepVGG
     from .optimization import parameter_groups as parameter_groups
     from .optimization import regularization as regularization
+    from .permutation import absorb_permutations as absorb_permutations
     from .serialization import load as load
     from .serialization import save as save
     from .surgery import expand as expand

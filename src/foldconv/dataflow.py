@@ -88,6 +88,7 @@ class _Evidence:
     calls: Counter[nn.Module] = dataclasses.field(default_factory=Counter)
     pairs: dict[nn.Module, nn.Module] = dataclasses.field(default_factory=dict)
     opaque: set[nn.Module] = dataclasses.field(default_factory=set)
+    traces: list[list[_Trace]] = dataclasses.field(default_factory=list)
 
 
 def _collect(model: nn.Module, found: _Evidence) -> None:
@@ -99,6 +100,7 @@ def _collect(model: nn.Module, found: _Evidence) -> None:
     if not traces:
         _look_inside(model, found)
         return
+    found.traces.append(traces)
     called: Counter[nn.Module] = Counter()
     pairs = [trace.pairs() for trace in traces]
     for trace in traces:

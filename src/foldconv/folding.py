@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -110,14 +112,16 @@ def _compare(name: str, layer: nn.Module, norm: nn.Module | None, kernel: Kernel
     """Run the layer (by its features, and as it is called) and its fold, in float64 on one random input."""
     original = _in_float64(layer)
     x = _random_input(kernel)
-    received = kernel.to_module().eval()(x)
+    # What takes the layer's place may be more than the kernel's own convolution (groups, permutations).
+    plain = original.realize(kernel) if isinstance(original, Foldable) else kernel.to_module()
+    folds = [kernel.to_module().eval()(x), plain.eval()(x)]
     runs = [original.feature_forward, original] if isinstance(original, Foldable) else [original]
+    outputs = [run(x) for run in runs]
     if norm is not None:
         before = _in_float64(norm)
-        received = norms.after_norm(before)(received)
-        runs = [lambda x, run=run: before(run(x)) for run in runs]
-    for run in runs:
-        expected = run(x)
+        folds = [norms.after_norm(before)(fold) for fold in folds]
+        outputs = [before(output) for output in outputs]
+    for expected, received in itertools.product(outputs, folds):
         if expected.shape != received.shape:
             raise FoldMismatchError(
                 f"{name}: expected an output of shape {tuple(expected.shape)}, the fold gives {tuple(received.shape)}; "

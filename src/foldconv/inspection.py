@@ -146,6 +146,10 @@ def _count(model: nn.Module, x: Tensor, layers: dict, guessed: bool) -> dict[nn.
         # A branch costs what it costs while training; its owner, seen after its branches, is what is left.
         owner = branches.get(module)
         training = 0 if isinstance(module, BranchedConv) else folded
+        if isinstance(module, ComposedConv) and not module.transposed:
+            # Its fold may have more groups than the convolution it trains as.
+            plain: Any = module.realize(module.to_kernel(None))
+            folded = output.numel() * math.prod(plain.weight.shape[1:])
         if isinstance(module, Foldable):
             training += module.composition_cost()
         key, folded = (module, folded) if owner is None else (owner, 0)

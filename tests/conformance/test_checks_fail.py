@@ -6,8 +6,8 @@ import dataclasses
 import pytest
 import torch
 
-from foldconv import FoldMismatchError
-from foldconv.methods import DOConv, _registry
+from foldconv import DGConv2d, FoldMismatchError
+from foldconv.methods import DGConv, DOConv, _registry
 from foldconv.testing import CHECKS
 
 
@@ -49,6 +49,34 @@ def layer_with(**overrides):
 def broken(**attributes):
     """A method with some class attributes replaced."""
     return dataclasses.dataclass(frozen=True)(type("Broken", (Sound,), {"__doc__": Sound.__doc__, **attributes}))
+
+
+def regrouped(**attributes):
+    """DGConv with some class attributes replaced, its gates closed."""
+
+    def expand(self, conv, init="preserve"):
+        layer = DGConv.expand(self, conv, init)
+        layer.gates.data.fill_(-1)
+        layer.__class__ = type(type(layer).__name__, (type(layer),), attributes.get("layer", {}))
+        return layer
+
+    own = {"__doc__": Sound.__doc__, "name": "sound", "expand": expand, **attributes}
+    return dataclasses.dataclass(frozen=True)(type("Regrouped", (DGConv,), own))
+
+
+def realized_with(change):
+    def realize(layer, kernel):
+        plain = DGConv2d.realize(layer, kernel)
+        change(plain)
+        return plain
+
+    return regrouped(layer={"realize": realize})
+
+
+def enlarge_window(plain):
+    """The same function with a zero tap more on each side of the last dimension."""
+    plain.weight = torch.nn.Parameter(torch.nn.functional.pad(plain.weight, (1, 1)))
+    plain.padding = (*plain.padding[:-1], plain.padding[-1] + 1)
 
 
 def add_to_D(value):
@@ -138,7 +166,12 @@ MUTANTS = {
         add_to_D(1e6),
     ],
     "folds_exactly": [layer_with(compose=scaled(1 + 1e-8)), layer_with(feature_forward=scaled(1 + 1e-8))],
-    "folds_to_a_plain_network": [layer_with(to_kernel=zero_bias)],
+    "folds_to_a_plain_network": [
+        layer_with(to_kernel=zero_bias),
+        regrouped(changes_groups=False),
+        realized_with(lambda plain: plain.register_buffer("gates", torch.zeros(1))),
+        realized_with(enlarge_window),
+    ],
     "folds_the_evaluation_function": [layer_with(to_kernel=switch_mode)],
     "every_parameter_learns": [layer_with(compose=lambda compose, layer, w, D, e: compose(w, D.detach(), e))],
     "gradients_are_the_features": [layer_with(compose=steeper)],

@@ -33,6 +33,9 @@ class Method:
     takes_norm: ClassVar[bool] = False
     """Does the layer take in the norm that follows the convolution? `expand` and `reason_against` then get it."""
 
+    changes_groups: ClassVar[bool] = False
+    """May a layer fold to more groups than the convolution had? Shapes then differ from the plain network's."""
+
     def reason_against(self, conv: nn.Module) -> str | None:
         """Why this method leaves a convolution as it is (a clause for a message), or None when it applies."""
         raise NotImplementedError

@@ -64,6 +64,7 @@ def _cases() -> list[Case]:
         {"kernel_size": (2, 3), "padding": "same", "dilation": (1, 2)},
         {"padding": "valid"},
         {"kernel_size": 7, "padding": 3, "stride": 2},
+        {"in_channels": 8, "out_channels": 16},
         *({"padding": (1, 2), "kernel_size": (3, 5), "padding_mode": m} for m in ("reflect", "replicate", "circular")),
         {"padding": "same", "kernel_size": 4, "padding_mode": "reflect"},
     ]
