@@ -12,10 +12,12 @@ from foldconv.errors import UnsupportedError
 
 @pytest.mark.parametrize("name", zoo.list_architectures())
 def test_every_architecture_runs_on_the_images_it_declares(name):
-    model = zoo.create(name, num_classes=7, in_channels=2).eval()
-    shape = zoo.input_shape(model)
-    assert shape[0] == 2
-    assert model(torch.randn(3, *shape)).shape == (3, 7)
+    # Shapes only: some of them would take gigabytes and minutes.
+    with torch.device("meta"):
+        model = zoo.create(name, num_classes=7, in_channels=2).eval()
+        shape = zoo.input_shape(model)
+        assert shape[0] == 2
+        assert model(torch.randn(3, *shape)).shape == (3, 7)
 
 
 def test_options_reach_the_architecture():
