@@ -75,6 +75,35 @@ def test_a_wrong_layer_is_found_and_named(rich, batchnorm):
     assert not report.ok(1e-5)
 
 
+def test_layers_followed_by_changes_in_place_are_compared_before_them():
+    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(inplace=True), nn.Conv2d(3, 3, 1), nn.Sigmoid())
+    rich = foldconv.expand(net, "doconv")
+    randomize(rich)
+    assert foldconv.verify(rich, foldconv.fold(rich), X).ok(1e-5)
+
+
+def test_an_absorbed_norm_after_a_convolution_with_bias_is_compared():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    randomize(net)
+    report = foldconv.verify(net, foldconv.fold(net, batchnorm=True), X)
+    assert [layer.name for layer in report.layers] == ["0"]
+    assert report.ok(1e-5)
+
+
+@pytest.mark.parametrize("batchnorm", [False, True])
+def test_branches_with_norms_are_compared_behind_the_norm(batchnorm):
+    net = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), nn.ReLU(inplace=True))
+    rich = foldconv.expand(net, "repvgg")
+    randomize(rich)
+    folded = foldconv.fold(rich, batchnorm=batchnorm)
+    report = foldconv.verify(rich, folded, X)
+    assert [(layer.name, layer.layer) for layer in report.layers] == [("0", "BranchedConv")]
+    assert report.ok(1e-5)
+    with torch.no_grad():
+        (folded[0] if batchnorm else folded[1]).bias[0] += 1
+    assert foldconv.verify(rich, folded, X).layers[0].error > 0.5
+
+
 def test_nan_is_never_ok(rich):
     folded = foldconv.fold(rich)
     with torch.no_grad():
@@ -126,7 +155,7 @@ def test_a_convolution_alone():
 
 def test_networks_with_other_outputs_are_refused(rich):
     with pytest.raises(
-        UnsupportedError, match=r"the output: expected the shape \(2, 4, 6, 6\), received \(2, 5, 6, 6\)"
+        UnsupportedError, match=r"the output of the root: expected the shape \(2, 4, 6, 6\), received \(2, 5, 6, 6\)"
     ):
         foldconv.verify(nn.Conv2d(3, 4, 3), nn.Conv2d(3, 5, 3), X)
     with pytest.raises(UnsupportedError, match="the output: expected the structure"):

@@ -36,7 +36,22 @@ _HOMES = {
         "DOConvTranspose2d",
         "DOConvTranspose3d",
     ],
+    "methods.expandnet": ["ExpandNet", "ExpandNetConv1d", "ExpandNetConv2d", "ExpandNetConv3d"],
+    "methods.orepa": [
+        "OREPA",
+        "OREPAConv1d",
+        "OREPAConv2d",
+        "OREPAConv3d",
+        "OREPALargeConv1d",
+        "OREPALargeConv2d",
+        "OREPALargeConv3d",
+    ],
     "methods.repvgg": ["RepVGG"],
+    "methods.acnet": ["ACNet"],
+    "methods.dbb": ["DBB"],
+    "methods.dilated": ["Dilated"],
+    "methods.mobileone": ["MobileOne"],
+    "methods.qarepvgg": ["QARepVGG"],
     "errors": ["FoldConvError", "NoMatchError", "FoldMismatchError", "UnsupportedError", "CheckpointError"],
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
@@ -61,6 +76,9 @@ if _TYPE_CHECKING:
     from .methods.dgconv import DGConv2d as DGConv2d
     from .methods.dgconv import DGConv3d as DGConv3d
     from .methods.dgconv import budget_objective as budget_objective
+    from .methods.acnet import ACNet as ACNet
+    from .methods.dbb import DBB as DBB
+    from .methods.dilated import Dilated as Dilated
     from .methods.doconv import DOConv as DOConv
     from .methods.doconv import DOConv1d as DOConv1d
     from .methods.doconv import DOConv2d as DOConv2d
@@ -68,6 +86,19 @@ if _TYPE_CHECKING:
     from .methods.doconv import DOConvTranspose1d as DOConvTranspose1d
     from .methods.doconv import DOConvTranspose2d as DOConvTranspose2d
     from .methods.doconv import DOConvTranspose3d as DOConvTranspose3d
+    from .methods.expandnet import ExpandNet as ExpandNet
+    from .methods.expandnet import ExpandNetConv1d as ExpandNetConv1d
+    from .methods.expandnet import ExpandNetConv2d as ExpandNetConv2d
+    from .methods.expandnet import ExpandNetConv3d as ExpandNetConv3d
+    from .methods.mobileone import MobileOne as MobileOne
+    from .methods.orepa import OREPA as OREPA
+    from .methods.orepa import OREPAConv1d as OREPAConv1d
+    from .methods.orepa import OREPAConv2d as OREPAConv2d
+    from .methods.orepa import OREPAConv3d as OREPAConv3d
+    from .methods.orepa import OREPALargeConv1d as OREPALargeConv1d
+    from .methods.orepa import OREPALargeConv2d as OREPALargeConv2d
+    from .methods.orepa import OREPALargeConv3d as OREPALargeConv3d
+    from .methods.qarepvgg import QARepVGG as QARepVGG
     from .methods.repvgg import RepVGG as RepVGG
     from .optimization import parameter_groups as parameter_groups
     from .optimization import regularization as regularization

@@ -109,7 +109,6 @@ def verify(before: nn.Module, after: nn.Module, inputs: Any) -> Report:
     with evaluation(before), evaluation(after), watch:
         expected = before(*args, **kwargs)
     with evaluation(after):
-        watch.settle()
         received = after(*args, **kwargs)
     error, scale = _difference(expected, received, "the output")
     return Report(error, scale, tuple(watch.found), tuple(sorted(watch.missing)))
@@ -137,7 +136,7 @@ class _Watch:
     def __init__(self, before: nn.Module, theirs: Mapping[str, nn.Module]):
         self.found: list[LayerError] = []
         self.missing: set[str] = set()
-        self.waiting: list[tuple[str, nn.Module, Any, Any]] = []
+        self.waiting: list[tuple[str, Any, Any]] = []
         self.theirs = theirs
         self.watched: dict[nn.Module, str] = {}
         for name, module in walk(before):
@@ -159,32 +158,27 @@ class _Watch:
     def _see(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         name = self.watched[module]
         if isinstance(module, (Foldable, *PLAIN)):
-            self.waiting.append((name, module, (args, kwargs), output))
+            other = self.theirs.get(name)
+            if other is not None:
+                # Now, for what comes next may change input and output in place.
+                received = other(*args, **kwargs)
+                self.waiting.append((name, output, received))
+                self._add(name, module, output, received)
             return
-        for i, (conv, layer, given, produced) in enumerate(self.waiting):
+        for i, (conv, produced, received) in enumerate(self.waiting):
             if args and args[0] is produced:
                 del self.waiting[i]
-                self._compare(conv, layer, given, output, self.theirs[name])
+                index = max(i for i, found in enumerate(self.found) if found.name == conv)
+                found = self.found.pop(index)
+                self._add(conv, found.layer, output, self.theirs[name](received))
+                self.found.insert(index, self.found.pop())
                 return
 
-    def settle(self) -> None:
-        """Compare what no absorbed norm has claimed."""
-        for name, layer, given, output in self.waiting:
-            self._compare(name, layer, given, output, None)
-        order = {name: i for i, name in enumerate(self.watched.values())}
-        self.found.sort(key=lambda x: order[x.name])
-
-    def _compare(self, name: str, layer: nn.Module, given: Any, expected: Any, rest: nn.Module | None) -> None:
-        other = self.theirs.get(name)
-        if other is None:
-            return
-        args, kwargs = given
-        received = other(*args, **kwargs)
-        if rest is not None:
-            received = rest(received)
+    def _add(self, name: str, layer: nn.Module | str, expected: Any, received: Any) -> None:
         error, scale = _difference(expected, received, f"the output of {name or 'the root'}")
+        kind = layer if isinstance(layer, str) else type(layer).__name__
         self.missing.discard(name)
-        self.found.append(LayerError(name, type(layer).__name__, error, scale))
+        self.found.append(LayerError(name, kind, error, scale))
 
 
 def _closes(module: nn.Module, other: nn.Module | None) -> bool:
@@ -196,7 +190,12 @@ def _closes(module: nn.Module, other: nn.Module | None) -> bool:
 
 def _changed(module: nn.Module, other: nn.Module | None) -> bool:
     """Is a plain convolution no longer the same one (a norm was absorbed into it)?"""
-    return other is not None and getattr(other, "bias", None) is not None and module.bias is None
+    if not isinstance(other, PLAIN) or other is module:
+        return False
+    ours, theirs = module.state_dict(), other.state_dict()
+    return ours.keys() != theirs.keys() or any(
+        x.shape != theirs[key].shape or not torch.equal(x, theirs[key].to(x)) for key, x in ours.items()
+    )
 
 
 def _arguments(inputs: Any) -> tuple[tuple, dict]:

@@ -265,21 +265,26 @@ class Kernel:
         if first.transposed or second.transposed:
             return _chain_transposed(first, second)
         mode = _check_borders(first, second)
-        groups = math.gcd(first.groups, second.groups)
         outer = tuple(s * d for s, d in zip(first.stride, second.dilation))
         dilation = tuple(
             math.gcd(*([d1] if k1 > 1 else []), *([d2] if k2 > 1 else [])) or 1
             for d1, k1, d2, k2 in zip(first.dilation, first.size, outer, second.size)
         )
-        a = first.grouped(groups).dilated(dilation)
+        # One factor per channel scales the second kernel's inputs; its groups stay.
+        groups = second.groups if first.is_scale else math.gcd(first.groups, second.groups)
         b = second.grouped(groups).replace(dilation=outer).dilated(dilation)
+        if first.is_scale:
+            factors = first.weight.reshape(groups, 1, -1).expand(-1, b.out_channels // groups, -1)
+            weight = b.weight * factors.reshape(b.out_channels, -1, *(1,) * b.ndim)
+        else:
+            weight = _compose(first.grouped(groups).dilated(dilation).weight, b.weight, groups)
         bias = second.bias
         if first.bias is not None:
             sums = second.grouped(groups).weight.flatten(2).sum(2)
             carried = (sums.reshape(groups, -1, sums.shape[1]) @ first.bias.reshape(groups, -1, 1)).flatten()
             bias = _add(carried, bias)
         return Kernel(
-            weight=_compose(a.weight, b.weight, groups),
+            weight=weight,
             bias=bias,
             stride=tuple(s * t for s, t in zip(first.stride, second.stride)),
             padding=tuple(

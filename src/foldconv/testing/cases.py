@@ -63,6 +63,8 @@ def _cases() -> list[Case]:
         {"kernel_size": (1, 3), "padding": (0, 1)},
         {"kernel_size": (2, 3), "padding": "same", "dilation": (1, 2)},
         {"padding": "valid"},
+        {"kernel_size": 5, "padding": 2, "groups": 4, "out_channels": 4},
+        {"kernel_size": 7, "padding": 2, "groups": 4, "out_channels": 4, "stride": 2},
         {"kernel_size": 7, "padding": 3, "stride": 2},
         {"in_channels": 8, "out_channels": 16},
         *({"padding": (1, 2), "kernel_size": (3, 5), "padding_mode": m} for m in ("reflect", "replicate", "circular")),
@@ -90,9 +92,11 @@ def cases(method: Method) -> list[Case]:
     >>> len(cases(get_method("doconv")())) > 30
     True
     """
-    found = [
-        case for case in _cases() if method.reason_against(case.cls(**dict(case.arguments), device="meta")) is None
-    ]
+    found = []
+    for case in _cases():
+        net = case.network()
+        if method.reason_against(net.conv, *([net.norm] if method.takes_norm else [])) is None:
+            found.append(case)
     assert found, f"{method.name} applies to none of the convolutions of the sweep"
     return found
 

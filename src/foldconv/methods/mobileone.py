@@ -1,0 +1,67 @@
+"""MobileOne: An Improved One Millisecond Mobile Backbone (Vasu et al., CVPR 2023, arXiv 2206.04040).
+
+Each convolution trains as several copies of itself beside a scale branch and an identity (section 3.2, figure 3):
+
+    y = Σ_{n=1..N} BN_n(W_n * x)  +  BN(W_{1×1} * x)  +  BN(x)
+
+The 1×1 branch is there for kernels of more than one tap, the identity where input and output have one shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..errors import UnsupportedError
+from ..layers.branched import has_identity
+from ._branched import BranchedMethod, conv_norm, identity_norm
+from ._registry import register
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class MobileOne(BranchedMethod):
+    """MobileOne for `expand`.
+
+    Args:
+        conv_branches: N, k×k branches including the convolution itself; the paper's S0 has 4, its larger nets 1.
+
+    Raises:
+        UnsupportedError: for fewer than one branch.
+
+    Source: Vasu et al., CVPR 2023, section 3.2.
+
+    Example:
+        >>> import foldconv
+        >>> net = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8))
+        >>> rich = foldconv.expand(net, foldconv.MobileOne(conv_branches=2))
+        >>> [name for name, branch in rich[0].body.named_children()]
+        ['main', 'conv2', 'scale', 'identity']
+    """
+
+    conv_branches: int = 4
+
+    name: ClassVar[str] = "mobileone"
+    title: ClassVar[str] = "MobileOne"
+    paper: ClassVar[str] = "Vasu et al., CVPR 2023, arXiv 2206.04040"
+    adds: ClassVar[str] = "copies of the convolution, a 1×1 branch and an identity, each with a norm"
+    gain: ClassVar[str] = "ImageNet top-1, MobileOne-S0: 71.4"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.conv_branches, int) or self.conv_branches < 1:
+            raise UnsupportedError(f"conv_branches: expected an integer ≥ 1, received {self.conv_branches!r}")
+
+    def branches(self, conv: Any, norm: nn.Module | None) -> dict[str, nn.Module]:
+        """Copies, scale and identity."""
+        size = conv.kernel_size
+        copies = {f"conv{n}": conv_norm(conv, norm, size) for n in range(2, self.conv_branches + 1)}
+        scale = {} if set(size) == {1} else {"scale": conv_norm(conv, norm, [1] * len(size))}
+        return {**copies, **scale, **identity_norm(conv, norm)}
+
+    def reason_against(self, conv: Any, norm: nn.Module | None = None) -> str | None:
+        """With one branch, a 1×1 kernel and no identity nothing would be added."""
+        if self.conv_branches == 1 and set(conv.kernel_size) == {1} and not has_identity(conv):
+            return "conv_branches=1 adds nothing to a kernel of one tap without an identity"
+        return super().reason_against(conv, norm)
