@@ -464,3 +464,25 @@ def test_a_method_is_only_how_the_kernel_is_composed():
     assert type(folded) is nn.Conv2d
     assert folded.padding == "same"
     assert_same(folded(x), made(x))
+
+
+# ---------------------------------------------------------------------- starting from a kernel
+
+
+def test_start_from_makes_the_layer_that_convolution():
+    made, x = layer(), batch()
+    kernel = torch.randn_like(made.weight)
+    weight = made.weight
+    made(x)
+    made.start_from(kernel)
+    assert made.weight is weight
+    assert_same(made(x), F.conv2d(x, kernel, made.bias, padding=1))
+    assert made.D.abs().max() == 0
+
+
+def test_from_conv_with_paper_values_draws_anew():
+    conv = nn.Conv2d(4, 6, 3, **F64)
+    before = conv.weight.detach().clone()
+    made = DOConv2d.from_conv(conv, "paper")
+    assert made.weight is conv.weight
+    assert not torch.equal(made.weight, before)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -92,9 +92,10 @@ class ComposedConv(Foldable):
         return value
 
     def _compose_precisely(self, parameters: list[Tensor | None]) -> Tensor:
-        dtype = self.weight.dtype
+        first = next(p for p in parameters if p is not None)
+        dtype = first.dtype
         wide = torch.promote_types(dtype, torch.float32)
-        with _without_autocast(self.weight.device.type):
+        with _without_autocast(first.device.type):
             return self.compose(*(None if p is None else p.to(wide) for p in parameters)).to(dtype)
 
     def to_kernel(self, dtype: torch.dtype | None = torch.float64) -> Kernel:
@@ -102,8 +103,9 @@ class ComposedConv(Foldable):
         from ..algebra.rules import _conv, _conv_transpose
 
         cast = (lambda t: t) if dtype is None else (lambda t: None if t is None else t.to(dtype))
-        with _without_autocast(self.weight.device.type):
-            weight = self.compose(*(cast(getattr(self, name, None)) for name in self.composed_from))
+        parameters = [cast(getattr(self, name, None)) for name in self.composed_from]
+        with _without_autocast(next(p for p in parameters if p is not None).device.type):
+            weight = self.compose(*parameters)
         stand_in = _Plain(self, weight, cast(self.bias))
         return (_conv_transpose if self.transposed else _conv)(stand_in, self.in_channels, len(self.kernel_size))
 
@@ -134,7 +136,7 @@ class ComposedConv(Foldable):
         # A plain convolution's checkpoint describes that convolution, whatever this layer had learned before.
         extras = [name for name in self.composed_from if name != "weight"]
         if prefix + "weight" in state_dict and not any(prefix + name in state_dict for name in extras):
-            self.reset_extra_parameters()
+            self.start_from(self.weight)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "training" or name in self.composed_from:
@@ -148,20 +150,36 @@ class ComposedConv(Foldable):
     # ------------------------------------------------------------------ from a plain convolution
 
     @classmethod
-    def from_conv(cls, conv: nn.Module, **extras: Any):
+    def from_conv(cls, conv: nn.Module, init: Literal["preserve", "paper"] = "preserve", **extras: Any):
         """The layer around a plain convolution's own ``weight`` and ``bias`` (the same Parameters, not copies).
 
-        The other parameters are created beside them and set by ``reset_extra_parameters``.
+        The other parameters are created beside them. The layer starts from that kernel (`start_from`), or with
+        ``init="paper"`` from new values (`reset_parameters`). `extras` are the method's own arguments.
         """
         weight: Tensor = conv.weight  # pyright: ignore[reportAssignmentType]
         layer = cls(**conv_arguments(conv), **extras, device="meta", dtype=weight.dtype)
-        layer.weight, layer.bias = weight, conv.bias  # pyright: ignore[reportAttributeAccessIssue]
+        own = {"weight": weight, "bias": conv.bias}
         for name, p in list(layer.named_parameters(recurse=False)):
-            if name not in ("weight", "bias"):
-                empty = torch.empty(p.shape, dtype=p.dtype, device=weight.device)
-                setattr(layer, name, nn.Parameter(empty, requires_grad=weight.requires_grad))
-        layer.reset_extra_parameters()
+            empty = torch.empty(p.shape, dtype=p.dtype, device=weight.device, memory_format=_layout(weight, p))
+            setattr(layer, name, own.get(name, nn.Parameter(empty, requires_grad=weight.requires_grad)))
+        if init == "paper":
+            layer.reset_parameters()
+        else:
+            layer.start_from(weight)
         return layer.train(conv.training)
+
+    @torch.no_grad()
+    def start_from(self, kernel: Tensor) -> None:
+        """Become the plain convolution with this kernel; what the extra parameters had learned is forgotten.
+
+        A method whose kernel is not ``weight`` after ``reset_extra_parameters`` says here how to set it.
+
+        Args:
+            kernel: of the plain convolution's shape.
+        """
+        if kernel is not self.weight:
+            self.weight.copy_(kernel)
+        self.reset_extra_parameters()
 
     def reset_extra_parameters(self) -> None:
         """Set every parameter but ``weight`` and ``bias`` so that the kernel equals ``weight``."""
@@ -209,6 +227,15 @@ class _Kept(torch.autograd.Function):
             kernel = ctx.layer._compose_precisely(parameters)
             found = iter(torch.autograd.grad(kernel, wanted, grads[0], create_graph=twice))
         return None, None, *(next(found) if p is not None and p.requires_grad else None for p in parameters)
+
+
+def _layout(like: Tensor, tensor: Tensor) -> torch.memory_format:
+    """The memory format of `like`, where `tensor` can have it."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    wanted = formats.get(like.dim())
+    if wanted is None or tensor.dim() != like.dim() or like.is_contiguous():
+        return torch.contiguous_format
+    return wanted if like.is_contiguous(memory_format=wanted) else torch.contiguous_format
 
 
 def _can_keep(parameters: list[Tensor | None]) -> bool:

@@ -1,0 +1,282 @@
+"""`FactoredConv`: a convolution whose kernel is a chain of smaller kernels.
+
+    kernel = factor_l ∘ ... ∘ factor_1        taps add:  K[t] = Σ_{j_1 + ... + j_l = t}  F_l[j_l] ··· F_1[j_1]
+
+No parameter has the kernel's shape, so ``weight`` is a property: the composed kernel, to be read. All padding stands
+before the chain and all stride behind it, so the chain is one convolution, borders included, for every padding mode.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..algebra import Kernel
+from ..algebra.kernel import _compose
+from ..algebra.rules import conv_geometry
+from ..errors import UnsupportedError
+from .composed import ComposedConv, _layout
+
+
+class FactoredConv(ComposedConv):
+    """Mixin for ``nn.Conv*d`` subclasses that are chains; a subclass says what the factors are made of.
+
+    A rank class calls `build` after torch's constructor. By default the parameters are the factors themselves.
+    """
+
+    composed_from = ()
+    structure = ("shapes", "composed_from")
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Shape of each factor, first to last: ``(width, previous width / groups, *taps)``."""
+
+    def build(self, shapes: Sequence[tuple[int, ...]], parameters: dict[str, tuple[int, ...]]) -> None:
+        """Replace torch's weight by the parameters of the factors, and initialize them."""
+        like = {"device": self.weight.device, "dtype": self.weight.dtype}
+        del self._parameters["weight"]
+        for name, shape in parameters.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, **like)))
+        self.shapes, self.composed_from = tuple(shapes), tuple(parameters)
+        self.reset_parameters()
+
+    # ------------------------------------------------------------------ for subclasses
+
+    def factor_kernels(self, *parameters: Tensor) -> list[Tensor]:
+        """The factors from the tensors named by ``composed_from``, differentiable."""
+        return list(parameters)
+
+    def run_factor(self, index: int, input: Tensor, **geometry: Any) -> Tensor:
+        """One factor on feature maps; `geometry` as in `Kernel`."""
+        return Kernel(getattr(self, self.composed_from[index]), **geometry)(input)
+
+    def factorize(self, kernel: Tensor) -> list[Tensor]:
+        """Factors whose chain is `kernel`, given the parameters as `reset_extra_parameters` left them.
+
+        Raises:
+            UnsupportedError: when the widths do not suffice.
+        """
+        return hold(kernel, self._drawn(), self.groups)
+
+    def draw(self) -> None:
+        """Draw every factor as the paper does; by default like torch's convolutions."""
+        for name in self.composed_from:
+            nn.init.kaiming_uniform_(getattr(self, name), a=math.sqrt(5))
+
+    def set_factors(self, values: list[Tensor]) -> None:
+        """Write what `factorize` found into the parameters."""
+        for name, value in zip(self.composed_from, values):
+            getattr(self, name).copy_(value)
+
+    # ------------------------------------------------------------------ the rest follows
+
+    def compose(self, *parameters: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The chain as one kernel of shape ``(out, in / groups, *kernel_size)``."""
+        kernel, *later = self.factor_kernels(*parameters)
+        for factor in later:
+            kernel = _compose(kernel, factor, self.groups)
+        return kernel.contiguous(memory_format=_layout(self._widest(parameters), kernel))
+
+    def feature_forward(self, input: Tensor) -> Tensor:
+        """The factors on feature maps, one after the other."""
+        plain = conv_geometry(self)
+        first = {name: plain[name] for name in ("padding", "padding_mode")}
+        last = {"stride": plain["stride"]}
+        between = {name: plain[name] for name in ("dilation", "groups")}
+        y, end = input, len(self.shapes) - 1
+        for i in range(end + 1):
+            y = self.run_factor(i, y, **between, **(first if i == 0 else {}), **(last if i == end else {}))
+        return y if self.bias is None else y + self.bias.reshape(1, -1, *(1,) * len(self.kernel_size))
+
+    @torch.no_grad()
+    def start_from(self, kernel: Tensor) -> None:
+        """Become the plain convolution with this kernel; what the factors had learned is forgotten.
+
+        Raises:
+            UnsupportedError: when no chain of these widths is known to give it; the layer is then as it was.
+        """
+        before = [getattr(self, name).clone() for name in self.composed_from]
+        try:
+            self.reset_extra_parameters()
+            self.set_factors(self.factorize(kernel.detach().to("meta" if kernel.is_meta else "cpu", torch.float64)))
+        except UnsupportedError:
+            for name, value in zip(self.composed_from, before):
+                getattr(self, name).copy_(value)
+            raise
+
+    def reset_extra_parameters(self) -> None:
+        """Draw every factor; `start_from` then sets those that hold the kernel."""
+        self.draw()
+
+    def reset_parameters(self) -> None:
+        """Initialize as the paper does; the bias as torch does."""
+        if not self.composed_from:  # inside torch's constructor
+            _ConvNd.reset_parameters(self)  # pyright: ignore[reportArgumentType]
+            return
+        self.draw()
+        if self.bias is not None:
+            bound = 1 / math.sqrt(math.prod(self._kernel_shape()[1:]))
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def composition_cost(self) -> int:
+        """Multiply-adds of chaining: every tap of a factor meets every tap of the chain so far."""
+        total, taps = 0, math.prod(self.shapes[0][2:])
+        size = list(self.shapes[0][2:])
+        for width, previous, *k in self.shapes[1:]:
+            total += width * previous * math.prod(k) * taps * (self.in_channels // self.groups)
+            size = [a + b - 1 for a, b in zip(size, k)]
+            taps = math.prod(size)
+        return total
+
+    # ------------------------------------------------------------------ weight
+
+    @property
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The composed kernel, to be read: what is written into it in place reaches no parameter."""
+        if not self.composed_from:  # inside torch's constructor, which makes a plain layer first
+            plain = self._parameters.get("weight")
+            if plain is None:
+                raise AttributeError("weight")
+            return plain
+        kernel = self.kernel()
+        trains = any(getattr(self, name).requires_grad for name in self.composed_from)
+        # Where no gradients are recorded it still says whether it trains, as a Parameter would.
+        return kernel if kernel.requires_grad == trains else kernel.detach().requires_grad_(trains)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and self.composed_from:
+            raise AttributeError(
+                f"{type(self).__name__}.weight is composed from {', '.join(self.composed_from)} and cannot be set; "
+                "use start_from(kernel)"
+            )
+        super().__setattr__(name, value)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        plain = state_dict.get(prefix + "weight")
+        if plain is None or any(prefix + name in state_dict for name in self.composed_from):
+            super()._load_from_state_dict(state_dict, prefix, *args)
+            return
+        # A plain convolution's checkpoint.
+        rest = {key: value for key, value in state_dict.items() if key != prefix + "weight"}
+        super()._load_from_state_dict(rest, prefix, *args)
+        errors: list[str] = args[-1]
+        if tuple(plain.shape) != self._kernel_shape():
+            errors.append(
+                f"size mismatch for {prefix}weight: copying a param with shape {tuple(plain.shape)} from checkpoint, "
+                f"the shape in current model is {self._kernel_shape()}."
+            )
+            return
+        try:
+            self.start_from(plain)
+        except UnsupportedError as error:
+            errors.append(f"{prefix}weight: {error}")
+
+    def _kernel_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def _widest(self, parameters: Sequence[Tensor]) -> Tensor:
+        """The parameter with most taps, whose memory format the kernel takes."""
+        return max(parameters, key=lambda p: math.prod(p.shape[2:]))
+
+    def _drawn(self) -> list[Tensor]:
+        factors = self.factor_kernels(*(getattr(self, name).detach() for name in self.composed_from))
+        return [f.to("meta" if f.is_meta else "cpu", torch.float64) for f in factors]
+
+
+def stack_sizes(kernel_size: Sequence[int]) -> list[tuple[int, ...]]:
+    """Taps of the kernels of a stack of 3-tap kernels that spans `kernel_size` (odd sizes).
+
+    Example:
+        >>> stack_sizes((7, 7)), stack_sizes((3, 5))
+        ([(3, 3), (3, 3), (3, 3)], [(1, 3), (3, 3)])
+    """
+    layers = max(k // 2 for k in kernel_size)
+    # A shorter dimension gets its taps last, where they find the kernel already spread over the others.
+    return [tuple(3 if layers - i <= k // 2 else 1 for k in kernel_size) for i in range(layers)]
+
+
+def hold(kernel: Tensor, drawn: list[Tensor], groups: int) -> list[Tensor]:
+    """Factors whose chain is exactly `kernel`: one holds its taps, those beside it only shift.
+
+    With windows of w taps (what the holder reaches, with the factor behind it), a kernel of k taps is cut into ⌈k / w⌉
+    pieces per dimension. The factors before the holder carry one copy of the input per piece, shifted to where the
+    piece starts; a factor behind it shifts and adds. Channels not needed for that keep their drawn values: nothing
+    reads them yet, so the function does not change, but they have gradients to learn from.
+
+    Args:
+        kernel: ``(out, in / groups, *k)``.
+        drawn: the factors as they are, ``(width, previous width / groups, *taps)``; not changed.
+        groups: channel groups of every factor.
+
+    Returns:
+        One tensor per factor.
+
+    Raises:
+        UnsupportedError: when the inner widths are too small for the copies.
+
+    Example:
+        >>> drawn = [torch.randn(16, 2, 3, 3), torch.randn(5, 16, 3, 3)]
+        >>> kernel = torch.randn(5, 2, 5, 5)
+        >>> first, second = hold(kernel, drawn, 1)
+        >>> torch.allclose(Kernel(first).then(Kernel(second)).weight, kernel)
+        True
+    """
+    size, (out, channels) = tuple(kernel.shape[2:]), (kernel.shape[0] // groups, kernel.shape[1])
+    inner = tuple(f.shape[0] // groups for f in drawn[:-1])
+    needed: list[tuple[int, ...]] = []
+    for behind in (0, 1):
+        holder = len(drawn) - 1 - behind
+        taps, last = drawn[holder].shape[2:], drawn[-1].shape[2:] if behind else (1,) * len(size)
+        windows = [a + b - 1 for a, b in zip(taps, last)]
+        starts = [[min(n * w, k - w) for n in range(math.ceil(k / w))] for k, w in zip(size, windows)]
+        steps = [list(range(0, b, min(a, b - 1) or 1)) for a, b in zip(taps, last)]
+        copies, sums = math.prod(map(len, starts)), math.prod(map(len, steps))
+        needed.append((copies * channels,) * holder + (sums * out,) * behind)
+        if all(have >= need for have, need in zip(inner, needed[-1])):
+            return _hold(kernel, drawn, groups, holder, starts, steps)
+    wanted = " or ".join(map(str, dict.fromkeys(needed)))
+    raise UnsupportedError(
+        f"a trained kernel of size {size} with {channels} input channels per group fits a chain whose inner widths per "
+        f"group are at least {wanted}, received {inner}; widen the chain, start with init='paper', or exclude the layer"
+    )
+
+
+def _hold(
+    kernel: Tensor, drawn: list[Tensor], groups: int, holder: int, starts: list[list[int]], steps: list[list[int]]
+) -> list[Tensor]:
+    ndim = kernel.dim() - 2
+    blocks = kernel.reshape(groups, -1, *kernel.shape[1:])
+    out, channels = blocks.shape[1:3]
+    factors = [f.clone().reshape(groups, -1, *f.shape[1:]) for f in drawn]
+    inputs, outputs = torch.arange(channels), torch.arange(out)
+    pieces, sums = list(itertools.product(*starts)), list(itertools.product(*steps))
+
+    gone = [0] * ndim
+    for i, factor in enumerate(factors[:holder]):
+        taps = factor.shape[3:]
+        factor[:, : len(pieces) * channels] = 0
+        for n, start in enumerate(pieces):
+            shift = [min(max(s - g, 0), t - 1) for s, g, t in zip(start, gone, taps)]
+            rows = n * channels + inputs
+            factor[(slice(None), rows, rows if i else inputs, *shift)] = 1
+        gone = [g + t - 1 for g, t in zip(gone, taps)]
+
+    held = factors[holder]
+    held[:, : len(sums) * out] = 0
+    for tap in itertools.product(*map(range, kernel.shape[2:])):
+        start = tuple(max(s for s in found if s <= t) for t, found in zip(tap, starts))
+        step = tuple(max(s for s in found if s <= t - a) for t, a, found in zip(tap, start, steps))
+        rows = (sums.index(step) * out + outputs)[:, None]
+        columns = (pieces.index(start) * channels + inputs)[None]
+        place = [t - a - b for t, a, b in zip(tap, start, step)]
+        held[(slice(None), rows, columns, *place)] = blocks[(slice(None), slice(None), slice(None), *tap)]
+
+    if holder < len(factors) - 1:
+        factors[-1].zero_()
+        for n, step in enumerate(sums):
+            factors[-1][(slice(None), outputs, n * out + outputs, *step)] = 1
+    return [f.reshape(d.shape) for f, d in zip(factors, drawn)]

@@ -1,0 +1,347 @@
+"""OREPA (Hu et al., "Online Convolutional Re-parameterization", CVPR 2022).
+
+The norms inside a RepVGG- or DBB-like block are replaced by learned scales per output channel. The branches are then
+linear while training too, and one kernel can be composed from them before one convolution (section 3.2, figure 4):
+
+    K = Σ_b vector[b] · branch_b                                     initial scale
+        weight              k×k                                          .25
+        avg_conv            1×1, then the average over the window        .25
+        prior_conv          1×1, then fixed cosines per output           0
+        kxk_idconv1, _conv2 1×1 (stored as what it adds to an            .5
+                            identity), then k×k
+        conv_1x1            1×1, at the centre tap                       1
+        gconv_dw, _pw       k×k depthwise (8 filters per input           .5
+                            channel), then 1×1
+
+The cosines: filter i of O belongs to dimension d = ⌊i·n / O⌋ of n, and at position x of k it is
+``cos(π · (x_d + ½) · (i + 1 - d·O/n) / k_d)``; for n = 2 and k = 3 those are the original's, which leaves other k
+undefined. The centre of an even k is the tap that ``padding="same"`` aligns with the output, ``(k - 1) // 2``.
+
+A 1×1 convolution is ``vector[0]·W + vector[1]·(W2 W1)``, where the wider of W1 and W2 is drawn and the other starts
+as the identity. A kernel of 7 or more taps a side (the stem) can be a chain of such 3×3 kernels, or of plain ones:
+`OREPALargeConv2d`. The chain is the true convolution stack; the original omits the flip of the later kernels.
+
+In a network the norm that follows the layer is OREPA's own. From scratch the layer starts with 3.3 times the standard
+deviation of torch's convolution, which only a norm behind it makes harmless. Starting from a trained kernel, every
+scale but the first is zero: ``weight`` is the kernel, bit for bit; scales learn from the first step, branches from the
+second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..algebra.rules import conv_geometry
+from ..errors import UnsupportedError
+from ..layers import ComposedConv, Foldable
+from ..layers.factored import FactoredConv, stack_sizes
+from ..layers.foldable import plain_class
+from ._orepa_branches import Branches, PlainKernel, Pointwise
+from ._registry import Init, Method, register
+
+Large = Literal["orepa", "plain"]
+SIZE_OF_LARGE = 7
+
+
+class _OREPANd(ComposedConv):
+    """OREPA and OREPA_1x1, for any number of dimensions; the rank classes only pin the base."""
+
+    composed_from = ("weight", "vector")  # the constructor adds the rest
+    no_decay = frozenset({"vector"})
+    structure = ("branches", "composed_from")
+
+    def __init__(self, *args: Any, point: bool = True, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        reason = _reason(self.kernel_size, self.groups, None)
+        if reason is not None:
+            raise UnsupportedError(reason)
+        kind = Pointwise if math.prod(self.kernel_size) == 1 else Branches
+        self.branches = kind(self.in_channels, self.out_channels, tuple(self.kernel_size), self.groups, point)
+        like = {"device": self.weight.device, "dtype": self.weight.dtype}
+        shapes = self.branches.shapes()
+        for name, shape in shapes.items():
+            if name != "weight":
+                self.register_parameter(name, nn.Parameter(torch.empty(shape, **like)))
+        self.composed_from = tuple(shapes)
+        self.reset_parameters()
+
+    def _own(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self.composed_from}
+
+    def reset_extra_parameters(self) -> None:
+        """Draw the branches and give only the origin branch, ``weight``, a scale: 1."""
+        self.branches.draw(self._own(), preserve=True)
+
+    def reset_parameters(self) -> None:
+        """Initialize as the paper does; the bias as torch does."""
+        _ConvNd.reset_parameters(self)  # pyright: ignore[reportArgumentType]
+        if "vector" in self._parameters:  # not inside torch's constructor
+            self.branches.draw(self._own(), preserve=False)
+
+    def compose(self, *parameters: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The sum of the scaled branches as one kernel."""
+        return self.branches.compose(dict(zip(self.composed_from, parameters)))
+
+    def feature_forward(self, input: Tensor) -> Tensor:
+        """The branches on feature maps, scaled and added."""
+        y = self.branches.features(self._own(), input, **conv_geometry(self))
+        return y if self.bias is None else y + self.bias.reshape(-1, *(1,) * len(self.kernel_size))
+
+    def composition_cost(self) -> int:
+        """Multiply-adds of composing, most of them for the 1×1 before the k×k."""
+        return self.branches.cost()
+
+    @property
+    def method(self) -> OREPA:
+        """The config that rebuilds this layer."""
+        return OREPA(point=self.branches.point)
+
+    def extra_repr(self) -> str:
+        """torch's description and the method's options."""
+        return super().extra_repr() + ("" if self.branches.point else ", point=False")
+
+
+class _OREPALargeNd(FactoredConv):
+    """LargeConv and LargeConvBase, for any number of dimensions; the rank classes only pin the base."""
+
+    structure = (*FactoredConv.structure, "stages", "large")
+
+    def __init__(self, *args: Any, large: Large = "orepa", **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if large not in ("orepa", "plain"):
+            raise UnsupportedError(f"large: expected 'orepa' or 'plain', received {large!r}")
+        reason = _reason(self.kernel_size, self.groups, large)
+        if reason is None and max(self.kernel_size) < SIZE_OF_LARGE:
+            reason = (
+                f"LargeConv is for sizes of at least {SIZE_OF_LARGE}, received {tuple(self.kernel_size)}; use OREPAConv"
+            )
+        if reason is not None:
+            raise UnsupportedError(reason)
+        self.large: Large = large
+        sizes, kind = stack_sizes(self.kernel_size), Branches if large == "orepa" else PlainKernel
+        inputs = [self.in_channels] + [self.out_channels] * (len(sizes) - 1)
+        self.stages = tuple(kind(i, self.out_channels, size, self.groups) for i, size in zip(inputs, sizes))
+        shapes = [stage.shapes() for stage in self.stages]
+        parameters = {f"{name}{n}": shape for n, own in enumerate(shapes) for name, shape in own.items()}
+        self.build([own["weight"] for own in shapes], parameters)
+
+    @property
+    def no_decay(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The scales of every kernel of the chain."""
+        return frozenset(name for name in self.composed_from if name.startswith("vector"))
+
+    def _split(self, tensors: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """The tensors of each kernel of the chain, by their names in `Branches`."""
+        left = iter(tensors)
+        return [dict(zip(names, left)) for names in (list(stage.shapes()) for stage in self.stages)]
+
+    def _own(self) -> list[dict[str, Tensor]]:
+        return self._split([getattr(self, name) for name in self.composed_from])
+
+    def factor_kernels(self, *parameters: Tensor) -> list[Tensor]:
+        """The kernels of the chain."""
+        return [stage.compose(p) for stage, p in zip(self.stages, self._split(parameters))]
+
+    def run_factor(self, index: int, input: Tensor, **geometry: Any) -> Tensor:
+        """One kernel of the chain by its branches."""
+        return self.stages[index].features(self._own()[index], input, **geometry)
+
+    def draw(self) -> None:
+        """Each kernel as the paper draws it."""
+        for stage, p in zip(self.stages, self._own()):
+            stage.draw(p, preserve=False)
+
+    def reset_extra_parameters(self) -> None:
+        """Each kernel as the paper draws it, with a scale for its origin branch only."""
+        self.draw()
+        for stage, p in zip(self.stages, self._own()):
+            stage.draw(p, preserve=True)
+
+    def set_factors(self, values: list[Tensor]) -> None:
+        """Write the kernels of the chain into their origin branches."""
+        for p, value in zip(self._own(), values):
+            p["weight"].copy_(value)
+
+    def composition_cost(self) -> int:
+        """Multiply-adds of composing the kernels and of chaining them."""
+        return super().composition_cost() + sum(stage.cost() for stage in self.stages)
+
+    @property
+    def method(self) -> OREPA:
+        """The config that rebuilds this layer."""
+        return OREPA(self.large)
+
+    def extra_repr(self) -> str:
+        """torch's description and the method's options."""
+        return f"{super().extra_repr()}, large={self.large!r}"
+
+
+def _reason(kernel_size: Sequence[int], groups: int, large: Large | None) -> str | None:
+    """Why OREPA does not build a kernel of this size."""
+    size = tuple(kernel_size)
+    if math.prod(size) == 1 and groups > 1:
+        return f"its kernel has one tap and {groups} groups; OREPA_1x1 is defined for one group"
+    if large is not None and any(k % 2 == 0 for k in size):
+        return f"its size {size} is even, which no stack of 3-tap kernels has; use large=None"
+    return None
+
+
+class OREPAConv1d(_OREPANd, nn.Conv1d):
+    """``nn.Conv1d`` that trains as an OREPA; arguments, shapes, errors and source as in `OREPAConv2d`.
+
+    Example:
+        >>> OREPAConv1d(4, 8, 3, padding=1)(torch.zeros(1, 4, 9)).shape
+        torch.Size([1, 8, 9])
+    """
+
+
+class OREPAConv2d(_OREPANd, nn.Conv2d):
+    """``nn.Conv2d`` that trains as an OREPA (1×1: as an OREPA_1x1): its arguments in the same order, then by keyword
+
+    Args:
+        point: has the 1×1 branch; without it this is the convolution inside OREPA_VGG, which draws 1/√2 smaller.
+
+    Shapes:
+        input, output, ``weight`` (the origin branch) and ``bias`` as in the plain layer; ``avg_conv``, ``prior_conv``,
+        ``conv_1x1``: ``(out, in/g, 1, 1)``; ``kxk_idconv1``: ``(t, in/g, 1, 1)`` and ``kxk_conv2``: ``(out, t/g, *k)``,
+        ``t = in``, for more than four groups ``2·in``; ``gconv_dw``: ``(8·in, 1, *k)``, ``gconv_pw``:
+        ``(out, 8·in/g, 1, 1)``; ``vector``: ``(branches, out)``. 1×1: ``l2i_conv1`` ``(t, in, 1, 1)`` and ``l2i_conv2``
+        ``(out, t, 1, 1)`` with ``t = min(in, out)``.
+
+    Raises:
+        UnsupportedError: for a 1×1 kernel with groups.
+
+    Source: Hu et al., "Online Convolutional Re-parameterization", CVPR 2022, section 3; initial values as in its code.
+
+    Example:
+        >>> layer = OREPAConv2d(4, 8, 3, padding=1)
+        >>> layer.vector.shape
+        torch.Size([6, 8])
+        >>> x = torch.randn(1, 4, 6, 6)
+        >>> torch.allclose(layer(x), layer.fold()(x), atol=1e-5)
+        True
+    """
+
+
+class OREPAConv3d(_OREPANd, nn.Conv3d):
+    """``nn.Conv3d`` that trains as an OREPA; arguments, shapes, errors and source as in `OREPAConv2d`.
+
+    Example:
+        >>> OREPAConv3d(2, 3, 3)(torch.zeros(1, 2, 5, 5, 5)).shape
+        torch.Size([1, 3, 3, 3, 3])
+    """
+
+
+class OREPALargeConv1d(_OREPALargeNd, nn.Conv1d):
+    """``nn.Conv1d`` that trains as a chain of OREPA kernels; the rest as in `OREPALargeConv2d`.
+
+    Example:
+        >>> OREPALargeConv1d(4, 8, 7, padding=3)(torch.zeros(1, 4, 9)).shape
+        torch.Size([1, 8, 9])
+    """
+
+
+class OREPALargeConv2d(_OREPALargeNd, nn.Conv2d):
+    """``nn.Conv2d`` of 7 or more taps a side that trains as a chain of 3×3 kernels: its arguments, then by keyword
+
+    Args:
+        large: ``"orepa"`` (each kernel an OREPA, LargeConv) or ``"plain"`` (LargeConvBase).
+
+    Shapes:
+        input, output and ``bias`` as in the plain layer; the parameters of `OREPAConv2d` with the number of the kernel
+        behind their names (``weight0``, ``vector0``, ...), every inner width being ``out``; ``weight``, the composed
+        kernel in the plain shape, can only be read (`start_from` sets it).
+
+    Raises:
+        UnsupportedError: for even sizes, or none of at least 7.
+
+    Source: the code of Hu et al., CVPR 2022 (LargeConv), composed as the stack of convolutions that it stands for.
+
+    Example:
+        >>> layer = OREPALargeConv2d(3, 32, 7, stride=2, padding=3, large="plain")
+        >>> [name for name, p in layer.named_parameters()]
+        ['bias', 'weight0', 'weight1', 'weight2']
+        >>> layer.fold()
+        Conv2d(3, 32, kernel_size=(7, 7), stride=(2, 2), padding=(3, 3))
+    """
+
+
+class OREPALargeConv3d(_OREPALargeNd, nn.Conv3d):
+    """``nn.Conv3d`` that trains as a chain of OREPA kernels; the rest as in `OREPALargeConv2d`.
+
+    Example:
+        >>> OREPALargeConv3d(1, 3, (1, 7, 7), large="plain")(torch.zeros(1, 1, 2, 9, 9)).shape
+        torch.Size([1, 3, 2, 3, 3])
+    """
+
+
+_LAYERS: dict[type, tuple[Any, Any]] = {
+    nn.Conv1d: (OREPAConv1d, OREPALargeConv1d),
+    nn.Conv2d: (OREPAConv2d, OREPALargeConv2d),
+    nn.Conv3d: (OREPAConv3d, OREPALargeConv3d),
+}
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class OREPA(Method):
+    """OREPA for `expand`. As in the paper's ResNets:
+
+    * ResNet-18/34, whose shortcuts stay plain: ``expand(net, OREPA(large="orepa"), exclude="*.downsample.*")``;
+    * ResNet-50 and deeper, where every convolution is replaced: ``expand(net, OREPA(large="orepa"))``.
+
+    Args:
+        large: what becomes of kernels with a side of 7 or more: None (branches like any other), ``"orepa"`` (the
+            paper's LargeConv, without a parameter of the kernel's shape) or ``"plain"`` (LargeConvBase). Starting
+            one from a trained 7×7 kernel needs an output 9 times as wide as the input, as in the stem of a ResNet.
+        point: the 1×1 branch of k×k kernels.
+
+    Example:
+        >>> import foldconv
+        >>> net = nn.Sequential(nn.Conv2d(3, 32, 7, bias=False), nn.Conv2d(32, 8, 3, bias=False))
+        >>> foldconv.expand(net, foldconv.OREPA(large="plain"))
+        Sequential(
+          (0): OREPALargeConv2d(3, 32, kernel_size=(7, 7), stride=(1, 1), bias=False, large='plain')
+          (1): OREPAConv2d(32, 8, kernel_size=(3, 3), stride=(1, 1), bias=False)
+        )
+    """
+
+    large: Large | None = None
+    point: bool = True
+
+    name: ClassVar[str] = "orepa"
+    title: ClassVar[str] = "OREPA"
+    paper: ClassVar[str] = "Hu et al., CVPR 2022, arXiv 2204.00826"
+    adds: ClassVar[str] = "five linear branches with a learned scale per channel"
+    gain: ClassVar[str] = "ImageNet top-1, ResNet-18: 71.21 → 72.13"
+    kind: ClassVar[Literal["composable", "statistical"]] = "composable"
+
+    def __post_init__(self) -> None:
+        if self.large not in (None, "orepa", "plain"):
+            raise UnsupportedError(f"large: expected None, 'orepa' or 'plain', received {self.large!r}")
+
+    def reason_against(self, conv: nn.Module) -> str | None:
+        """Transposed convolutions, 1×1 with groups, even sizes of a chain."""
+        if plain_class(conv) not in _LAYERS:
+            return "OREPA's branches gather; a transposed convolution scatters"
+        return _reason(conv.kernel_size, conv.groups, self._large_for(conv))  # pyright: ignore
+
+    def expand(self, conv: nn.Module, init: Init = "preserve") -> Foldable:
+        """The OREPA around `conv`'s own weight; ``init="paper"`` draws every branch anew."""
+        cls = plain_class(conv)
+        assert cls is not None, "surgery hands over convolutions only"
+        branches, chain = _LAYERS[cls]
+        if self._large_for(conv) is not None:
+            return chain.from_conv(conv, init, large=self.large)
+        return branches.from_conv(conv, init, point=self.point)
+
+    def _large_for(self, conv: nn.Module) -> Large | None:
+        size: tuple[int, ...] = conv.kernel_size  # pyright: ignore[reportAssignmentType]
+        return self.large if max(size) >= SIZE_OF_LARGE else None
