@@ -3,7 +3,10 @@
 The header holds one JSON value under the key ``foldconv``:
 
     {"format": 1, "layers": {"layer1.0.conv1": {"method": "doconv", "depth_multiplier": 9, ...}, ...},
-     "shared": {"name of a tied tensor": "name it is stored under"}, "extra": anything plain}
+     "shared": {"name of a tied tensor": "name it is stored under"},
+     "groups": {"layer2.0.conv2": 8, ...}, "extra": anything plain}
+
+``groups`` lists the plain convolutions that have several, since a folded DGConv has more than the plain network's.
 
 Nothing is pickled, so loading runs no code of the file's.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
@@ -21,8 +24,9 @@ from ._files import atomic_path
 from .dataflow import conv_norm_pairs
 from .errors import CheckpointError, UnsupportedError
 from .layers.foldable import PLAIN
+from .layers.permuted import PERMUTED, regrouped
 from .methods import Method, method_from_json
-from .surgery import copy_of, expanded_layers, foldable_layers, replace_modules, walk
+from .surgery import carry_over, copy_of, expanded_layers, foldable_layers, replace_modules, walk
 
 FORMAT = 1
 _KEY = "foldconv"
@@ -64,7 +68,14 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, extra: dict[str, Any
             shared[name] = first[where]
         else:
             tensors[name] = tensor.detach().to("cpu").contiguous()
-    description = {"format": FORMAT, "layers": describe_layers(model), "shared": shared, "extra": extra or {}}
+    groups = {name: conv.groups for name, conv in walk(model) if _is_plain(conv) and conv.groups > 1}
+    description = {
+        "format": FORMAT,
+        "layers": describe_layers(model),
+        "shared": shared,
+        "groups": groups,
+        "extra": extra or {},
+    }
     with atomic_path(path) as temporary:
         save_file(tensors, str(temporary), metadata={_KEY: json.dumps(description)})
 
@@ -88,8 +99,28 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     for name, stored in description.get("shared", {}).items():
         if stored in tensors:
             tensors[name] = tensors[stored]
+    rebuilt = _regroup(rebuilt, description.get("groups"), tensors)
     load_exactly(rebuilt, tensors, path)
     return rebuilt
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[Any]:
+    return type(module) in (*PLAIN, *PERMUTED.values())
+
+
+def _regroup(model: nn.Module, groups: Any, tensors: dict[str, Tensor]) -> nn.Module:
+    """The model with as many groups as the file's convolutions have, where they can be split so."""
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, conv in walk(model):
+        number = groups.get(name) if isinstance(groups, dict) else None
+        if type(conv) not in PERMUTED or type(number) is not int or number <= 0:
+            continue
+        plain: Any = conv
+        divides = not (number % plain.groups or plain.in_channels % number or plain.out_channels % number)
+        if number != plain.groups and divides:
+            orders = {o: (f"{name}.{o}" if name else o) in tensors for o in ("input_order", "output_order")}
+            replacements[conv] = carry_over(conv, regrouped(conv, number, **orders))
+    return replace_modules(model, replacements)
 
 
 def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:

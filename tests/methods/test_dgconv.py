@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import foldconv
@@ -410,6 +410,74 @@ def test_budgets_that_cannot_be(budget, exponent):
 def test_a_budget_needs_layers():
     with pytest.raises(UnsupportedError, match=r"^Sequential has no DGConv layer; expand it with 'dgconv' first$"):
         budget_objective(torch.tensor(1.0), nn.Sequential(nn.Conv2d(4, 4, 1)))
+
+
+# ---------------------------------------------------------------------- files
+
+
+def plain_net():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+    )
+
+
+@pytest.mark.parametrize("gates", [(1, 0, 1), (0, 1, 1), (1, 1, 1)], ids=["interleaved", "contiguous", "open"])
+@pytest.mark.parametrize("batchnorm", [False, True])
+def test_a_folded_network_is_saved_and_loaded_into_the_plain_one(tmp_path, gates, batchnorm):
+    rich = foldconv.expand(plain_net(), "dgconv", include="3").eval()
+    with_gates(rich[3], *gates)
+    x = torch.randn(2, 3, 6, 6)
+    folded = foldconv.fold(rich, batchnorm=batchnorm)
+    for name, model in (("folded", folded), ("absorbed", foldconv.absorb_permutations(folded))):
+        foldconv.save(model, tmp_path / name)
+        other = plain_net().to(memory_format=torch.channels_last)
+        again = foldconv.load(tmp_path / name, foldconv.fold(other, batchnorm=True) if batchnorm else other).eval()
+        torch.testing.assert_close(again(x), rich(x))
+        assert [type(m) for m in again] == [type(m) for m in model]
+        assert type(other[3]) is nn.Conv2d
+        assert other[3].groups == 1
+    foldconv.save(rich, tmp_path / "rich")
+    torch.testing.assert_close(foldconv.load(tmp_path / "rich", plain_net()).eval()(x), rich(x))
+
+
+def test_a_folded_convolution_alone_is_saved_and_loaded(tmp_path):
+    folded = with_gates(DGConv2d(8, 8, 3), 1, 0, 1).fold()
+    foldconv.save(folded, tmp_path / "one")
+    again = foldconv.load(tmp_path / "one", nn.Conv2d(8, 8, 3))
+    assert torch.equal(again(example(folded)), folded(example(folded)))
+
+
+@pytest.mark.parametrize("plain", [nn.Conv2d(8, 12, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 5)])
+def test_groups_that_do_not_fit_are_refused(tmp_path, plain):
+    foldconv.save(with_gates(DGConv2d(8, 8, 3), 0, 0, 1).fold(), tmp_path / "one")
+    with pytest.raises(foldconv.CheckpointError, match=r"[12] misshapen: .*weight .*received \(8, 2, 3, 3\)"):
+        foldconv.load(tmp_path / "one", nn.Sequential(plain)[0])
+
+
+@pytest.mark.parametrize("groups", [None, 3, [8], {"": 0}, {"": -2}, {"": "2"}, {"": True}, {"": 3}, {"other": 2}])
+def test_a_damaged_list_of_groups_is_no_way_in(tmp_path, groups):
+    folded = with_gates(DGConv2d(8, 8, 3), 0, 1, 1).fold()
+    header = {"format": 1, "layers": {}, "shared": {}, "groups": groups}
+    save_file(folded.state_dict(), tmp_path / "one", metadata={"foldconv": json.dumps(header)})
+    with pytest.raises(foldconv.CheckpointError, match="1 misshapen: weight"):
+        foldconv.load(tmp_path / "one", nn.Conv2d(8, 8, 3))
+
+
+def test_the_command_line_folds_what_it_opens_again(tmp_path):
+    pytest.importorskip("lightning")
+    from foldconv.cli import main
+    from foldconv.train.checkpoint import open_network
+    from foldconv.zoo import create
+
+    net = foldconv.expand(create("digits_resnet"), "dgconv").eval()
+    for seed, layer in enumerate(m for m in net.modules() if isinstance(m, DGConv2d)):
+        with_gates(layer, *(torch.arange(len(layer.gates)) % 2 == seed % 2))
+    foldconv.save(net, tmp_path / "rich", extra={"architecture": "digits_resnet", "architecture_args": {}})
+    assert main(["fold", str(tmp_path / "rich"), str(tmp_path / "plain"), "--batchnorm"]) in (0, None)
+    again, _ = open_network(tmp_path / "plain")
+    assert any(isinstance(m, PermutedConv2d) for m in again.modules())
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(again(x), net(x), rtol=1e-4, atol=1e-4 * net(x).abs().max().item())
 
 
 # ---------------------------------------------------------------------- refusals and arguments

@@ -144,6 +144,24 @@ def realize_grouped(
     return plain.train(source.training)
 
 
+def regrouped(conv: nn.Module, groups: int, *, input_order: bool, output_order: bool) -> nn.Module:
+    """A convolution like the plain `conv` with more groups and, where told, orders: its values are still to be loaded.
+
+    Example:
+        >>> regrouped(nn.Conv2d(4, 4, 3), 2, input_order=False, output_order=False)
+        Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), groups=2)
+    """
+    plain: Any = plain_class(conv)
+    arguments = conv_arguments(conv) | {"groups": groups}
+    if input_order or output_order:
+        arguments["input_order"] = range(arguments["in_channels"]) if input_order else None
+        arguments["output_order"] = range(arguments["out_channels"]) if output_order else None
+        plain = PERMUTED[plain]
+    weight: Tensor = conv.weight  # pyright: ignore[reportAssignmentType]
+    made = plain(**arguments, device=weight.device, dtype=weight.dtype)
+    return made.to(memory_format=_layout(weight)) if weight.dim() == 4 else made
+
+
 def _layout(tensor: Tensor) -> torch.memory_format:
     """The memory format that a weight was given."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
