@@ -26,7 +26,8 @@ from ._registry import register
 class QARepVGG(BranchedMethod):
     """QARepVGG for `expand`: the norm that follows the convolution becomes the one after the sum.
 
-    A convolution with a bias and no norm gets the branches alone.
+    A convolution with a bias and no norm gets the branches alone. ``init="preserve"`` keeps the evaluation function;
+    in training mode the inner norm sees the batch at once, so the first steps differ from the plain network's.
 
     Source: Chu et al., AAAI 2024, section 4.
 
