@@ -52,6 +52,7 @@ _HOMES = {
     "methods.dilated": ["Dilated"],
     "methods.mobileone": ["MobileOne"],
     "methods.qarepvgg": ["QARepVGG"],
+    "methods.orepa_vgg": ["OREPAVGG"],
     "errors": ["FoldConvError", "NoMatchError", "FoldMismatchError", "UnsupportedError", "CheckpointError"],
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
@@ -71,13 +72,13 @@ if _TYPE_CHECKING:
     from .layers.permuted import PermutedConv3d as PermutedConv3d
     from .methods import get_method as get_method
     from .methods import list_methods as list_methods
+    from .methods.acnet import ACNet as ACNet
+    from .methods.dbb import DBB as DBB
     from .methods.dgconv import DGConv as DGConv
     from .methods.dgconv import DGConv1d as DGConv1d
     from .methods.dgconv import DGConv2d as DGConv2d
     from .methods.dgconv import DGConv3d as DGConv3d
     from .methods.dgconv import budget_objective as budget_objective
-    from .methods.acnet import ACNet as ACNet
-    from .methods.dbb import DBB as DBB
     from .methods.dilated import Dilated as Dilated
     from .methods.doconv import DOConv as DOConv
     from .methods.doconv import DOConv1d as DOConv1d
@@ -98,6 +99,7 @@ if _TYPE_CHECKING:
     from .methods.orepa import OREPALargeConv1d as OREPALargeConv1d
     from .methods.orepa import OREPALargeConv2d as OREPALargeConv2d
     from .methods.orepa import OREPALargeConv3d as OREPALargeConv3d
+    from .methods.orepa_vgg import OREPAVGG as OREPAVGG
     from .methods.qarepvgg import QARepVGG as QARepVGG
     from .methods.repvgg import RepVGG as RepVGG
     from .optimization import parameter_groups as parameter_groups

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .surgery import foldable_layers
+from .layers import Foldable
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -34,7 +34,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """
     exempt = {
         id(parameter)
-        for layer in foldable_layers(model).values()
+        for layer in _foldable(model)
         for name, parameter in layer.named_parameters(recurse=False)
         if name in layer.no_decay
     }
@@ -49,6 +49,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
+def _foldable(model: nn.Module) -> list[Foldable]:
+    """Every foldable layer, those inside the branches of others too."""
+    return [module for module in model.modules() if isinstance(module, Foldable)]
+
+
 def regularization(model: nn.Module) -> Tensor:
     """The sum of the methods' own penalties, a scalar to add to the loss (zero for methods without one).
 
@@ -57,7 +62,7 @@ def regularization(model: nn.Module) -> Tensor:
         >>> foldconv.regularization(foldconv.expand(nn.Conv2d(1, 1, 3), "doconv"))
         tensor(0.)
     """
-    penalties = [layer.regularization() for layer in foldable_layers(model).values()]
+    penalties = [layer.regularization() for layer in _foldable(model)]
     present = [penalty for penalty in penalties if penalty is not None]
     if present:
         return torch.stack(present).sum()

@@ -104,7 +104,7 @@ def expanded_layers(
     for name, (conv, config) in chosen.items():
         norm = norms.get(conv) if config.takes_norm else None
         try:
-            layer = config.expand(conv, init, norm) if config.takes_norm else config.expand(conv, init)
+            layer: Any = config.expand(conv, init, **({"norm": norm} if config.takes_norm else {}))
         except UnsupportedError as error:
             raise UnsupportedError(f"{name or 'the root'}: {error}") from None
         twin_name, twin = first_of.setdefault(id(conv.weight), (name, layer))

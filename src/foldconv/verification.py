@@ -190,7 +190,7 @@ def _closes(module: nn.Module, other: nn.Module | None) -> bool:
 
 def _changed(module: nn.Module, other: nn.Module | None) -> bool:
     """Is a plain convolution no longer the same one (a norm was absorbed into it)?"""
-    if not isinstance(other, PLAIN) or other is module:
+    if other is None or not isinstance(other, PLAIN) or other is module:
         return False
     ours, theirs = module.state_dict(), other.state_dict()
     return ours.keys() != theirs.keys() or any(

@@ -155,8 +155,8 @@ def branch_conv(
           (conv): Conv2d(4, 8, kernel_size=(1, 1), stride=(1, 1), bias=False)
         )
     """
-    dilation = conv.dilation if dilation is None else dilation
-    padding = inner_padding(conv, kernel_size, dilation)
+    steps = tuple(conv.dilation if dilation is None else dilation)
+    padding = inner_padding(conv, kernel_size, steps)
     own = all(before == after >= 0 for before, after in padding)
     inner = CONVOLUTIONS[len(kernel_size)](
         conv.in_channels if in_channels is None else in_channels,
@@ -164,7 +164,7 @@ def branch_conv(
         tuple(kernel_size),  # pyright: ignore[reportArgumentType]
         stride=conv.stride,
         padding=tuple(before for before, _ in padding) if own else 0,  # pyright: ignore[reportArgumentType]
-        dilation=tuple(dilation),  # pyright: ignore[reportArgumentType]
+        dilation=steps,  # pyright: ignore[reportArgumentType]
         groups=conv.groups if groups is None else groups,
         bias=False,
         padding_mode=conv.padding_mode if own and any(before for before, _ in padding) else "zeros",

@@ -14,5 +14,6 @@ from .doconv import DOConv as DOConv
 from .expandnet import ExpandNet as ExpandNet
 from .mobileone import MobileOne as MobileOne
 from .orepa import OREPA as OREPA
+from .orepa_vgg import OREPAVGG as OREPAVGG
 from .qarepvgg import QARepVGG as QARepVGG
 from .repvgg import RepVGG as RepVGG

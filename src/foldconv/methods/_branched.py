@@ -34,6 +34,15 @@ class BranchedMethod(Method):
         """The whole tree; by default the sum of the main branch and the others."""
         return Sum(main=main, **self.branches(conv, norm))
 
+    def main_conv(self, conv: Any) -> Any:
+        """The convolution of the main branch, with `conv`'s parameters.
+
+        A convolution of its own: hooks on the old one move to the layer and must not fire twice.
+        """
+        own = type(conv)(**conv_arguments(conv), device="meta")
+        own.weight, own.bias = conv.weight, conv.bias
+        return own.train(conv.training)
+
     def silence(self, layer: BranchedConv) -> None:
         """Change the new branches so that they add nothing yet and the layer computes what `main` does."""
         for name, branch in layer.body.named_children():
@@ -53,13 +62,12 @@ class BranchedMethod(Method):
 
     def expand(self, conv: Any, init: Init = "preserve", norm: nn.Module | None = None) -> BranchedConv:
         """The branches around `conv`'s own parameters and those of the `norm` that follows it."""
-        # A convolution of its own: hooks on the old one move to the layer and must not fire twice.
-        own = type(conv)(**conv_arguments(conv), device="meta")
-        own.weight, own.bias = conv.weight, conv.bias
+        own = self.main_conv(conv)
         main = nn.Sequential()
         main.add_module("conv", own)
-        if norm is not None:
-            main.add_module("norm", norm_only(norm))
+        own_norm: Any = None if norm is None else norm_only(norm)
+        if own_norm is not None:
+            main.add_module("norm", own_norm)
         layer = BranchedConv(self.body(main, own, norm), own, self)
         old = set(main.parameters())
         for parameter in layer.parameters():
@@ -67,15 +75,15 @@ class BranchedMethod(Method):
                 parameter.requires_grad_(own.weight.requires_grad)
         if init == "paper":
             own.reset_parameters()
-            if norm is not None and hasattr(norm, "reset_parameters"):
-                main.norm.reset_parameters()  # pyright: ignore[reportCallIssue]
+            if hasattr(own_norm, "reset_parameters"):
+                own_norm.reset_parameters()
         else:
             self.silence(layer)
         # The norm keeps its own flag: it may be frozen in evaluation mode.
-        flag = None if norm is None else norm.training
+        flag = own_norm is not None and own_norm.training
         layer.train(conv.training)
-        if flag is not None:
-            main.norm.train(flag)  # pyright: ignore[reportCallIssue]
+        if own_norm is not None:
+            own_norm.train(flag)
         return layer
 
 

@@ -1,4 +1,4 @@
-"""ACNet: Strengthening the Kernel Skeletons by Asymmetric Convolution Blocks (Ding et al., ICCV 2019, arXiv 1908.03930).
+"""ACNet: Strengthening the Kernel Skeletons (Ding et al., ICCV 2019, arXiv 1908.03930).
 
 Beside the square kernel stand two strips, which add to its middle row and its middle column (section 3.1):
 
