@@ -75,7 +75,7 @@ class BranchedMethod(Method):
                 parameter.requires_grad_(own.weight.requires_grad)
         if init == "paper":
             own.reset_parameters()
-            if hasattr(own_norm, "reset_parameters"):
+            if own_norm is not None and hasattr(own_norm, "reset_parameters"):
                 own_norm.reset_parameters()
         else:
             self.silence(layer)
