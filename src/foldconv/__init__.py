@@ -53,6 +53,7 @@ _HOMES = {
     "methods.mobileone": ["MobileOne"],
     "methods.qarepvgg": ["QARepVGG"],
     "methods.orepa_vgg": ["OREPAVGG"],
+    "layers": ["FoldableBlock"],
     "errors": ["FoldConvError", "NoMatchError", "FoldMismatchError", "UnsupportedError", "CheckpointError"],
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
@@ -70,6 +71,7 @@ if _TYPE_CHECKING:
     from .layers.permuted import PermutedConv1d as PermutedConv1d
     from .layers.permuted import PermutedConv2d as PermutedConv2d
     from .layers.permuted import PermutedConv3d as PermutedConv3d
+    from .layers import FoldableBlock as FoldableBlock
     from .methods import get_method as get_method
     from .methods import list_methods as list_methods
     from .methods.acnet import ACNet as ACNet

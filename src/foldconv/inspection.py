@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from .algebra.kernel import TRANSPOSED
-from .layers import BranchedConv, ComposedConv, Foldable, NormPlace
+from .layers import BranchedConv, ComposedConv, Foldable, FoldableBlock, NormPlace
 from .layers.foldable import PLAIN
 from .surgery import walk
 from .verification import align, evaluation
+
+_BRANCHED = (BranchedConv, FoldableBlock)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,7 @@ def summary(model: nn.Module, inputs: Tensor | Sequence[int] | None = None) -> S
         training = sum(p.numel() for p in module.parameters())
         folded = _folded_parameters(module, places.get(module))
         macs = counted.get(module) if counted is not None else None
-        method = module.method.name if isinstance(module, Foldable) else ""
+        method = module.method.name if isinstance(module, Foldable) and module.method else ""
         rows.append(Row(name, type(module).__name__, method, training, folded, *(macs or (None, None))))
     total = sum(p.numel() for p in model.parameters())
     saved = sum(row.parameters_training - row.parameters_folded for row in rows)
@@ -145,7 +147,7 @@ def _count(model: nn.Module, x: Tensor, layers: dict, guessed: bool) -> dict[nn.
             folded = output.numel() * math.prod(weight.shape[1:])
         # A branch costs what it costs while training; its owner, seen after its branches, is what is left.
         owner = branches.get(module)
-        training = 0 if isinstance(module, BranchedConv) else folded
+        training = 0 if isinstance(module, _BRANCHED) else folded
         if isinstance(module, ComposedConv) and not module.transposed:
             # Its fold may have more groups than the convolution it trains as.
             plain: Any = module.realize(module.to_kernel(None))
@@ -156,7 +158,7 @@ def _count(model: nn.Module, x: Tensor, layers: dict, guessed: bool) -> dict[nn.
         before = counted.get(key, (0, 0))
         counted[key] = (before[0] + training, before[1] + folded)
 
-    owners = [module for module in layers if isinstance(module, BranchedConv)]
+    owners = [module for module in layers if isinstance(module, _BRANCHED)]
     branches = {m: owner for owner in owners for m in owner.modules() if isinstance(m, (ComposedConv, *PLAIN))}
     handles = [module.register_forward_hook(see) for module in [*layers, *branches]]
     try:

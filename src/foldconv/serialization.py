@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -130,7 +131,9 @@ def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
     >>> describe_layers(foldconv.expand(nn.Sequential(nn.Conv2d(1, 1, 3)), "doconv"))
     {'0': {'method': 'doconv', 'depth_multiplier': 9, 'composition': 'kernel'}}
     """
-    return {name: layer.method.to_json() for name, layer in foldable_layers(model).items()}
+    layers = foldable_layers(model).items()
+    # A user's own block is part of the plain network already.
+    return {name: layer.method.to_json() for name, layer in layers if layer.method is not None}
 
 
 def expand_as_described(model: nn.Module, layers: dict[str, dict[str, Any]], path: Any = "") -> nn.Module:
@@ -188,8 +191,16 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
     return description
 
 
-def load_exactly(model: nn.Module, tensors: dict[str, Tensor], path: Any) -> None:
+def load_exactly(
+    model: nn.Module, tensors: dict[str, Tensor], path: Any, called: Callable[[str], str] = lambda name: name
+) -> None:
     """Load into `model` what fits key for key and shape for shape, or nothing at all.
+
+    Args:
+        model: the network to load into.
+        tensors: the values by the model's names.
+        path: the file they come from, for messages.
+        called: what the file calls a name of the model, for messages.
 
     Raises:
         CheckpointError: listing missing, surplus and misshapen keys.
@@ -198,13 +209,17 @@ def load_exactly(model: nn.Module, tensors: dict[str, Tensor], path: Any) -> Non
     missing = sorted(wanted.keys() - tensors.keys())
     surplus = sorted(tensors.keys() - wanted.keys())
     misshapen = [
-        f"{name} (expected {tuple(wanted[name].shape)}, received {tuple(tensors[name].shape)})"
+        f"{called(name)} (expected {tuple(wanted[name].shape)}, received {tuple(tensors[name].shape)})"
         for name in sorted(wanted.keys() & tensors.keys())
         if wanted[name].shape != tensors[name].shape
     ]
     problems = [
         f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for kind, names in (("missing", missing), ("surplus", surplus), ("misshapen", misshapen))
+        for kind, names in (
+            ("missing", [*map(called, missing)]),
+            ("surplus", [*map(called, surplus)]),
+            ("misshapen", misshapen),
+        )
         if names
     ]
     if problems:

@@ -1,0 +1,27 @@
+"""The examples run, and end in what they promise."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_own_block(capsys):
+    report = load(next(path for path in EXAMPLES if path.stem == "own_block")).main()
+    assert report.ok(1e-5)
+    assert [layer.layer for layer in report.layers] == ["FoldableBlock", "FoldableBlock"]
+    assert "Conv2d(8, 8, kernel_size=(5, 5)" in capsys.readouterr().out
