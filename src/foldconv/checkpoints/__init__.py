@@ -7,13 +7,17 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ..errors import UnsupportedError, nearest
+from ..errors import CheckpointError, UnsupportedError, nearest
+from . import repvgg
+from ._blocks import Blocks, owners
 from ._reading import is_safetensors as is_safetensors
 from ._reading import read_checkpoint as read_checkpoint
 from ._reading import read_safely as read_safely
 from .do_conv import from_do_conv
 
-_SOURCES: dict[str, Callable[[dict[str, Tensor], nn.Module, str], nn.Module]] = {"do-conv": from_do_conv}
+_BLOCKS: dict[str, Blocks] = {"repvgg": repvgg.BLOCKS}
+SOURCES: dict[str, Callable[[dict[str, Tensor], nn.Module, str], nn.Module]] = {"do-conv": from_do_conv, **_BLOCKS}
+"""What `import_checkpoint` can read, by name."""
 
 
 def import_checkpoint(path: str | os.PathLike[str], model: nn.Module, source: str) -> nn.Module:
@@ -22,18 +26,42 @@ def import_checkpoint(path: str | os.PathLike[str], model: nn.Module, source: st
     Args:
         path: a ``.pth``, ``.pth.tar`` or ``.safetensors`` file. Pickled files are read with ``weights_only=True``, so
             no code in them runs; ``module.`` prefixes and a wrapping ``state_dict`` or ``model`` entry are understood.
-        model: the *plain* network with the original's module names; it is left as it is.
-        source: the repository it comes from; ``"do-conv"``.
+        model: the *plain* network with the original's module names (`foldconv.zoo` has the originals' architectures);
+            it is left as it is. Where the original has a block of branches, a module of that name with one
+            convolution and its norm.
+        source: the repository it comes from: ``"do-conv"`` or ``"repvgg"``.
 
     Returns:
-        A new model: `model` with the layers expanded as the checkpoint says, computing what the original computes.
+        A new model: `model` with the layers expanded as the checkpoint says, computing what the original computes; for
+        a checkpoint that the original's own code has folded, ``foldconv.fold(model, batchnorm=True)`` with its values.
 
     Raises:
-        CheckpointError: for a file that is missing, truncated, hostile, or does not fit; nothing is half-loaded.
+        CheckpointError: for a file that is missing, truncated, hostile, of another source, or does not fit, with the
+            missing, surplus and misshapen keys; nothing is half-loaded.
         UnsupportedError: for an unknown source.
+
+    Example:
+        >>> import foldconv, tempfile, torch
+        >>> from foldconv.zoo import RepVGG
+        >>> plain = RepVGG((1, 1, 1, 1), (0.125, 0.125, 0.125, 0.125), num_classes=10)
+        >>> state = foldconv.fold(plain, batchnorm=True).state_dict()
+        >>> published = {name.replace(".conv.", ".rbr_reparam."): tensor for name, tensor in state.items()}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(published, f"{folder}/RepVGG-deploy.pth")
+        ...     net = foldconv.import_checkpoint(f"{folder}/RepVGG-deploy.pth", plain, source="repvgg")
+        >>> net.stage0.conv
+        Conv2d(3, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
     """
-    if source not in _SOURCES:
+    if source not in SOURCES:
         raise UnsupportedError(
-            f"unknown checkpoint source {source!r}{nearest(source, _SOURCES)}; expected one of: {', '.join(_SOURCES)}"
+            f"unknown checkpoint source {source!r}{nearest(source, SOURCES)}; expected one of: {', '.join(SOURCES)}"
         )
-    return _SOURCES[source](read_checkpoint(path), model, str(path))
+    tensors = read_checkpoint(path)
+    recognized = {name for name, blocks in _BLOCKS.items() if blocks.recognize(tensors)[0]}
+    recognized |= {"do-conv"} if owners("W", tensors) else set()
+    if recognized and source not in recognized:
+        raise CheckpointError(
+            f"{path}: has no layer of {source!r}, but its keys are those of {' and '.join(sorted(recognized))}; "
+            f"pass source={min(recognized)!r}"
+        )
+    return SOURCES[source](tensors, model, str(path))

@@ -2,10 +2,12 @@
 
 from ._registry import create, input_shape, list_architectures
 from .g_resnext import GResNeXt, g_resnext50, g_resnext101
+from .repvgg import RepVGG
 from .small_resnet import SmallResNet, digits_resnet
 
 __all__ = [
     "GResNeXt",
+    "RepVGG",
     "SmallResNet",
     "create",
     "digits_resnet",

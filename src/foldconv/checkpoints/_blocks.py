@@ -1,0 +1,184 @@
+"""What the importers of block checkpoints share.
+
+The originals put a block (branches, norms, activation) where the plain network has a convolution and its norm:
+
+    stage1.0.rbr_dense.conv.weight, stage1.0.rbr_1x1.bn.bias, ...    the block ``stage1.0`` of a checkpoint
+    stage1.0.conv, stage1.0.bn                                        the same place in the plain network
+
+So the plain counterpart of a block ``X`` is a module ``X`` with one convolution in it that a norm follows, or that
+convolution itself; which norm follows which convolution is a question of data flow, not of names. That is also how the
+originals name their networks without blocks (type ``base``), and the zoo follows them. Everything outside of blocks has
+to have one name in both.
+
+A checkpoint that was already folded by the original's own code (``X.rbr_reparam.weight``) becomes the folded network,
+``foldconv.fold(model, batchnorm=True)`` with the checkpoint's values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ..dataflow import conv_norm_pairs
+from ..errors import CheckpointError, UnsupportedError
+from ..folding import fold
+from ..layers.foldable import PLAIN
+from ..methods import Method
+from ..serialization import load_exactly
+from ..surgery import copy_of, expanded_layers, replace_modules
+
+NORM = "norm"
+"""Stands in `Layer.names` for the norm that follows the convolution."""
+
+
+class Layer(NamedTuple):
+    """How one block is imported."""
+
+    method: Method
+    """What the convolution is expanded with."""
+    names: Mapping[str, str]
+    """The original's names inside the block (of modules or tensors) to those inside our layer, or `NORM`."""
+    tensors: dict[str, Tensor]
+    """The block's tensors under their original names, as our layer wants them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """The blocks of one source repository.
+
+    Args:
+        title: what the blocks are called in messages.
+        mark: pattern of the tensor, relative to its block, by which a block is recognized.
+        layer: from a block's tensors, by name relative to the block, and its plain convolution to a `Layer`; raises
+            `UnsupportedError` for what has no equivalent.
+        folded: name of the convolution in a block that the original's own code has folded.
+        takes_norm: whether a norm follows the convolution.
+    """
+
+    title: str
+    mark: str
+    layer: Callable[[dict[str, Tensor], Any], Layer]
+    folded: str | None = None
+    takes_norm: bool = True
+
+    def recognize(self, keys: Iterable[str]) -> tuple[list[str], bool]:
+        """The names of the blocks in a checkpoint, and whether the original's code has folded them."""
+        keys = list(keys)
+        blocks = owners(self.mark, keys)
+        if blocks or self.folded is None:
+            return blocks, False
+        blocks = owners(re.escape(self.folded) + r"\.weight", keys)
+        return blocks, bool(blocks)
+
+    def __call__(self, tensors: dict[str, Tensor], model: nn.Module, path: str) -> nn.Module:
+        """The network of a checkpoint around the plain `model`."""
+        blocks, folded = self.recognize(tensors)
+        if not blocks:
+            raise CheckpointError(f"{path}: holds no {self.title} block; is it a plain network's?")
+        pairs = conv_norm_pairs(model) if self.takes_norm else {}
+        names = {module: name for name, module in model.named_modules()}
+        convs = {block: self._convolution(block, model, pairs, path) for block in blocks}
+        places = {conv: block for block, conv in convs.items()}
+        for block, conv in convs.items():
+            if places[conv] != block:
+                raise CheckpointError(
+                    f"{path}: holds {self.title} blocks {block!r} and {places[conv]!r}, but {type(model).__name__} has "
+                    f"one convolution for both, {names[conv]}"
+                )
+        if folded:
+            work = fold(model, batchnorm=True, check=False)
+            table = {_join(block, str(self.folded)): names[conv] for block, conv in convs.items()}
+            return _load(work, tensors, table, path)
+        work = copy_of(model)
+        modules = dict(work.named_modules())
+        left, table = dict(tensors), {}
+        chosen: dict[str, tuple[nn.Module, Method]] = {}
+        for block, conv in convs.items():
+            own = {key[len(_join(block, "")) :]: left.pop(key) for key in tensors if key.startswith(_join(block, ""))}
+            norm = pairs.get(conv)
+            try:
+                method, inside, values = self.layer(own, conv)
+                reason = method.reason_against(conv, *([norm] if method.takes_norm else []))
+            except UnsupportedError as error:
+                raise CheckpointError(f"{path}: {block or 'the root'}: {error}") from None
+            if reason is not None:
+                raise CheckpointError(
+                    f"{path}: holds a {self.title} block {block!r}, but {names[conv] or 'the root'} of "
+                    f"{type(model).__name__} cannot become {method.name}: {reason}"
+                )
+            chosen[names[conv]] = modules[names[conv]], method
+            left |= {_join(block, key): value for key, value in values.items()}
+            for theirs, ours in inside.items():
+                at_norm = norm is not None and ours == NORM
+                table[_join(block, theirs)] = names[norm] if at_norm else _join(names[conv], ours)
+        norms = {modules[names[conv]]: modules[names[pairs[conv]]] for conv in convs.values() if conv in pairs}
+        try:
+            work = replace_modules(work, expanded_layers(chosen, norms))
+        except UnsupportedError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        return _load(work, left, table, path)
+
+    def _convolution(self, block: str, model: nn.Module, pairs: dict[nn.Module, nn.Module], path: str) -> Any:
+        """The plain network's convolution in the place of a block."""
+        inside = [module for name, module in model.named_modules() if f"{name}.".startswith(_join(block, ""))]
+        convs = [m for m in inside if type(m) in PLAIN and (m in pairs or not self.takes_norm)]
+        if len(convs) == 1:
+            return convs[0]
+        what = "one convolution that a norm follows" if self.takes_norm else "one convolution"
+        has = f"{len(convs)} such in {type(inside[0]).__name__}" if inside else "no module"
+        raise CheckpointError(
+            f"{path}: holds a {self.title} block {block!r}, but {type(model).__name__} has {has} there; "
+            f"expected {what}: is it the plain network of this checkpoint?"
+        )
+
+
+def renamed(name: str, table: Mapping[str, str]) -> str:
+    """A dotted name with its longest prefix in `table` replaced; as it is when there is none.
+
+    >>> renamed("a.bn.weight", {"a": "x", "a.bn": "x.norm"}), renamed("b.weight", {"a": "x"})
+    ('x.norm.weight', 'b.weight')
+    """
+    head, tail = name, ""
+    while head:
+        if head in table:
+            return _join(table[head], tail) if tail else table[head]
+        head, _, last = head.rpartition(".")
+        tail = f"{last}.{tail}" if tail else last
+    return _join(table[""], name) if "" in table else name
+
+
+def _load(model: nn.Module, tensors: dict[str, Tensor], table: dict[str, str], path: str) -> nn.Module:
+    """Load by our names; messages use the original's."""
+    ours: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    for key, tensor in tensors.items():
+        name = renamed(key, table)
+        if name in ours:
+            raise CheckpointError(f"{path}: holds both {origin[name]} and {key}, which stand for the same tensor")
+        ours[name], origin[name] = tensor, key
+    for name, value in model.state_dict().items():
+        # Counted by torch since 0.4 only, left out by some exporters, and read by no norm with a momentum.
+        if name.endswith("num_batches_tracked"):
+            ours.setdefault(name, value)
+    back = {mine: theirs for theirs, mine in reversed(table.items())}
+    load_exactly(model, ours, path, called=lambda name: origin.get(name) or renamed(name, back))
+    return model
+
+
+def owners(pattern: str, keys: Iterable[str]) -> list[str]:
+    r"""What stands before a pattern in the keys that end with it, each once.
+
+    >>> owners(r"rbr_dense\.weight", ["a.0.rbr_dense.weight", "a.0.rbr_1x1.weight"])
+    ['a.0']
+    """
+    # The shortest owner: a pattern may begin with an optional part.
+    matches = (re.fullmatch(rf"(?:(.*?)\.)??(?:{pattern})", key) for key in keys)
+    return list(dict.fromkeys(match[1] or "" for match in matches if match))
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
