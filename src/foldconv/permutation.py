@@ -131,12 +131,11 @@ def _follow(trace: _Trace, node: fx.Node, free: set[nn.Module], backward: bool) 
 
 
 def _link(trace: _Trace, node: fx.Node) -> fx.Node | None:
-    """The only user of a value, which reads it as its first argument and no other value."""
+    """The only user of a value, if it reads it as its first argument."""
     if len(node.users) != 1 or node in trace.escaped:
         return None
     (user,) = node.users
-    alone = user.args[:1] == (node,) and user.all_input_nodes == [node]
-    return user if alone and user.args.count(node) == 1 and node not in user.kwargs.values() else None
+    return user if user.args[:1] == (node,) else None
 
 
 def _has_values_per_channel(module: Any) -> bool:

@@ -355,6 +355,7 @@ def test_gates_are_trained_and_do_not_decay():
     decayed, kept = foldconv.parameter_groups(layer, 0.1)
     assert [p.shape for p in decayed["params"]] == [layer.weight.shape]
     assert any(p is layer.gates for p in kept["params"])
+    assert "gates" in DGConv2d.no_decay
     target = with_gates(DGConv2d(8, 8, 3, padding=1), 0, 0, 0)
     optimizer = torch.optim.SGD([layer.gates], lr=1e-3)
     with torch.no_grad():
