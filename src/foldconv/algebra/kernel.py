@@ -375,6 +375,13 @@ def _compose(first: Tensor, second: Tensor, groups: int) -> Tensor:
     """``K[o,i,t] = Σ_{m,j} second[o,m,j] · first[m,i,t-j]`` per group; a full convolution of the taps."""
     ndim = first.dim() - 2
     middle = first.shape[0] // groups
+    sizes = tuple(first.shape[2:]), tuple(second.shape[2:])
+    if 1 in map(math.prod, sizes):
+        # One of them is pointwise: a product of matrices, where the convolution below would mostly multiply padding.
+        a = first.reshape(groups, middle, first.shape[1], -1)
+        b = second.reshape(groups, -1, middle, math.prod(sizes[1]))
+        size = max(sizes, key=math.prod)
+        return torch.einsum("gomt,gmis->goits", b, a).reshape(second.shape[0], first.shape[1], *size)
     # The taps of `first` take the place of an image: batch = input channel, channels = groups × middle.
     image = first.reshape(groups, middle, *first.shape[1:]).transpose(1, 2)
     image = image.transpose(0, 1).reshape(first.shape[1], groups * middle, *first.shape[2:])
