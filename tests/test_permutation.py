@@ -320,6 +320,12 @@ class SecondArgument(Twice):
         return self.head(torch.sub(1.0, self.conv(self.stem(x))))
 
 
+class Remembers(Twice):
+    def forward(self, x):
+        self.seen = self.conv(self.stem(x))
+        return self.head(self.seen)
+
+
 class GivenSize(Twice):
     def __init__(self):
         super().__init__()
@@ -339,6 +345,7 @@ LEFT = {
     CalledAgain: 1,
     CalledOutOfSight: 1,
     SecondArgument: 1,
+    Remembers: 1,
     GivenSize: 0,
 }
 

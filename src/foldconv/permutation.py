@@ -131,11 +131,8 @@ def _follow(trace: _Trace, node: fx.Node, free: set[nn.Module], backward: bool) 
 
 
 def _link(trace: _Trace, node: fx.Node) -> fx.Node | None:
-    """The only user of a value, if it reads it as its first argument."""
-    if len(node.users) != 1 or node in trace.escaped:
-        return None
-    (user,) = node.users
-    return user if user.args[:1] == (node,) else None
+    """The only reader of a value."""
+    return next(iter(node.users)) if len(node.users) == 1 and node not in trace.escaped else None
 
 
 def _has_values_per_channel(module: Any) -> bool:
