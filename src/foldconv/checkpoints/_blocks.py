@@ -54,7 +54,7 @@ class Blocks:
         title: what the blocks are called in messages.
         mark: pattern of the tensor, relative to its block, by which a block is recognized.
         layer: from a block's tensors, by name relative to the block, and its plain convolution to a `Layer`; raises
-            `UnsupportedError` for what has no equivalent.
+            `CheckpointError` for what has no equivalent.
         folded: name of the convolution in a block that the original's own code has folded.
         takes_norm: whether a norm follows the convolution.
     """
@@ -103,7 +103,7 @@ class Blocks:
             try:
                 method, inside, values = self.layer(own, conv)
                 reason = method.reason_against(conv, *([norm] if method.takes_norm else []))
-            except UnsupportedError as error:
+            except (CheckpointError, UnsupportedError) as error:
                 raise CheckpointError(f"{path}: {block or 'the root'}: {error}") from None
             if reason is not None:
                 raise CheckpointError(

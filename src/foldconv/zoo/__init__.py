@@ -2,11 +2,13 @@
 
 from ._registry import create, input_shape, list_architectures
 from .g_resnext import GResNeXt, g_resnext50, g_resnext101
+from .orepa_resnet import OREPAResNet
 from .repvgg import RepVGG
 from .small_resnet import SmallResNet, digits_resnet
 
 __all__ = [
     "GResNeXt",
+    "OREPAResNet",
     "RepVGG",
     "SmallResNet",
     "create",
