@@ -350,6 +350,16 @@ def test_paper_initialization_is_the_originals():
     assert again.weight.std().item() == pytest.approx(conv.weight.std().item(), rel=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_gates_are_drawn_in_every_dtype(dtype):
+    layer = DGConv2d(1024, 1024, 1, dtype=dtype)
+    torch.manual_seed(0)
+    layer.draw_gates()
+    assert 0 < (layer.gates < 0).sum() < 10
+    assert (layer.gates != 0).all()
+    assert layer.gates.abs().max() < 1e-4
+
+
 def test_gates_are_trained_and_do_not_decay():
     layer = foldconv.expand(nn.Conv2d(8, 8, 3, padding=1), "dgconv")
     decayed, kept = foldconv.parameter_groups(layer, 0.1)

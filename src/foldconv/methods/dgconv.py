@@ -75,7 +75,8 @@ class _DGConvNd(ComposedConv):
         if self.gates is not None:
             with torch.no_grad():
                 signs = torch.randint(0, 2, self.gates.shape, device=self.gates.device).mul(2).sub(1)
-                self.gates.copy_(signs * _UNDECIDED)
+                # In float16 that number would be zero, which is open.
+                self.gates.copy_(signs * max(_UNDECIDED, torch.finfo(self.gates.dtype).tiny))
 
     # ------------------------------------------------------------------ the mask
 
