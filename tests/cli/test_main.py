@@ -30,7 +30,7 @@ def test_examples_of_the_help_parse(command):
 def test_overview_names_every_command(call):
     code, out, _ = call("--help")
     assert code == 0
-    assert all(f"\n    {name} " in out for name in _COMMANDS)
+    assert all(f"\n    {name}" in out for name in _COMMANDS)
 
 
 def test_version(call):
@@ -41,7 +41,7 @@ def test_version(call):
     ("arguments", "message"),
     [
         ([], "foldconv: the following arguments are required: COMMAND; see foldconv --help"),
-        (["trian"], "unknown 'trian'; did you mean 'train'? (expected one of: train, eval, fold, inspect)"),
+        (["trian"], "unknown 'trian'; did you mean 'train'? (expected one of: train, eval, fold, inspect, "),
         (["train", "--epoch", "3"], "foldconv train: unknown argument '--epoch'; did you mean '--epochs'?"),
         (["train", "--epoch=3"], "unknown argument '--epoch'; did you mean '--epochs'?"),
         (["train", "--epochs", "many"], "foldconv train: argument --epochs: invalid int value: 'many'"),

@@ -65,7 +65,8 @@ def kernel_of(
         raise UnsupportedError(
             f"{type(module).__name__} alone does not tell its channels and dimensions; pass in_channels= and ndim="
         )
-    return _walk(module, channels, rank, dtype)
+    # One dtype for the whole tree: norms compute in float64 whatever their own is.
+    return _walk(module, channels, rank, dtype or _dtype(module))
 
 
 def _walk(module: nn.Module, channels: int, ndim: int, dtype: torch.dtype | None) -> Kernel:

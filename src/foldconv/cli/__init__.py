@@ -1,4 +1,4 @@
-"""The command line: ``foldconv train | eval | fold | inspect``, one file per command.
+"""The command line: ``foldconv train | eval | fold | inspect | import-checkpoint``, one file per command.
 
 Nothing heavy is imported before a command runs, so that help and usage errors come at once.
 """
@@ -12,10 +12,16 @@ import traceback
 from collections.abc import Sequence
 
 from .. import __version__
-from . import _eval, _fold, _inspect, _train
+from . import _eval, _fold, _import_checkpoint, _inspect, _train
 from ._common import COMMON, Parser, UsageError, parse
 
-_COMMANDS = {"train": _train, "eval": _eval, "fold": _fold, "inspect": _inspect}
+_COMMANDS = {
+    "train": _train,
+    "eval": _eval,
+    "fold": _fold,
+    "inspect": _inspect,
+    "import-checkpoint": _import_checkpoint,
+}
 _EXTRAS = {"lightning", "timm", "torchvision", "torchmetrics", "sklearn", "matplotlib", "rich", "yaml"}
 
 
