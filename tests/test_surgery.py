@@ -391,7 +391,7 @@ class Failing(DOConv):
 
     error: type = RuntimeError
 
-    def expand(self, conv, init="preserve"):
+    def expand(self, conv, init="preserve", norm=None):
         if conv.groups == 2:
             raise self.error("no")
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(DOConv)}

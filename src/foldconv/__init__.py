@@ -68,10 +68,10 @@ if _TYPE_CHECKING:
     from .errors import UnsupportedError as UnsupportedError
     from .folding import fold as fold
     from .inspection import summary as summary
+    from .layers import FoldableBlock as FoldableBlock
     from .layers.permuted import PermutedConv1d as PermutedConv1d
     from .layers.permuted import PermutedConv2d as PermutedConv2d
     from .layers.permuted import PermutedConv3d as PermutedConv3d
-    from .layers import FoldableBlock as FoldableBlock
     from .methods import get_method as get_method
     from .methods import list_methods as list_methods
     from .methods.acnet import ACNet as ACNet

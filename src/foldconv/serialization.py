@@ -159,7 +159,9 @@ def expand_as_described(model: nn.Module, layers: dict[str, dict[str, Any]], pat
             raise CheckpointError(f"{path}: {name}: {error}") from None
     takes_norm = any(method.takes_norm for _, method in chosen.values())
     try:
-        return replace_modules(work, expanded_layers(chosen, conv_norm_pairs(work) if takes_norm else {}))
+        norms = conv_norm_pairs(work) if takes_norm else {}
+        # The values come from the file: no need to start from the plain network's, which some layers could not.
+        return replace_modules(work, expanded_layers(chosen, norms, "paper"))
     except UnsupportedError as error:
         raise CheckpointError(f"{path}: {error}; is {type(model).__name__} the network that was expanded?") from None
 

@@ -104,7 +104,7 @@ def expanded_layers(
     for name, (conv, config) in chosen.items():
         norm = norms.get(conv) if config.takes_norm else None
         try:
-            layer: Any = config.expand(conv, init, **({"norm": norm} if config.takes_norm else {}))
+            layer: Any = config.expand(conv, init, norm)
         except UnsupportedError as error:
             raise UnsupportedError(f"{name or 'the root'}: {error}") from None
         twin_name, twin = first_of.setdefault(id(conv.weight), (name, layer))
@@ -256,7 +256,7 @@ def _choose(
             continue
         if where is not None and not where(name, conv):
             continue
-        reason = _reason_against(conv) or config.reason_against(conv, *([pairs.get(conv)] if config.takes_norm else []))
+        reason = _reason_against(conv) or config.reason_against(conv, pairs.get(conv))
         if reason is None and conv in read:
             reason = "the model also reads its weight outside the layer, where the composed kernel would be missing"
         if reason is None:

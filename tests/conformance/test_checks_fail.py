@@ -17,7 +17,7 @@ class Sound(DOConv):
 
     name = "sound"
 
-    def expand(self, conv, init="preserve"):
+    def expand(self, conv, init="preserve", norm=None):
         layer = super().expand(conv, init)
         layer.__class__ = self.remake(type(layer))
         return self.touch(layer)
@@ -54,7 +54,7 @@ def broken(**attributes):
 def regrouped(**attributes):
     """DGConv with some class attributes replaced, its gates closed."""
 
-    def expand(self, conv, init="preserve"):
+    def expand(self, conv, init="preserve", norm=None):
         layer = DGConv.expand(self, conv, init)
         layer.gates.data.fill_(-1)
         layer.__class__ = type(type(layer).__name__, (type(layer),), attributes.get("layer", {}))
@@ -161,7 +161,7 @@ MUTANTS = {
     "is_registered": [broken(name="doconv")],
     "preserves_the_function": [add_to_D(1e-9)],
     "paper_initialization_is_finite": [
-        broken(expand=lambda self, conv, init="preserve": Sound.expand(self, conv, "preserve")),
+        broken(expand=lambda self, conv, init="preserve", norm=None: Sound.expand(self, conv, "preserve")),
         add_to_D(float("nan")),
         add_to_D(1e6),
     ],
@@ -189,7 +189,7 @@ MUTANTS = {
     "refuses_nan": [layer_with(to_kernel=without_nan)],
     "the_fold_check_bites": [layer_with(feature_forward=through_the_kernel, forward=through_the_kernel)],
     "optimizer_groups_cover_all": [layer_with(regularization=lambda original, layer: torch.tensor(float("inf")))],
-    "a_convolution_alone_expands": [broken(expand=lambda self, conv, init="preserve": conv)],
+    "a_convolution_alone_expands": [broken(expand=lambda self, conv, init="preserve", norm=None: conv)],
 }
 PAIRS = [(name, mutant) for name, mutants in MUTANTS.items() for mutant in mutants]
 

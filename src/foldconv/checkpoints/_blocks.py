@@ -117,7 +117,7 @@ class Blocks:
                 table[_join(block, theirs)] = names[norm] if at_norm else _join(names[conv], ours)
         norms = {modules[names[conv]]: modules[names[pairs[conv]]] for conv in convs.values() if conv in pairs}
         try:
-            work = replace_modules(work, expanded_layers(chosen, norms))
+            work = replace_modules(work, expanded_layers(chosen, norms, "paper"))
         except UnsupportedError as error:
             raise CheckpointError(f"{path}: {error}") from None
         return _load(work, left, table, path)

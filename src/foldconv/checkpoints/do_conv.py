@@ -51,7 +51,7 @@ def from_do_conv(tensors: dict[str, Tensor], model: nn.Module, path: str) -> nn.
         ours.update({prefix + part: value for part, value in values.items()})
     if not ours:
         raise CheckpointError(f"{path}: holds no DO-Conv layer (no key ends in '.W'); is it a folded or plain network?")
-    work = replace_modules(work, expanded_layers(chosen, {}))
+    work = replace_modules(work, expanded_layers(chosen, {}, "paper"))
     load_exactly(work, left | ours, path)
     return work
 

@@ -151,7 +151,7 @@ def branch_conv(
         )
         >>> branch_conv(nn.Conv2d(4, 8, 3), (1, 1))
         Sequential(
-          (pad): ZeroPad2d((-1, -1, -1, -1))
+          (crop): ZeroPad2d((-1, -1, -1, -1))
           (conv): Conv2d(4, 8, kernel_size=(1, 1), stride=(1, 1), bias=False)
         )
     """

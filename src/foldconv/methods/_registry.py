@@ -36,12 +36,15 @@ class Method:
     changes_groups: ClassVar[bool] = False
     """May a layer fold to more groups than the convolution had? Shapes then differ from the plain network's."""
 
-    def reason_against(self, conv: nn.Module) -> str | None:
-        """Why this method leaves a convolution as it is (a clause for a message), or None when it applies."""
+    def reason_against(self, conv: nn.Module, norm: nn.Module | None = None) -> str | None:
+        """Why this method leaves a convolution as it is (a clause for a message), or None when it applies.
+
+        `norm` is what follows the convolution and nothing else, as data flow proves; only with `takes_norm`.
+        """
         raise NotImplementedError
 
-    def expand(self, conv: nn.Module, init: Init = "preserve") -> Foldable:
-        """The foldable layer that takes the place of `conv`, built from `conv`'s own parameters."""
+    def expand(self, conv: nn.Module, init: Init = "preserve", norm: nn.Module | None = None) -> Foldable:
+        """The foldable layer that takes the place of `conv` (and of `norm`), built from their own parameters."""
         raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:

@@ -303,7 +303,7 @@ class DGConv(Method):
     kind: ClassVar[Literal["composable", "statistical"]] = "composable"
     changes_groups: ClassVar[bool] = True
 
-    def reason_against(self, conv: nn.Module) -> str | None:
+    def reason_against(self, conv: nn.Module, norm: nn.Module | None = None) -> str | None:
         """Transposed convolutions, and channel counts that no power of two divides."""
         plain: Any = conv
         if plain_class(conv) not in _LAYERS:
@@ -316,7 +316,7 @@ class DGConv(Method):
             )
         return None
 
-    def expand(self, conv: nn.Module, init: Init = "preserve") -> Foldable:
+    def expand(self, conv: nn.Module, init: Init = "preserve", norm: nn.Module | None = None) -> Foldable:
         """The DGConv around `conv`'s own weight, all gates open; ``init="paper"`` draws the weight and the gates."""
         reason = self.reason_against(conv)
         if reason is not None:

@@ -265,13 +265,13 @@ class DOConv(Method):
     gain: ClassVar[str] = "ImageNet top-1, ResNet-18: 70.87 → 71.69"
     kind: ClassVar[Literal["composable", "statistical"]] = "composable"
 
-    def reason_against(self, conv: nn.Module) -> str | None:
+    def reason_against(self, conv: nn.Module, norm: nn.Module | None = None) -> str | None:
         """A kernel of one tap gains nothing."""
         if math.prod(conv.kernel_size) == 1:  # pyright: ignore
             return "its kernel has one tap, where D would add nothing"
         return None
 
-    def expand(self, conv: nn.Module, init: Init = "preserve") -> Foldable:
+    def expand(self, conv: nn.Module, init: Init = "preserve", norm: nn.Module | None = None) -> Foldable:
         """The DO-Conv around `conv`'s own weight; ``init="paper"`` draws the weight anew (eq. 5: D = identity)."""
         cls = plain_class(conv)
         assert cls is not None, "surgery hands over convolutions only"

@@ -199,14 +199,14 @@ class ExpandNet(Method):
     gain: ClassVar[str] = "CIFAR-10 top-1, small net of 7×7 kernels: 78.63 → 80.27 (CK)"
     kind: ClassVar[Literal["composable", "statistical"]] = "composable"
 
-    def reason_against(self, conv: nn.Module) -> str | None:
+    def reason_against(self, conv: nn.Module, norm: nn.Module | None = None) -> str | None:
         """Transposed convolutions and sizes that the chain cannot build."""
         cls = plain_class(conv)
         if cls not in _LAYERS:
             return "ExpandNets chains convolutions that gather; a transposed one scatters"
         return _reason(self.chain, conv.kernel_size)  # pyright: ignore
 
-    def expand(self, conv: nn.Module, init: Init = "preserve") -> Foldable:
+    def expand(self, conv: nn.Module, init: Init = "preserve", norm: nn.Module | None = None) -> Foldable:
         """The chain in `conv`'s place; ``init="paper"`` draws each factor like torch's convolutions."""
         cls = plain_class(conv)
         assert cls is not None, "surgery hands over convolutions only"

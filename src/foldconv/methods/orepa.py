@@ -327,13 +327,13 @@ class OREPA(Method):
         if self.large not in (None, "orepa", "plain"):
             raise UnsupportedError(f"large: expected None, 'orepa' or 'plain', received {self.large!r}")
 
-    def reason_against(self, conv: nn.Module) -> str | None:
+    def reason_against(self, conv: nn.Module, norm: nn.Module | None = None) -> str | None:
         """Transposed convolutions, 1×1 with groups, even sizes of a chain."""
         if plain_class(conv) not in _LAYERS:
             return "OREPA's branches gather; a transposed convolution scatters"
         return _reason(conv.kernel_size, conv.groups, self._large_for(conv))  # pyright: ignore
 
-    def expand(self, conv: nn.Module, init: Init = "preserve") -> Foldable:
+    def expand(self, conv: nn.Module, init: Init = "preserve", norm: nn.Module | None = None) -> Foldable:
         """The OREPA around `conv`'s own weight; ``init="paper"`` draws every branch anew."""
         cls = plain_class(conv)
         assert cls is not None, "surgery hands over convolutions only"

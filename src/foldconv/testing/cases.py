@@ -95,7 +95,7 @@ def cases(method: Method) -> list[Case]:
     found = []
     for case in _cases():
         net = case.network()
-        if method.reason_against(net.conv, *([net.norm] if method.takes_norm else [])) is None:
+        if method.reason_against(net.conv, net.norm) is None:
             found.append(case)
     assert found, f"{method.name} applies to none of the convolutions of the sweep"
     return found
