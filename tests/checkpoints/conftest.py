@@ -32,7 +32,7 @@ class Golden:
 
     def plain(self):
         """The plain network in the block's place."""
-        conv = nn.Conv2d(**self.arguments, bias=False)
+        conv = nn.Conv2d(**{"kernel_size": 1, "bias": False, **self.arguments})
         return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(conv.out_channels))).double()
 
 

@@ -8,14 +8,19 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, UnsupportedError, nearest
-from . import acnet, dbb, repvgg
+from . import acnet, dbb, orepa, repvgg
 from ._blocks import Blocks, owners
 from ._reading import is_safetensors as is_safetensors
 from ._reading import read_checkpoint as read_checkpoint
 from ._reading import read_safely as read_safely
 from .do_conv import from_do_conv
 
-_BLOCKS: dict[str, Blocks] = {"repvgg": repvgg.BLOCKS, "dbb": dbb.BLOCKS, "acnet": acnet.BLOCKS}
+_BLOCKS: dict[str, Blocks] = {
+    "orepa": orepa.BLOCKS,
+    "dbb": dbb.BLOCKS,
+    "repvgg": repvgg.BLOCKS,
+    "acnet": acnet.BLOCKS,
+}
 SOURCES: dict[str, Callable[[dict[str, Tensor], nn.Module, str], nn.Module]] = {"do-conv": from_do_conv, **_BLOCKS}
 """What `import_checkpoint` can read, by name."""
 
@@ -29,7 +34,7 @@ def import_checkpoint(path: str | os.PathLike[str], model: nn.Module, source: st
         model: the *plain* network with the original's module names (`foldconv.zoo` has the originals' architectures);
             it is left as it is. Where the original has a block of branches, a module of that name with one
             convolution and its norm.
-        source: the repository it comes from: ``"do-conv"``, ``"repvgg"``, ``"dbb"`` or ``"acnet"``.
+        source: the repository it comes from: ``"do-conv"``, ``"orepa"``, ``"dbb"``, ``"repvgg"`` or ``"acnet"``.
 
     Returns:
         A new model: `model` with the layers expanded as the checkpoint says, computing what the original computes; for

@@ -55,23 +55,23 @@ class Blocks:
         mark: pattern of the tensor, relative to its block, by which a block is recognized.
         layer: from a block's tensors, by name relative to the block, and its plain convolution to a `Layer`; raises
             `CheckpointError` for what has no equivalent.
-        folded: name of the convolution in a block that the original's own code has folded.
+        folded: names that the convolution of a block can have once the original's own code has folded it.
         takes_norm: whether a norm follows the convolution.
     """
 
     title: str
     mark: str
     layer: Callable[[dict[str, Tensor], Any], Layer]
-    folded: str | None = None
+    folded: tuple[str, ...] = ()
     takes_norm: bool = True
 
     def recognize(self, keys: Iterable[str]) -> tuple[list[str], bool]:
         """The names of the blocks in a checkpoint, and whether the original's code has folded them."""
         keys = list(keys)
         blocks = owners(self.mark, keys)
-        if blocks or self.folded is None:
+        if blocks or not self.folded:
             return blocks, False
-        blocks = owners(re.escape(self.folded) + r"\.weight", keys)
+        blocks = owners(rf"(?:{'|'.join(self.folded)})\.weight", keys)
         return blocks, bool(blocks)
 
     def __call__(self, tensors: dict[str, Tensor], model: nn.Module, path: str) -> nn.Module:
@@ -91,7 +91,7 @@ class Blocks:
                 )
         if folded:
             work = fold(model, batchnorm=True, check=False)
-            table = {_join(block, str(self.folded)): names[conv] for block, conv in convs.items()}
+            table = {_join(block, name): names[conv] for block, conv in convs.items() for name in self.folded}
             return _load(work, tensors, table, path)
         work = copy_of(model)
         modules = dict(work.named_modules())
@@ -102,7 +102,7 @@ class Blocks:
             norm = pairs.get(conv)
             try:
                 method, inside, values = self.layer(own, conv)
-                reason = method.reason_against(conv, *([norm] if method.takes_norm else []))
+                reason = method.reason_against(conv, norm)
             except (CheckpointError, UnsupportedError) as error:
                 raise CheckpointError(f"{path}: {block or 'the root'}: {error}") from None
             if reason is not None:

@@ -28,4 +28,4 @@ def _layer(tensors: dict[str, Tensor], conv: Any) -> Layer:
     return Layer(ACNet(), _NAMES, tensors)
 
 
-BLOCKS = Blocks("ACNet", r"square_conv\.weight", _layer, folded="fused_conv")
+BLOCKS = Blocks("ACNet", r"square_conv\.weight", _layer, folded=("fused_conv",))

@@ -44,4 +44,4 @@ def _layer(tensors: dict[str, Tensor], conv: Any) -> Layer:
     return Layer(DBB(None if len(inner) == default else len(inner)), _NAMES, tensors)
 
 
-BLOCKS = Blocks("DBB", r"dbb_origin\.conv\.weight", _layer, folded="dbb_reparam")
+BLOCKS = Blocks("DBB", r"dbb_origin\.conv\.weight", _layer, folded=("dbb_reparam",))

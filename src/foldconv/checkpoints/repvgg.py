@@ -27,4 +27,4 @@ def _layer(tensors: dict[str, Tensor], conv: Any) -> Layer:
     return Layer(RepVGG(), _NAMES, tensors)
 
 
-BLOCKS = Blocks("RepVGG", r"rbr_dense\.conv\.weight", _layer, folded="rbr_reparam")
+BLOCKS = Blocks("RepVGG", r"rbr_dense\.conv\.weight", _layer, folded=("rbr_reparam",))
