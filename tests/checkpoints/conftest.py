@@ -46,9 +46,9 @@ def golden():
 def import_state(tmp_path):
     """Import a state dict as if it were a published file."""
 
-    def run(state, model, source):
+    def run(state, model, source, **options):
         torch.save(state, tmp_path / "checkpoint.pth")
-        return foldconv.import_checkpoint(tmp_path / "checkpoint.pth", model, source=source)
+        return foldconv.import_checkpoint(tmp_path / "checkpoint.pth", model, source=source, **options)
 
     return run
 

@@ -11,16 +11,18 @@ from foldconv import OREPA, CheckpointError
 from foldconv.checkpoints._blocks import renamed
 from foldconv.checkpoints.orepa import BLOCKS
 from foldconv.zoo.orepa_resnet import OREPAResNet
+from foldconv.zoo.repvgg import RepVGG
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 NAMES = ["orepa_1x1", "orepa_3x3", "orepa_3x3_stride2_group2", "orepa_large_7x7", "orepa_large_base_7x7"]
+VGG = ["orepa_vgg_identity", "orepa_vgg_stride2"]
 # The original's average is a single-precision 1/9.
 NINTH = 9 * torch.tensor(1 / 9).double()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + VGG)
 def test_function_gradients_and_fold_are_the_originals(check_block, name):
-    net, block = check_block(name, "orepa")
+    net, block = check_block(name, "orepa", after=torch.relu if name in VGG else lambda y: y)
     # Gradients are converted as the parameters are, but for the factor on the average, which is the inverse.
     layer = BLOCKS.layer({**block.state, **block.gradients}, net.conv)
     gradients = {renamed(key, layer.names): value for key, value in layer.tensors.items() if key in block.gradients}
@@ -29,7 +31,7 @@ def test_function_gradients_and_fold_are_the_originals(check_block, name):
     assert ours.keys() == gradients.keys() - {"input", "norm.weight", "norm.bias"}
     for key, gradient in ours.items():
         torch.testing.assert_close(gradient, gradients[key].double(), rtol=1e-9, atol=1e-9)
-    for key in ("weight", "bias"):
+    for key in () if name in VGG else ("weight", "bias"):
         torch.testing.assert_close(net.bn.get_parameter(key).grad, block.gradients[f"bn.{key}"], **CLOSE)
 
 
@@ -50,6 +52,14 @@ def test_the_network_gives_its_logits_and_folds(check_network):
     layers = foldconv.surgery.foldable_layers(net)
     assert [type(layer).__name__ for layer in layers.values()] == ["OREPALargeConv2d"] + ["OREPAConv2d"] * 10
     assert type(net.stage2[0].shortcut.conv) is nn.Conv2d
+    assert foldconv.fold(net).state_dict().keys() == plain.state_dict().keys()
+
+
+def test_the_vgg_network_gives_its_logits_and_folds(check_network):
+    plain = RepVGG((1, 2, 2, 1), (0.125,) * 4, num_classes=10)
+    net = check_network("net_orepa_vgg", plain, "orepa")
+    layers = foldconv.surgery.foldable_layers(net)
+    assert [layer.method for layer in layers.values()] == [foldconv.OREPAVGG()] * 7
     assert foldconv.fold(net).state_dict().keys() == plain.state_dict().keys()
 
 
@@ -146,6 +156,8 @@ def test_odd_widths_in_a_chain_are_imported_composed(import_state, golden):
         ("orepa_3x3", {"weight_orepa_extra": (1,)}, "1 surplus: weight_orepa_extra; nothing"),
         ("orepa_large_7x7", {"weight1.vector": None}, "1 missing: weight1.vector; nothing"),
         ("orepa_large_7x7", {"weight3.vector": (6, 6)}, "1 surplus: weight3.vector; nothing"),
+        ("orepa_vgg_stride2", {"rbr_1x1.bn.bias": None}, "1 missing: rbr_1x1.bn.bias; nothing"),
+        ("orepa_vgg_stride2", {"rbr_dense.vector": (4, 6)}, "rbr_dense.vector (expected (5, 6), received (4, 6));"),
         ("orepa_1x1", {"bn.weight": (3,)}, "1 misshapen: bn.weight (expected (7,), received (3,)); nothing"),
     ],
 )

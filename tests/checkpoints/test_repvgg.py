@@ -125,7 +125,7 @@ BROKEN = {
     "has no layer of 'repvgg', but its keys are those of do-conv; pass source='do-conv'": lambda s: {
         "conv.W": torch.zeros(1)
     },
-    "holds RepVGG blocks 'stage1.0' and 'stage1', but RepVGG has one convolution for both, stage1.0.conv": (
+    "holds RepVGG blocks 'stage1.0' and 'stage1', but RepVGG has one convolution for both": (
         shaped("stage1.rbr_dense.conv.weight", 1)
     ),
     "holds no RepVGG block; is it a plain network's": lambda s: {"conv.weight": torch.zeros(1)},

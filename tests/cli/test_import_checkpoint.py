@@ -14,18 +14,20 @@ from foldconv.zoo.repvgg import RepVGG
 GOLDENS = Path(__file__).parent.parent / "fixtures" / "goldens"
 WIDTHS = "widths=[.125, .125, .125, .125]"
 REPVGG = ["--architecture", "plain_repvgg_a0", "--architecture-args", "depths=[1, 2, 2, 1]", WIDTHS, "num_classes=10"]
-DBB = ["--architecture", "orepa_resnet18", "--architecture-args", "depths=[1, 2, 1, 1]", "width=.125", "num_classes=10"]
-NETWORKS = {
-    "net_repvgg": ("repvgg", REPVGG, 7),
-    "net_dbb_basic": ("dbb", DBB, 10),
+RESNET = ["--architecture", "orepa_resnet18", "--architecture-args", "depths=[1, 2, 1, 1]", "width=.125"]
+RESNET += ["num_classes=10"]
+NETWORKS = {  # source, network, method, layers
+    "net_repvgg": ("repvgg", REPVGG, "repvgg", 7),
+    "net_dbb_basic": ("dbb", RESNET, "dbb", 10),
+    "net_orepa_basic": ("orepa", RESNET, "orepa", 11),
+    "net_orepa_vgg": ("orepa", REPVGG, "orepa_vgg", 7),
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_written_gives_the_logits_and_folds(call, call_json, tmp_path, name):
-    source, network, layers = NETWORKS[name]
+    source, network, method, layers = NETWORKS[name]
     out = tmp_path / "net.safetensors"
-    method = source.replace("-", "")
     code, text, err = call("import-checkpoint", GOLDENS / f"{name}.pth.tar", out, "--source", source, *network)
     assert (code, err, text.count("\n")) == (0, "", 1)
     assert f"{network[1]}, {layers} {method} layers, " in text
@@ -89,7 +91,7 @@ def broken(tmp_path, change):
         (lambda s: None, "repvg", REPVGG, "unknown checkpoint source 'repvg'; did you mean 'repvgg'?"),
         (lambda s: None, "dbb", REPVGG, "broken.pth: has no layer of 'dbb', but its keys are those of repvgg; pass"),
         (lambda s: None, "repvgg", ["--architecture", "plain_repvg_a0"], "did you mean 'plain_repvgg_a0'"),
-        (lambda s: None, "repvgg", DBB, "block 'stage1.0', but OREPAResNet has 2 such in Block"),
+        (lambda s: None, "repvgg", RESNET, "block 'stage1.0', but OREPAResNet has 2 such in Block"),
         (lambda s: None, "repvgg", REPVGG[:-1], "linear.weight (expected (1000, 64), received (10, 64))"),
         (lambda s: s.pop("module.linear.bias"), "repvgg", REPVGG, "1 missing: linear.bias; nothing was loaded"),
     ],
@@ -98,6 +100,14 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_written(fails, tmp_path, c
     path = broken(tmp_path, change)
     assert message in fails("import-checkpoint", path, tmp_path / "out", "--source", source, *network)
     assert not (tmp_path / "out").exists()
+
+
+def test_options_of_the_method(call_json, fails, tmp_path):
+    arguments = [GOLDENS / "net_repvgg.pth.tar", tmp_path / "out", "--source", "repvgg", *REPVGG]
+    assert "has no option 'sort'" in fails("import-checkpoint", *arguments, "--method-args", "sort=true")
+    call_json("import-checkpoint", *arguments, "--method-args", "custom_l2=0.5")
+    network, _ = open_network(tmp_path / "out")
+    assert network.stage0.conv.method == foldconv.RepVGG(custom_l2=0.5)
 
 
 def test_source_and_architecture_are_asked_for(fails):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import CheckpointError, UnsupportedError, nearest
-from . import acnet, dbb, orepa, repvgg
+from . import acnet, dbb, dgconv, orepa, repvgg
 from ._blocks import Blocks, owners
 from ._reading import is_safetensors as is_safetensors
 from ._reading import read_checkpoint as read_checkpoint
@@ -20,12 +20,13 @@ _BLOCKS: dict[str, Blocks] = {
     "dbb": dbb.BLOCKS,
     "repvgg": repvgg.BLOCKS,
     "acnet": acnet.BLOCKS,
+    "dgconv": dgconv.BLOCKS,
 }
-SOURCES: dict[str, Callable[[dict[str, Tensor], nn.Module, str], nn.Module]] = {"do-conv": from_do_conv, **_BLOCKS}
+SOURCES = ("do-conv", *_BLOCKS)
 """What `import_checkpoint` can read, by name."""
 
 
-def import_checkpoint(path: str | os.PathLike[str], model: nn.Module, source: str) -> nn.Module:
+def import_checkpoint(path: str | os.PathLike[str], model: nn.Module, source: str, **options: Any) -> nn.Module:
     """The model of a published checkpoint as a foldconv model.
 
     Args:
@@ -34,7 +35,9 @@ def import_checkpoint(path: str | os.PathLike[str], model: nn.Module, source: st
         model: the *plain* network with the original's module names (`foldconv.zoo` has the originals' architectures);
             it is left as it is. Where the original has a block of branches, a module of that name with one
             convolution and its norm.
-        source: the repository it comes from: ``"do-conv"``, ``"orepa"``, ``"dbb"``, ``"repvgg"`` or ``"acnet"``.
+        source: the repository it comes from: ``"do-conv"``, ``"orepa"``, ``"dbb"``, ``"repvgg"``, ``"acnet"`` or
+            ``"dgconv"``.
+        options: of the method, where no checkpoint tells them: ``sort=True`` for DGConvs that sort their gates.
 
     Returns:
         A new model: `model` with the layers expanded as the checkpoint says, computing what the original computes; for
@@ -43,7 +46,7 @@ def import_checkpoint(path: str | os.PathLike[str], model: nn.Module, source: st
     Raises:
         CheckpointError: for a file that is missing, truncated, hostile, of another source, or does not fit, with the
             missing, surplus and misshapen keys; nothing is half-loaded.
-        UnsupportedError: for an unknown source.
+        UnsupportedError: for an unknown source or option, or a network whose layers cannot be expanded.
 
     Example:
         >>> import foldconv, tempfile, torch
@@ -69,4 +72,8 @@ def import_checkpoint(path: str | os.PathLike[str], model: nn.Module, source: st
             f"{path}: has no layer of {source!r}, but its keys are those of {' and '.join(sorted(recognized))}; "
             f"pass source={min(recognized)!r}"
         )
-    return SOURCES[source](tensors, model, str(path))
+    if source in _BLOCKS:
+        return _BLOCKS[source](tensors, model, str(path), options)
+    if options:
+        raise UnsupportedError(f"source {source!r} takes no options, received {options}")
+    return from_do_conv(tensors, model, str(path))

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..dataflow import conv_norm_pairs
-from ..errors import CheckpointError, UnsupportedError
+from ..errors import CheckpointError
 from ..folding import fold
 from ..layers.foldable import PLAIN
-from ..methods import Method
+from ..methods import Method, method_from_json
 from ..serialization import load_exactly
 from ..surgery import copy_of, expanded_layers, replace_modules
 
@@ -74,66 +74,68 @@ class Blocks:
         blocks = owners(rf"(?:{'|'.join(self.folded)})\.weight", keys)
         return blocks, bool(blocks)
 
-    def __call__(self, tensors: dict[str, Tensor], model: nn.Module, path: str) -> nn.Module:
-        """The network of a checkpoint around the plain `model`."""
+    def __call__(
+        self, tensors: dict[str, Tensor], model: nn.Module, path: str, options: dict[str, Any] | None = None
+    ) -> nn.Module:
+        """The network of a checkpoint around the plain `model`; `options` of the method that no checkpoint tells."""
         blocks, folded = self.recognize(tensors)
         if not blocks:
             raise CheckpointError(f"{path}: holds no {self.title} block; is it a plain network's?")
         pairs = conv_norm_pairs(model) if self.takes_norm else {}
         names = {module: name for name, module in model.named_modules()}
-        convs = {block: self._convolution(block, model, pairs, path) for block in blocks}
-        places = {conv: block for block, conv in convs.items()}
-        for block, conv in convs.items():
-            if places[conv] != block:
-                raise CheckpointError(
-                    f"{path}: holds {self.title} blocks {block!r} and {places[conv]!r}, but {type(model).__name__} has "
-                    f"one convolution for both, {names[conv]}"
-                )
+        convs = self._convolutions(blocks, model, pairs, path)
         if folded:
-            work = fold(model, batchnorm=True, check=False)
             table = {_join(block, name): names[conv] for block, conv in convs.items() for name in self.folded}
-            return _load(work, tensors, table, path)
-        work = copy_of(model)
+            return _load(fold(model, batchnorm=True, check=False), tensors, table, path)
+        work, left, table = copy_of(model), dict(tensors), {}
         modules = dict(work.named_modules())
-        left, table = dict(tensors), {}
         chosen: dict[str, tuple[nn.Module, Method]] = {}
+        norms: dict[nn.Module, nn.Module] = {}
         for block, conv in convs.items():
-            own = {key[len(_join(block, "")) :]: left.pop(key) for key in tensors if key.startswith(_join(block, ""))}
-            norm = pairs.get(conv)
+            prefix, place, norm = _join(block, ""), names[conv], pairs.get(conv)
+            own = {key[len(prefix) :]: left.pop(key) for key in tensors if key.startswith(prefix)}
             try:
-                method, inside, values = self.layer(own, conv)
-                reason = method.reason_against(conv, norm)
-            except (CheckpointError, UnsupportedError) as error:
+                layer = self.layer(own, conv)
+            except CheckpointError as error:
                 raise CheckpointError(f"{path}: {block or 'the root'}: {error}") from None
+            method = method_from_json(layer.method.to_json() | (options or {}))
+            reason = method.reason_against(conv, norm)
             if reason is not None:
                 raise CheckpointError(
-                    f"{path}: holds a {self.title} block {block!r}, but {names[conv] or 'the root'} of "
+                    f"{path}: holds a {self.title} block {block!r}, but {place or 'the root'} of "
                     f"{type(model).__name__} cannot become {method.name}: {reason}"
                 )
-            chosen[names[conv]] = modules[names[conv]], method
-            left |= {_join(block, key): value for key, value in values.items()}
-            for theirs, ours in inside.items():
-                at_norm = norm is not None and ours == NORM
-                table[_join(block, theirs)] = names[norm] if at_norm else _join(names[conv], ours)
-        norms = {modules[names[conv]]: modules[names[pairs[conv]]] for conv in convs.values() if conv in pairs}
-        try:
-            work = replace_modules(work, expanded_layers(chosen, norms, "paper"))
-        except UnsupportedError as error:
-            raise CheckpointError(f"{path}: {error}") from None
+            chosen[place] = modules[place], method
+            if norm is not None:
+                norms[modules[place]] = modules[names[norm]]
+            left |= {prefix + key: value for key, value in layer.tensors.items()}
+            for theirs, ours in layer.names.items():
+                table[prefix + theirs] = names[norm] if norm is not None and ours == NORM else _join(place, ours)
+        # The values come from the file: no need to start from the plain network's, which some layers could not.
+        work = replace_modules(work, expanded_layers(chosen, norms, "paper"))
         return _load(work, left, table, path)
 
-    def _convolution(self, block: str, model: nn.Module, pairs: dict[nn.Module, nn.Module], path: str) -> Any:
-        """The plain network's convolution in the place of a block."""
-        inside = [module for name, module in model.named_modules() if f"{name}.".startswith(_join(block, ""))]
-        convs = [m for m in inside if type(m) in PLAIN and (m in pairs or not self.takes_norm)]
-        if len(convs) == 1:
-            return convs[0]
+    def _convolutions(
+        self, blocks: list[str], model: nn.Module, pairs: dict[nn.Module, nn.Module], path: str
+    ) -> dict[str, Any]:
+        """The plain network's convolution in the place of each block."""
         what = "one convolution that a norm follows" if self.takes_norm else "one convolution"
-        has = f"{len(convs)} such in {type(inside[0]).__name__}" if inside else "no module"
-        raise CheckpointError(
-            f"{path}: holds a {self.title} block {block!r}, but {type(model).__name__} has {has} there; "
-            f"expected {what}: is it the plain network of this checkpoint?"
-        )
+        taken: dict[nn.Module, str] = {}
+        for block in blocks:
+            inside = [module for name, module in model.named_modules() if f"{name}.".startswith(_join(block, ""))]
+            found = [m for m in inside if type(m) in PLAIN and (m in pairs or not self.takes_norm)]
+            if len(found) != 1:
+                has = f"{len(found)} such in {type(inside[0]).__name__}" if inside else "no module"
+                raise CheckpointError(
+                    f"{path}: holds a {self.title} block {block!r}, but {type(model).__name__} has {has} there; "
+                    f"expected {what}: is it the plain network of this checkpoint?"
+                )
+            if taken.setdefault(found[0], block) != block:
+                raise CheckpointError(
+                    f"{path}: holds {self.title} blocks {taken[found[0]]!r} and {block!r}, but {type(model).__name__} "
+                    "has one convolution for both"
+                )
+        return {block: conv for conv, block in taken.items()}
 
 
 def renamed(name: str, table: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ EXAMPLES = (
     "foldconv import-checkpoint RepVGG-A0-train.pth a0.safetensors --source repvgg --architecture plain_repvgg_a0",
     "foldconv import-checkpoint wide.pth.tar wide.safetensors --source dbb --architecture orepa_resnet18 "
     "--architecture-args width=2 --json",
+    "foldconv import-checkpoint ResNet-18_OREPA.pth.tar r18.safetensors --source orepa --architecture orepa_resnet18",
 )
 
 
@@ -25,12 +26,16 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file to read; no code in it is run")
     parser.add_argument("out", metavar="OUT", help="file to write; an existing one is never overwritten")
     parser.add_argument(
-        "--source", metavar="NAME", required=True, help="repository it comes from, such as repvgg, dbb, acnet, do-conv"
+        "--source",
+        metavar="NAME",
+        required=True,
+        help="repository it comes from, do-conv, orepa, dbb, repvgg, acnet or dgconv",
     )
     parser.add_argument(
         "--architecture", metavar="NAME", required=True, help="its plain network, with the original's module names"
     )
     add_pairs(parser, "--architecture-args", "options of the network")
+    add_pairs(parser, "--method-args", "options of the method that the checkpoint does not tell")
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -45,7 +50,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     arguments = pairs(options, "architecture_args")
     plain = zoo.create(options.architecture, **arguments)
-    network = import_checkpoint(options.checkpoint, plain, options.source)
+    network = import_checkpoint(options.checkpoint, plain, options.source, **pairs(options, "method_args"))
     layers = describe_layers(network)
     # A checkpoint that the original's code has folded has no norms where the plain network has some.
     folded = not layers and network.state_dict().keys() != plain.state_dict().keys()
