@@ -1,6 +1,7 @@
 """OREPA's goldens: all kinds of block, a network, and what has to be imported composed."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +14,16 @@ from foldconv.checkpoints.orepa import BLOCKS
 from foldconv.zoo.orepa_resnet import OREPAResNet
 from foldconv.zoo.repvgg import RepVGG
 
+GOLDENS = Path(__file__).parent.parent / "fixtures" / "goldens"
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 NAMES = ["orepa_1x1", "orepa_3x3", "orepa_3x3_stride2_group2", "orepa_large_7x7", "orepa_large_base_7x7"]
 VGG = ["orepa_vgg_identity", "orepa_vgg_stride2"]
 # The original's average is a single-precision 1/9.
 NINTH = 9 * torch.tensor(1 / 9).double()
+
+
+def test_all_goldens_are_here():
+    assert {*NAMES, *VGG} == {path.stem for path in GOLDENS.glob("orepa_*.safetensors")}
 
 
 @pytest.mark.parametrize("name", NAMES + VGG)
@@ -29,6 +35,7 @@ def test_function_gradients_and_fold_are_the_originals(check_block, name):
     gradients = {key: value / NINTH**2 if "avg_conv" in key else value for key, value in gradients.items()}
     ours = {key: parameter.grad for key, parameter in net.conv.named_parameters()}
     assert ours.keys() == gradients.keys() - {"input", "norm.weight", "norm.bias"}
+    assert all(gradient.abs().max() > 1e-6 for gradient in ours.values())
     for key, gradient in ours.items():
         torch.testing.assert_close(gradient, gradients[key].double(), rtol=1e-9, atol=1e-9)
     for key in () if name in VGG else ("weight", "bias"):

@@ -1,16 +1,12 @@
-"""OREPA against its definition written out in loops, and against what the original code computes."""
+"""OREPA against its definition written out in loops. What the original computes: tests/checkpoints."""
 
 import itertools
-import json
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 import foldconv
@@ -26,7 +22,6 @@ from foldconv import (
 )
 from foldconv.testing import CHECKS, Case, checks
 
-GOLDENS = Path(__file__).parent.parent / "fixtures" / "goldens"
 F64 = {"dtype": torch.float64}
 
 
@@ -185,116 +180,6 @@ def test_prior_for_three_taps_is_the_originals():
         assert prior[i, h, w].item() == pytest.approx(math.cos(angle), abs=1e-7)
     single = OREPAConv2d(1, 8, 3).branches.prior(torch.zeros(1))
     assert torch.equal(single.double(), prior.reshape(8, 9)), "the constant is the same in every dtype"
-
-
-# ---------------------------------------------------------------------- what the original computes
-
-
-def golden(name):
-    path = GOLDENS / f"{name}.safetensors"
-    with safe_open(path, framework="pt") as file:
-        arguments = json.loads(file.metadata()["arguments"])
-    tensors = load_file(path)
-    state = {key[6:]: value.double() for key, value in tensors.items() if key.startswith("state.")}
-    gradients = {key[5:]: value for key, value in tensors.items() if key.startswith("grad.")}
-    return arguments, tensors, state, gradients
-
-
-RENAMED = {
-    "weight": "weight_orepa_origin",
-    "avg_conv": "weight_orepa_avg_conv",
-    "prior_conv": "weight_orepa_pfir_conv",
-    "kxk_idconv1": "weight_orepa_1x1_kxk_idconv1",
-    "kxk_conv2": "weight_orepa_1x1_kxk_conv2",
-    "conv_1x1": "weight_orepa_1x1",
-    "gconv_dw": "weight_orepa_gconv_dw",
-    "gconv_pw": "weight_orepa_gconv_pw",
-    "vector": "vector",
-}
-
-
-# The original's average is a single-precision 1/9, not quite the window's average.
-NINTH = torch.tensor(1 / 9, dtype=torch.float32).item() * 9
-
-
-def of_orepa(state, groups=1, gradient=False, prefix=""):
-    ours = {name: state[prefix + theirs] for name, theirs in RENAMED.items()}
-    # The original reads the pointwise rows with the group as the inner index.
-    rows = ours["gconv_pw"]
-    ours["gconv_pw"] = rows.reshape(-1, groups, *rows.shape[1:]).transpose(0, 1).reshape(rows.shape)
-    ours["avg_conv"] = ours["avg_conv"] * (1 / NINTH if gradient else NINTH)
-    return ours
-
-
-def of_orepa_1x1(state, groups=1, gradient=False):
-    renamed = {"weight": "or1x1_origin", "l2i_conv1": "or1x1_l2i_conv1", "l2i_conv2": "or1x1_l2i_conv2"}
-    return {name: state[f"weight_{theirs}"] for name, theirs in renamed.items()} | {"vector": state["vector"]}
-
-
-def of_large(state, groups=1, gradient=False):
-    """The original chains without the flip, so its later kernels are ours flipped."""
-    ours = {}
-    stages = sorted({key.split(".")[0] for key in state if key.startswith("weight")})
-    for n, stage in enumerate(stages):
-        own = of_orepa(state, gradient=gradient, prefix=f"{stage}.")
-        if n:
-            for name in ("weight", "kxk_conv2", "gconv_dw"):
-                own[name] = own[name].flip(2, 3)
-            # A cosine of a whole frequency f, flipped, is itself times (-1)^f.
-            outs = len(own["prior_conv"])
-            assert outs % 2 == 0, "odd widths have half frequencies, which flip to sines"
-            frequency = torch.arange(outs) % (outs // 2) + 1
-            own["prior_conv"] = own["prior_conv"] * ((-1.0) ** frequency).reshape(-1, 1, 1, 1)
-        ours |= {f"{name}{n}": value for name, value in own.items()}
-    return ours
-
-
-def of_large_base(state, groups=1, gradient=False):
-    return {f"weight{n}": state[f"weight{n}"].flip(2, 3) if n else state["weight0"] for n in range(3)}
-
-
-BLOCKS = {
-    "orepa_1x1": (OREPAConv2d, {"kernel_size": 1}, of_orepa_1x1),
-    "orepa_3x3": (OREPAConv2d, {}, of_orepa),
-    "orepa_3x3_stride2_group2": (OREPAConv2d, {}, of_orepa),
-    "orepa_large_7x7": (OREPALargeConv2d, {"large": "orepa"}, of_large),
-    "orepa_large_base_7x7": (OREPALargeConv2d, {"large": "plain"}, of_large_base),
-}
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_function_gradients_and_fold_are_the_originals(name):
-    cls, more, mapping = BLOCKS[name]
-    arguments, tensors, state, gradients = golden(name)
-    layer = cls(**arguments, **more, bias=False, **F64)
-    layer.load_state_dict(mapping(state, layer.groups))
-    net = nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels, **F64))
-    net[1].load_state_dict({key[3:]: value for key, value in state.items() if key.startswith("bn.")})
-    x = tensors["input"].double().requires_grad_()
-    same(net.eval()(x), tensors["output_eval"])
-    same(layer.feature_forward(x), layer(x))
-    folded = foldconv.fold(net, batchnorm=True)[0]
-    same(folded.weight, tensors["kernel"])
-    same(folded.bias, tensors["bias"])
-
-    output = net.train()(x)
-    same(output, tensors["output_train"])
-    net.zero_grad()
-    (received,) = torch.autograd.grad((output * tensors["probe"]).sum(), x, retain_graph=True)
-    same(received, gradients["input"])
-    (output * tensors["probe"]).sum().backward()
-    wanted = mapping(gradients, layer.groups, gradient=True)
-    assert wanted.keys() == {n for n, _ in layer.named_parameters()}
-    for parameter, value in layer.named_parameters():
-        same(value.grad, wanted[parameter], 1e-9)
-    assert all(value.abs().max() > 1e-6 for value in wanted.values())
-
-
-def test_all_block_goldens_are_here():
-    assert BLOCKS.keys() == {path.stem for path in GOLDENS.glob("orepa_*.safetensors")} - {
-        "orepa_vgg_identity",
-        "orepa_vgg_stride2",
-    }
 
 
 # ---------------------------------------------------------------------- the battery on the options

@@ -17,23 +17,11 @@ GOLDENS = Path(__file__).parent.parent / "fixtures" / "goldens"
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 
-def ours(state):
-    """The original's keys as foldconv's; D and I are constants of its code."""
-    constants = ("conv2.D", "conv2.I")
-    kept = {key: value for key, value in state.items() if not key.endswith(constants)}
-    return {key.replace("conv2.conv.", "conv2.").replace("conv2.gate", "conv2.gates"): v for key, v in kept.items()}
-
-
-def expanded(net):
-    return foldconv.expand(net, "dgconv", include="layer*.conv2")
-
-
 @pytest.fixture(scope="module")
 def golden():
     """The original's small network in float64, with an input and its logits."""
-    checkpoint = torch.load(GOLDENS / "net_g_resnext.pth.tar", weights_only=True)
-    net = expanded(GResNeXt((1, 1), groups=2, width_per_group=4, num_classes=10))
-    net.load_state_dict(ours(checkpoint["state_dict"]))
+    plain = GResNeXt((1, 1), groups=2, width_per_group=4, num_classes=10)
+    net = foldconv.import_checkpoint(GOLDENS / "net_g_resnext.pth.tar", plain, source="dgconv")
     tensors = load_file(GOLDENS / "net_g_resnext.safetensors")
     return net.double().eval(), tensors["input"].double(), tensors["logits"], tensors["regularizer"]
 
