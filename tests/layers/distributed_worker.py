@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from foldconv import DOConv2d, DOConvTranspose2d
+from foldconv import DGConv2d, DOConv2d, DOConvTranspose2d, ExpandNetConv2d, OREPAConv2d, expand
 from foldconv.layers import ComposedConv
 
 WORLD, STEPS = 2, 3
@@ -27,12 +27,21 @@ def network(training):
         nn.Tanh(),
         DOConv2d(6, 5, 3, stride=2, bias=False),
         nn.Tanh(),
-        DOConv2d(5, 6, 1),
+        OREPAConv2d(5, 4, 3, padding=1),
+        DGConv2d(4, 4, 3, padding=1),
+        *expand(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)), "dbb", init="paper"),
+        ExpandNetConv2d(4, 6, 3, padding=1, rate=2),
+        DOConv2d(6, 6, 1),
         DOConvTranspose2d(6, 4, 2, stride=2, groups=2),
         nn.Flatten(),
         nn.Linear(4 * 4 * 4, 3),
     )
-    return net.double().train(training)
+    net = net.double().train(training)
+    # Norms by the statistics of half a batch would differ; frozen ones, as in fine-tuning, do not.
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return net
 
 
 def images():
