@@ -66,6 +66,30 @@ def test_a_convolution_itself_stands_for_a_block(import_state, golden):
     torch.testing.assert_close(torch.relu(net(block.tensors["input"].double())), block.tensors["output_eval"], **CLOSE)
 
 
+class Attentive(nn.Module):
+    """A block with squeeze-and-excitation behind its branches, as in RepVGG-D2se."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.conv, self.bn = parts.conv, parts.bn
+        self.se = nn.Sequential(OrderedDict(down=nn.Conv2d(6, 2, 1), relu=nn.ReLU(), up=nn.Conv2d(2, 6, 1))).double()
+
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        return torch.relu(y * torch.sigmoid(self.se(y.mean((2, 3), keepdim=True))))
+
+
+def test_what_else_a_block_holds_keeps_its_names(import_state, golden):
+    block = golden("repvgg_identity")
+    net = nn.Sequential(OrderedDict((name, Attentive(block.plain())) for name in ("a", "ab", "b")))
+    state = {f"{name}.{key}": value for name in ("a", "ab", "b") for key, value in block.state.items()}
+    state |= {key: value + 1 for key, value in net.state_dict().items() if ".se." in key}
+    rich = import_state(state, net, "repvgg").eval()
+    assert torch.equal(rich.ab.se.up.weight, state["ab.se.up.weight"])
+    x = block.tensors["input"].double()
+    torch.testing.assert_close(torch.relu(rich.ab.bn(rich.ab.conv(x))), block.tensors["output_eval"], **CLOSE)
+
+
 def folded_by_the_original():
     """What its ``switch_to_deploy`` leaves."""
     net = foldconv.import_checkpoint(GOLDENS / "net_repvgg.pth.tar", small(), source="repvgg")

@@ -150,7 +150,7 @@ def renamed(name: str, table: Mapping[str, str]) -> str:
             return _join(table[head], tail) if tail else table[head]
         head, _, last = head.rpartition(".")
         tail = f"{last}.{tail}" if tail else last
-    return _join(table[""], name) if "" in table else name
+    return name
 
 
 def _load(model: nn.Module, tensors: dict[str, Tensor], table: dict[str, str], path: str) -> nn.Module:
