@@ -57,7 +57,8 @@ class NormThenPad(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Normalize and pad ``(batch, channels, *spatial)``."""
         output = self.norm(input)
-        shift = scale_and_shift(self.norm, output.dtype)[1].reshape(-1, *(1,) * (output.dim() - 2))
+        # No gradient through the padding, as in the original: it follows the norm, it does not teach it.
+        shift = scale_and_shift(self.norm, output.dtype)[1].detach().reshape(-1, *(1,) * (output.dim() - 2))
         # F.pad knows one constant for all channels: zero, once the shift is taken off.
         return F.pad(output - shift, [n for pair in reversed(self.padding) for n in pair]) + shift
 
