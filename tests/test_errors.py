@@ -128,3 +128,16 @@ def test_not_finite_counts_and_names():
     ):
         foldconv.fold(net, inplace=True)
     assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("model", [None, "resnet18", {}])
+def test_what_is_no_module(model):
+    calls = [
+        lambda: foldconv.expand(model, "doconv"),
+        lambda: foldconv.expand(model, "repvgg"),
+        lambda: foldconv.fold(model),
+        lambda: foldconv.fold(model, batchnorm=True, inplace=True),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=f"model: expected a torch.nn.Module, received {type(model).__name__}"):
+            call()

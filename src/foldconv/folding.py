@@ -12,7 +12,7 @@ from .dataflow import conv_norm_pairs
 from .errors import FoldMismatchError, UnsupportedError
 from .layers import Foldable, NormPlace
 from .layers.foldable import PLAIN, realize_like
-from .surgery import carry_over, copy_of, replace_modules, walk
+from .surgery import carry_over, copy_of, expect_module, replace_modules, walk
 
 TOLERANCE = 1e-10
 """Largest difference, relative to the output's largest value, that a checked fold may have in float64."""
@@ -47,6 +47,7 @@ def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, ch
           (2): ReLU()
         )
     """
+    expect_module(model)
     work = model if inplace else copy_of(model)
     pairs = conv_norm_pairs(work) if batchnorm else {}
     # Norms that only know the batch stay; `kernel_of` refuses them and the user did not ask for them one by one.

@@ -68,6 +68,7 @@ def expand(
     config = as_method(method)
     if init not in ("preserve", "paper"):
         raise UnsupportedError(f"init: expected 'preserve' or 'paper', received {init!r}")
+    expect_module(model)
     # Chosen on the caller's own model, so that `where` may compare modules by identity.
     pairs = conv_norm_pairs(model) if config.takes_norm else {}
     chosen = _choose(model, config, _as_list(include), _as_list(exclude), where, pairs)
@@ -134,8 +135,15 @@ def _share(name: str, layer: nn.Module, twin_name: str, twin: nn.Module) -> None
         setattr(layer, key, parameter)
 
 
+def expect_module(model: object) -> None:
+    """Raise a TypeError for anything but a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, received {type(model).__name__}")
+
+
 def copy_of(model: nn.Module) -> nn.Module:
     """A deep copy, or an error that says what to do instead."""
+    expect_module(model)
     # Computed tensors (a weight under weight_norm or pruning) refuse to be copied; their values will do.
     attributes = [value for module in model.modules() for value in vars(module).values()]
     computed = {id(v): v.detach().clone() for v in attributes if isinstance(v, torch.Tensor) and not v.is_leaf}
@@ -164,6 +172,7 @@ def foldable_layers(model: nn.Module) -> dict[str, Foldable]:
 
 def walk(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Every module under every one of its names, without looking inside foldable layers."""
+    expect_module(model)
     yield prefix, model
     if not isinstance(model, Foldable):
         for name, child in model._modules.items():
