@@ -19,6 +19,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -44,7 +45,6 @@ class NormThenPad(nn.Module):
     Source: Ding et al., CVPR 2021, transform VI.
 
     Example:
-        >>> import torch
         >>> NormThenPad(nn.BatchNorm2d(3), [(1, 1), (0, 2)])(torch.zeros(2, 3, 4, 4)).shape
         torch.Size([2, 3, 6, 6])
     """
@@ -59,8 +59,10 @@ class NormThenPad(nn.Module):
         output = self.norm(input)
         # No gradient through the padding, as in the original: it follows the norm, it does not teach it.
         shift = scale_and_shift(self.norm, output.dtype)[1].detach().reshape(-1, *(1,) * (output.dim() - 2))
-        # F.pad knows one constant for all channels: zero, once the shift is taken off.
-        return F.pad(output - shift, [n for pair in reversed(self.padding) for n in pair]) + shift
+        pads = [n for pair in reversed(self.padding) for n in pair]
+        # F.pad knows one constant for all channels: zero. Ones where it padded bring in each channel's own.
+        border = F.pad(output.new_zeros(1, 1, *output.shape[2:]), pads, value=1.0)
+        return torch.addcmul(F.pad(output, pads), border, shift)
 
 
 @kernel_rule(NormThenPad)
