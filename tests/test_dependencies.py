@@ -51,6 +51,11 @@ def test_a_part_does_not_import_what_stands_on_it(part):
     assert f"foldconv.{part}" in loaded
 
 
+def test_public_parts_are_found_without_an_import_of_their_own():
+    assert "foldconv.algebra.kernel" in modules_after("import foldconv; foldconv.algebra.Kernel")
+    assert "foldconv.testing.checks" in modules_after("import foldconv; foldconv.testing.CHECKS")
+
+
 def test_an_unknown_name_is_an_attribute_error():
     import foldconv
 

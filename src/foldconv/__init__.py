@@ -57,6 +57,7 @@ _HOMES = {
     "errors": ["FoldConvError", "NoMatchError", "FoldMismatchError", "UnsupportedError", "CheckpointError"],
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
+_SUBMODULES = ("algebra", "checkpoints", "errors", "layers", "methods", "testing", "train", "zoo")
 __all__ = sorted(_WHERE)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if _TYPE_CHECKING:
@@ -118,8 +119,10 @@ def __getattr__(name: str) -> object:
         value = getattr(_importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
         globals()[name] = value
         return value
+    if name in _SUBMODULES:
+        return _importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, *_SUBMODULES})
