@@ -333,4 +333,7 @@ def _any_match(names: list[str], patterns: list[str]) -> bool:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "") if names else "(there are none)"
+    if not names:
+        return "(there are none)"
+    shown = ", ".join(repr(name) if name else "'' (the root)" for name in names[:3])
+    return shown + (", ..." if len(names) > 3 else "")

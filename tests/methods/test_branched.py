@@ -23,6 +23,11 @@ def network(norm=None, **conv):
     return net
 
 
+def without_bias(norm):
+    norm.register_parameter("bias", None)
+    return norm
+
+
 def image(*shape):
     return torch.randn(*(shape or (2, 4, 9, 8)), dtype=torch.float64)
 
@@ -60,8 +65,9 @@ class TestEveryMethod:
             nn.BatchNorm2d(4, affine=False),
             nn.BatchNorm2d(4, eps=0.1, momentum=None),
             nn.SyncBatchNorm(4),
+            without_bias(nn.BatchNorm2d(4)),
         ],
-        ids=["affine=False", "large eps", "SyncBatchNorm"],
+        ids=["affine=False", "large eps", "SyncBatchNorm", "weight without bias"],
     )
     def test_kinds_of_norm(self, method, norm):
         net, x = network(copy.deepcopy(norm)), image()

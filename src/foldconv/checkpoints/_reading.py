@@ -62,7 +62,8 @@ def read_safely(path: str | os.PathLike[str]) -> Any:
             "save its state_dict again with plain tensors only"
         ) from None
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # torch goes on with advice; its first sentence is the reason.
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); is it whole?") from None
 
 

@@ -118,6 +118,7 @@ class NormPlace(nn.Module):
             norm.running_var.fill_(1 - norm.eps)
             if norm.weight is not None:
                 norm.weight.fill_(1)
+            if norm.bias is not None:
                 norm.bias.copy_(shift)
             else:
                 norm.running_mean.copy_(-shift)

@@ -110,6 +110,7 @@ def randomize(model: nn.Module, *, parameters: bool = True) -> None:
                 module.running_var.uniform_(0.5, 2.0)  # pyright: ignore
                 if module.weight is not None:
                     module.weight.uniform_(0.5, 1.5)  # pyright: ignore
+                if module.bias is not None:
                     module.bias.normal_(std=0.3)  # pyright: ignore
         if parameters:
             for layer in foldable_layers(model).values():
