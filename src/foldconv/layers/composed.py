@@ -6,11 +6,12 @@ come from torch, and a method writes only how the kernel is composed.
 
 When is the kernel composed? Invariants, in the order in which they are decided:
 
-1. In training mode, and wherever a compiler, tracer or function transform is at work, every forward composes anew,
-   by differentiable operations.
+1. Wherever a compiler, tracer or function transform is at work, every forward composes anew, by differentiable
+   operations.
 2. Any other forward composes only when a parameter changed since the last time: another object, another version
-   counter, another storage. It then uses the kept value; if gradients are wanted, they flow to the parameters
-   through `_Kept`, whose backward composes again.
+   counter, another storage. Forwards that share one composition share its value; if gradients are wanted, those of
+   the forward that composed in training mode flow through its operations, those of the others through `_Kept`, whose
+   backward composes again.
 3. What a version counter cannot see mostly comes with one of these, each of which drops the kept value:
    ``train()``/``eval()``, a gradient that reaches the parameters, ``to()``, a parameter set on the layer (FSDP does
    that whenever it gathers). The rest, ``p.data.add_(...)`` between two forwards in evaluation mode and nothing of
@@ -20,7 +21,9 @@ When is the kernel composed? Invariants, in the order in which they are decided:
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import weakref
 from typing import Any, Literal
 
 import torch
@@ -28,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra import Kernel
+from ..ops import is_recorded
 from .foldable import PLAIN, Foldable, conv_arguments
 
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -73,23 +77,35 @@ class ComposedConv(Foldable):
     def kernel(self) -> Tensor:
         """The composed kernel: ``weight``'s shape and dtype, differentiable with respect to every parameter.
 
-        Composed in float32 at least, also under autocast. In evaluation mode it is composed once and kept until a
-        parameter changes.
+        Composed in float32 at least, also under autocast; once, and kept until a parameter changes.
         """
         parameters = [getattr(self, name, None) for name in self.composed_from]
-        if self.training or _is_recorded() or not _can_keep(parameters):
+        if is_recorded() or not _can_keep(parameters):
             return self._compose_precisely(parameters)
         present = [p for p in parameters if p is not None]
+        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in present)
         kept = self._kept
         if kept is None or kept[1] != _state([kept[0][0], *present]):
+            if self.training and wanted:
+                kernel = self._compose_precisely(parameters)
+                if all(kernel is not p for p in present):  # a kernel of one tap may be the parameter itself
+                    self._keep(kernel.detach(), present)
+                    kernel.register_hook(functools.partial(_forget, weakref.ref(self)))
+                return kernel
             # Outside inference mode, so that the kept value may serve a later forward that records gradients.
             with torch.inference_mode(False), torch.no_grad():
-                tensors = [self._compose_precisely(parameters), *present]
-            kept = self._kept = (tensors, _state(tensors))
+                kept = self._keep(self._compose_precisely(parameters), present)
         value = kept[0][0]
-        if torch.is_grad_enabled() and any(p.requires_grad for p in present):
-            return _Kept.apply(self, value, *parameters)  # pyright: ignore[reportReturnType]
-        return value
+        return _Kept.apply(self, value, *parameters) if wanted else value  # pyright: ignore[reportReturnType]
+
+    def _keep(self, value: Tensor, parameters: list[Tensor]) -> tuple[list[Tensor], list[tuple[int, int, int]]]:
+        tensors = [value, *parameters]
+        self._kept = (tensors, _state(tensors))
+        return self._kept
+
+    def composition_tensors(self) -> tuple[Tensor, ...] | None:
+        """What `foldconv.ops` would pick a path by; None for a method that has no fast path."""
+        return None
 
     def _compose_precisely(self, parameters: list[Tensor | None]) -> Tensor:
         first = next(p for p in parameters if p is not None)
@@ -203,6 +219,13 @@ class _Plain:
         return getattr(self._layer, name)
 
 
+def _forget(layer: weakref.ref[ComposedConv], _: Tensor) -> None:
+    """A gradient reaches the parameters: whatever updates them next, the kept value is not trusted again."""
+    here = layer()
+    if here is not None:
+        here.forget()
+
+
 class _Kept(torch.autograd.Function):
     """The kept kernel with gradients: forward costs nothing, backward composes again."""
 
@@ -243,12 +266,6 @@ def _can_keep(parameters: list[Tensor | None]) -> bool:
     return all(p is None or (type(p) is nn.Parameter and not p.is_inference()) for p in parameters)
 
 
-def _is_recorded() -> bool:
-    """Is a compiler, tracer or function transform looking at this forward? It should see how the kernel is made."""
-    tracing = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return tracing or torch._C._are_functorch_transforms_active()
-
-
 def _state(tensors: list[Tensor]) -> list[tuple[int, int, int]]:
     """Changes when a tensor is another object, was written to, or lives elsewhere."""
     return [(id(t), t._version, t.data_ptr()) for t in tensors]
@@ -256,4 +273,6 @@ def _state(tensors: list[Tensor]) -> list[tuple[int, int, int]]:
 
 def _without_autocast(device: str) -> contextlib.AbstractContextManager:
     # The meta device has no autocast to switch off.
-    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..algebra import Kernel
 from ..algebra.rules import conv_geometry, transposed_geometry
 from ..errors import UnsupportedError
@@ -82,10 +83,16 @@ class _DOConvNd(ComposedConv):
         """``K = W + D·W`` (eq. 4): D is a residual, the identity is the first term."""
         if D is None:
             return weight
-        rows = _rows(_taps_of(weight, weight_extra), self.groups, self.transposed)
-        # One product per input channel: (taps, S) @ (S, outputs that read it).
-        added = torch.matmul(D, rows)
-        return weight + _unrows(added, self.groups, self.transposed).reshape(weight.shape)
+        taps = _taps_of(weight, weight_extra)
+        if self.transposed:  # the input channel comes first: a product per channel as it lies
+            return weight + torch.matmul(taps, D.transpose(1, 2)).reshape(weight.shape)
+        return ops.compose_depthwise(taps, D, self.groups).reshape(weight.shape)
+
+    def composition_tensors(self) -> tuple[Tensor, ...] | None:
+        """The weights and D, unless torch's own product does it."""
+        if self.D is None or self.transposed:
+            return None
+        return self.weight.flatten(2), self.D
 
     def factors(self) -> tuple[Kernel, Kernel]:
         """The layer as two kernels to run one after the other: D as a depthwise one, W as a pointwise one."""
@@ -146,15 +153,6 @@ def _rows(taps: Tensor, groups: int, transposed: bool) -> Tensor:
     out, per_group, multiplier = taps.shape  # (out, in/g, S)
     rows = taps.reshape(groups, out // groups, per_group, multiplier).permute(0, 2, 3, 1)
     return rows.reshape(groups * per_group, multiplier, out // groups)
-
-
-def _unrows(rows: Tensor, groups: int, transposed: bool) -> Tensor:
-    """The inverse of `_rows`."""
-    if transposed:
-        return rows.transpose(1, 2)
-    channels, multiplier, outputs = rows.shape
-    taps = rows.reshape(groups, channels // groups, multiplier, outputs).permute(0, 3, 1, 2)
-    return taps.reshape(groups * outputs, channels // groups, multiplier)
 
 
 class DOConv1d(_DOConvNd, nn.Conv1d):

@@ -1,0 +1,212 @@
+"""The path of the CPU: Numba kernels that pass over the weights once in each direction, in the convolution's layout.
+
+A matrix product per input channel would need the weights with the output channel innermost, and the transposes cost
+ten times the products. Here the taps of one (output, input) pair, which lie side by side, are one vector: each is
+multiplied by the row of a small table that stays in cache. Vectors are padded to a power of two; what they write
+beyond their end the next pair overwrites, and the last pair of a row is written alone. Weights in channels_last have
+the input channel innermost: there it is the vector.
+
+Sums run in an order that depends on shapes only, so results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._algebra import Orepa
+from ._buffers import empty
+from ._threads import run
+
+name = "cpu"
+MOST_TAPS = 32
+"""More are unrolled into code that takes too long to compile."""
+TASKS = 8
+"""Enough tasks for the cores of a workstation."""
+_OUTPUTS_PER_SUM = 32
+_PROCESS = os.getpid()
+
+
+@functools.cache
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
+def reason_against(*tensors: Tensor) -> str | None:
+    """Why this path cannot take these tensors."""
+    first = tensors[0]
+    if first.device.type != "cpu":
+        return f"the tensors are on {first.device.type}"
+    if first.dtype not in (torch.float32, torch.float64):
+        return f"{first.dtype} is not compiled"
+    if max(t.shape[-1] for t in tensors if t.dim() == 3) > MOST_TAPS:
+        return f"more than {MOST_TAPS} taps are not compiled"
+    if not _has_numba():
+        return "Numba is not installed (pip install foldconv[cpu])"
+    if os.getpid() != _PROCESS:
+        return "a forked process must not use the threads of its parent"
+    return None
+
+
+# ---------------------------------------------------------------------- DO-Conv
+
+
+def depthwise(taps: Tensor, D: Tensor, groups: int) -> Tensor:
+    """See `foldconv.ops.compose_depthwise`."""
+    taps = _laid_out(taps)
+    if not taps.is_contiguous():
+        return _chain_last(taps, _with_identity(D), groups)
+    out, per_group, multiplier = taps.shape
+    k = D.shape[1]
+    kernel = empty((out, per_group, k), taps.dtype)
+    table = empty((groups, per_group, multiplier, _padded(k)), taps.dtype)
+    grouped = D.contiguous().view(groups, per_group, k, multiplier)
+    _kernels().table_of(k, multiplier)(grouped.numpy(), table.numpy())
+    _run(_kernels().chain(k, multiplier), taps.view(out, -1), table, kernel.view(out, -1))
+    return kernel
+
+
+def depthwise_gradients(grad: Tensor, taps: Tensor, D: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The gradients of `taps` and `D`."""
+    taps = _laid_out(taps)
+    grad = _laid_out(grad, like=taps)
+    if not taps.is_contiguous():
+        return _chain_last(grad, _with_identity(D).transpose(1, 2), groups), _outer_sums(grad, taps, groups)
+    out, per_group, multiplier = taps.shape
+    k = D.shape[1]
+    d_taps, sums = empty((out, per_group, multiplier), taps.dtype), _room(out, groups, per_group, k, multiplier, D)
+    grouped = D.contiguous().view(groups, per_group, k, multiplier)
+    loop = _kernels().chain_gradients(k, multiplier)
+    _run(loop, grad.view(out, -1), taps.view(out, -1), grouped, d_taps.view(out, -1), sums)
+    return d_taps, _total(sums).view(D.shape)
+
+
+def _with_identity(D: Tensor) -> Tensor:
+    return D + torch.eye(*D.shape[1:], dtype=D.dtype)
+
+
+def _chain_last(taps: Tensor, full: Tensor, groups: int) -> Tensor:
+    """``K[o, i, m] = Σ_s full[c, m, s] · taps[o, i, s]``, the input channel innermost."""
+    out, per_group, multiplier = taps.shape
+    k = full.shape[1]
+    table = full.reshape(groups, per_group, k, multiplier).permute(0, 2, 3, 1).contiguous()
+    kernel = empty((out, k, per_group), taps.dtype)
+    _run(_kernels().chain_last(multiplier), taps.transpose(1, 2), table, kernel)
+    return kernel.transpose(1, 2)
+
+
+def _outer_sums(left: Tensor, right: Tensor, groups: int) -> Tensor:
+    """``(G·I, k, S)``: the sum over outputs of ``left[o, i, m] · right[o, i, s]``; both in the same layout."""
+    out, per_group, k = left.shape
+    multiplier = right.shape[2]
+    sums = _room(out, groups, per_group, k, multiplier, left)
+    if right.is_contiguous():
+        _run(_kernels().outer(k, multiplier), left.view(out, -1), right.view(out, -1), sums)
+        return _total(sums).view(groups * per_group, k, multiplier)
+    sums = sums.view(-1, groups, k, multiplier, per_group)
+    _run(_kernels().outer_last(), left.transpose(1, 2), right.transpose(1, 2), sums)
+    return _total(sums).permute(0, 3, 1, 2).reshape(groups * per_group, k, multiplier)
+
+
+def _room(out: int, groups: int, per_group: int, k: int, multiplier: int, like: Tensor) -> Tensor:
+    """For sums over outputs, in as many chunks as make enough tasks; their number depends on the shape only."""
+    tasks = groups * math.ceil(per_group / _kernels().BLOCK)
+    chunks = max(1, min(math.ceil(TASKS / tasks), out // groups // _OUTPUTS_PER_SUM))
+    return torch.empty(chunks, groups, per_group, k, multiplier, dtype=like.dtype)
+
+
+def _total(sums: Tensor) -> Tensor:
+    """The sum over chunks."""
+    return sums[0] if len(sums) == 1 else sums.sum(0)
+
+
+# ---------------------------------------------------------------------- OREPA
+
+
+def orepa(p: Orepa, groups: int) -> Tensor:
+    """See `foldconv.ops.compose_orepa`."""
+    out, per_group, k = p.weight.shape
+    kernel = empty((out, per_group, k), p.weight.dtype)
+    wide = _padded(k)
+    table = _pad(p.depthwise, wide).view(groups, per_group, -1, wide)
+    branches = _branches(p)
+    loop = _kernels().orepa(k, p.pointwise.shape[2], p.centre)
+    _run(loop, *branches, table, _six_scales(p), _pad(p.cosines, wide), kernel.view(out, -1))
+    return kernel
+
+
+def orepa_gradients(grad: Tensor, p: Orepa, groups: int) -> Orepa:
+    """The gradient of every field but the cosines."""
+    out, per_group, k = p.weight.shape
+    filters = p.pointwise.shape[2]
+    grad = grad.contiguous()
+    scales = _six_scales(p)
+    table = p.depthwise.transpose(1, 2).contiguous().view(groups, per_group, k, filters)
+    found = p._replace(
+        weight=empty((out, per_group, k), grad.dtype),
+        average=empty((out, per_group), grad.dtype),
+        prior=empty((out, per_group), grad.dtype),
+        product=empty((out, per_group, k), grad.dtype),
+        point=empty((out, per_group), grad.dtype),
+        pointwise=empty((out, per_group, filters), grad.dtype),
+        scales=torch.empty(out, 6, dtype=grad.dtype),
+    )
+    loop = _kernels().orepa_gradients(k, filters, p.centre)
+    _run(loop, grad.view(out, -1), *_branches(p), table, scales, p.cosines.contiguous(), *_branches(found), found.scales)
+    scaled = p.pointwise.contiguous() * scales[:, 5, None, None]
+    columns = [0, 1, 2, 3, 5] if p.point is None else slice(None)
+    return found._replace(
+        point=None if p.point is None else found.point,
+        depthwise=_outer_sums(grad, scaled, groups).transpose(1, 2),
+        scales=found.scales[:, columns].t(),
+    )
+
+
+def _branches(p: Orepa) -> list[Tensor]:
+    """The branches with a row per output."""
+    point = torch.zeros(p.average.shape, dtype=p.average.dtype) if p.point is None else p.point
+    fields = (p.weight, p.average, p.prior, p.product, point, p.pointwise)
+    return [t.contiguous().view(t.shape[0], -1) for t in fields]
+
+
+def _six_scales(p: Orepa) -> Tensor:
+    """``(O, 6)``, contiguous; zero for a missing point."""
+    if p.point is not None:
+        return p.scales.t().contiguous()
+    return torch.cat([p.scales[:4], torch.zeros_like(p.scales[:1]), p.scales[4:]]).t().contiguous()
+
+
+# ---------------------------------------------------------------------- layouts and threads
+
+
+def _kernels() -> Any:
+    from . import _numba_kernels
+
+    return _numba_kernels
+
+
+def _padded(taps: int) -> int:
+    """The least power of two that holds them."""
+    return 1 << (taps - 1).bit_length()
+
+
+def _pad(tensor: Tensor, wide: int) -> Tensor:
+    """Zeros behind the last dimension, contiguous."""
+    return torch.nn.functional.pad(tensor, (0, wide - tensor.shape[-1])).contiguous()
+
+
+def _laid_out(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+    """Taps innermost, or the input channel innermost; copied if it is neither, or not as `like`."""
+    if like is None:
+        return tensor if tensor.transpose(1, 2).is_contiguous() else tensor.contiguous()
+    return tensor.contiguous() if like.is_contiguous() else tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _run(loop: Any, *tensors: Tensor) -> None:
+    run(loop, tensors[0].numel(), *(t.numpy() for t in tensors))

@@ -1,0 +1,305 @@
+"""The loops of `foldconv.ops._cpu`, compiled on first use and kept in Numba's cache.
+
+Each function returns the loop for one kernel size: sizes are constants, so that the inner loops unroll and become
+vector instructions. A loop is thread `me` of `all`; which thread does what changes no result. Arrays of weights are matrices: a row holds one output channel, pair after pair.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numba
+import numpy as np
+
+# Sums may be reordered and contracted, but NaN and infinity stay what they are: a diverged run must show.
+_jit = functools.partial(
+    numba.njit,
+    nogil=True,
+    cache=True,
+    boundscheck=False,
+    error_model="numpy",
+    fastmath={"reassoc", "contract", "nsz"},
+)
+BLOCK = 64
+"""Inputs whose sums stay in cache while the outputs pass by."""
+
+
+def _padded(taps: int) -> int:
+    return 1 << (taps - 1).bit_length()
+
+
+@functools.cache
+def table_of(k: int, S: int) -> Any:
+    """D of ``(G, I, k, S)`` with the identity added, as ``(G, I, S, padded k)``."""
+
+    @_jit
+    def loop(D, table):
+        for g in range(D.shape[0]):
+            for i in range(D.shape[1]):
+                d, t = D[g, i], table[g, i]
+                t[:] = 0
+                for m in range(k):
+                    for s in range(S):
+                        t[s, m] = d[m, s]
+                    t[m, m] += 1
+
+    return loop
+
+
+@functools.cache
+def chain(k: int, S: int) -> Any:
+    """``kernel[o, i, m] = Σ_s table[g, i, s, m] · taps[o, i, s]``; `table` from `table_of`."""
+    P = _padded(k)
+
+    @_jit
+    def loop(me, all, taps, table, kernel):
+        outputs, groups, inputs = taps.shape[0], table.shape[0], table.shape[1]
+        for o in range(outputs * me // all, outputs * (me + 1) // all):
+            t = table[o // (outputs // groups)]
+            w, out = taps[o], kernel[o]
+            for i in range(inputs - 1):
+                for m in range(P):
+                    a = t[i, 0, m] * w[i * S]
+                    for s in range(1, S):
+                        a += t[i, s, m] * w[i * S + s]
+                    out[i * k + m] = a
+            i = inputs - 1
+            for m in range(k):
+                a = t[i, 0, m] * w[i * S]
+                for s in range(1, S):
+                    a += t[i, s, m] * w[i * S + s]
+                out[i * k + m] = a
+
+    return loop
+
+
+@functools.cache
+def chain_gradients(k: int, S: int) -> Any:
+    """The gradients of `chain`: ``d_taps[o, i, s]``, and ``sums[chunk, g, i, m, s]``, whose sum over chunks is D's."""
+    P, add = _padded(S), add_outer(k, S)
+
+    @_jit
+    def loop(me, all, grad, taps, D, d_taps, sums):
+        chunks, groups, inputs = sums.shape[0], sums.shape[1], sums.shape[2]
+        outputs, blocks = taps.shape[0] // groups, (inputs + BLOCK - 1) // BLOCK
+        tasks = groups * blocks * chunks
+        for task in range(tasks * me // all, tasks * (me + 1) // all):
+            chunk, block, g = task % chunks, task // chunks % blocks, task // chunks // blocks
+            start = block * BLOCK
+            n = min(BLOCK, inputs - start)
+            first, last = g * outputs + chunk * outputs // chunks, g * outputs + (chunk + 1) * outputs // chunks
+            add(grad, taps, sums[chunk, g, start : start + n], start, first, last)
+            d = D[g, start : start + n]
+            t = np.zeros((n, k, P), grad.dtype)
+            for i in range(n):
+                for m in range(k):
+                    for s in range(S):
+                        t[i, m, s] = d[i, m, s]
+                    t[i, m, m] += 1
+            for o in range(first, last):
+                q, out = grad[o, start * k :], d_taps[o, start * S :]
+                for i in range(n - 1):
+                    for s in range(P):
+                        a = t[i, 0, s] * q[i * k]
+                        for m in range(1, k):
+                            a += t[i, m, s] * q[i * k + m]
+                        out[i * S + s] = a
+                i = n - 1
+                for s in range(S):
+                    a = t[i, 0, s] * q[i * k]
+                    for m in range(1, k):
+                        a += t[i, m, s] * q[i * k + m]
+                    out[i * S + s] = a
+
+    return loop
+
+
+@functools.cache
+def outer(k: int, S: int) -> Any:
+    """``sums[chunk, g, i, m, s]``, to be summed over chunks: the sum over o of ``left[o, i, m] · right[o, i, s]``."""
+    add = add_outer(k, S)
+
+    @_jit
+    def loop(me, all, left, right, sums):
+        chunks, groups, inputs = sums.shape[0], sums.shape[1], sums.shape[2]
+        outputs, blocks = left.shape[0] // groups, (inputs + BLOCK - 1) // BLOCK
+        tasks = groups * blocks * chunks
+        for task in range(tasks * me // all, tasks * (me + 1) // all):
+            chunk, block, g = task % chunks, task // chunks % blocks, task // chunks // blocks
+            start = block * BLOCK
+            n = min(BLOCK, inputs - start)
+            first, last = g * outputs + chunk * outputs // chunks, g * outputs + (chunk + 1) * outputs // chunks
+            add(left, right, sums[chunk, g, start : start + n], start, first, last)
+
+    return loop
+
+
+@functools.cache
+def add_outer(k: int, S: int) -> Any:
+    """``sums[i, m, s]`` from the outputs first to last and the inputs from start on."""
+    P = _padded(S)
+
+    @_jit
+    def loop(left, right, sums, start, first, last):
+        n = sums.shape[0]
+        a = np.zeros((n, k, P), sums.dtype)
+        # Four outputs at a time, so that a sum is read and written once for four products.
+        fours = first + (last - first) // 4 * 4
+        for o in range(first, fours, 4):
+            l0, l1 = left[o, start * k :], left[o + 1, start * k :]
+            l2, l3 = left[o + 2, start * k :], left[o + 3, start * k :]
+            r0, r1 = right[o, start * S :], right[o + 1, start * S :]
+            r2, r3 = right[o + 2, start * S :], right[o + 3, start * S :]
+            for i in range(n - 1):
+                x, y = i * k, i * S
+                for m in range(k):
+                    for s in range(P):
+                        a[i, m, s] += (
+                            l0[x + m] * r0[y + s]
+                            + l1[x + m] * r1[y + s]
+                            + l2[x + m] * r2[y + s]
+                            + l3[x + m] * r3[y + s]
+                        )
+        # The last pair is not followed by one whose taps could be read along.
+        for o in range(first, last):
+            x, y = left[o, start * k :], right[o, start * S :]
+            for i in range(n - 1 if o < fours else 0, n):
+                for m in range(k):
+                    for s in range(S):
+                        a[i, m, s] += x[i * k + m] * y[i * S + s]
+        sums[:] = a[:, :, :S]
+
+    return loop
+
+
+@functools.cache
+def chain_last(S: int) -> Any:
+    """``kernel[o, m, i] = Σ_s table[g, m, s, i] · taps[o, s, i]``, input channels innermost."""
+
+    @_jit
+    def loop(me, all, taps, table, kernel):
+        outputs, k, inputs = kernel.shape
+        for o in range(outputs * me // all, outputs * (me + 1) // all):
+            t, w = table[o // (outputs // table.shape[0])], taps[o]
+            for m in range(k):
+                for i in range(inputs):
+                    a = t[m, 0, i] * w[0, i]
+                    for s in range(1, S):
+                        a += t[m, s, i] * w[s, i]
+                    kernel[o, m, i] = a
+
+    return loop
+
+
+@functools.cache
+def outer_last() -> Any:
+    """``sums[chunk, g, m, s, i] = Σ_o left[o, m, i] · right[o, s, i]``, input channels innermost."""
+
+    @_jit
+    def loop(me, all, left, right, sums):
+        chunks, groups, k, S, inputs = sums.shape
+        outputs = left.shape[0] // groups
+        tasks = chunks * groups
+        for task in range(tasks * me // all, tasks * (me + 1) // all):
+            g, chunk = task // chunks, task % chunks
+            a = sums[chunk, g]
+            a[:] = 0
+            first, last = g * outputs + chunk * outputs // chunks, g * outputs + (chunk + 1) * outputs // chunks
+            fours = first + (last - first) // 4 * 4
+            for o in range(first, fours, 4):
+                for m in range(k):
+                    for s in range(S):
+                        for i in range(inputs):
+                            a[m, s, i] += (
+                                left[o, m, i] * right[o, s, i]
+                                + left[o + 1, m, i] * right[o + 1, s, i]
+                                + left[o + 2, m, i] * right[o + 2, s, i]
+                                + left[o + 3, m, i] * right[o + 3, s, i]
+                            )
+            for o in range(fours, last):
+                for m in range(k):
+                    for s in range(S):
+                        for i in range(inputs):
+                            a[m, s, i] += left[o, m, i] * right[o, s, i]
+
+    return loop
+
+
+@functools.cache
+def orepa(k: int, T: int, centre: int) -> Any:
+    """The sum of OREPA's scaled branches; `depthwise` as ``(G, I, T, padded k)``, `cosines` padded as well."""
+    P = _padded(k)
+
+    @_jit
+    def loop(me, all, weight, average, prior, product, point, pointwise, depthwise, scales, cosines, kernel):
+        outputs, inputs, groups = weight.shape[0], average.shape[1], depthwise.shape[0]
+        for o in range(outputs * me // all, outputs * (me + 1) // all):
+            d, out, c = depthwise[o // (outputs // groups)], kernel[o], cosines[o]
+            w, y, q = weight[o], product[o], pointwise[o]
+            v0, v1, v2 = scales[o, 0], scales[o, 1] / k, scales[o, 2]
+            v3, v4, v5 = scales[o, 3], scales[o, 4], scales[o, 5]
+            for i in range(inputs - 1):
+                mean, cosine = v1 * average[o, i], v2 * prior[o, i]
+                for m in range(P):
+                    a = q[i * T] * d[i, 0, m]
+                    for t in range(1, T):
+                        a += q[i * T + t] * d[i, t, m]
+                    out[i * k + m] = v0 * w[i * k + m] + v3 * y[i * k + m] + mean + cosine * c[m] + v5 * a
+                out[i * k + centre] += v4 * point[o, i]
+            i = inputs - 1
+            mean, cosine = v1 * average[o, i], v2 * prior[o, i]
+            for m in range(k):
+                a = q[i * T] * d[i, 0, m]
+                for t in range(1, T):
+                    a += q[i * T + t] * d[i, t, m]
+                out[i * k + m] = v0 * w[i * k + m] + v3 * y[i * k + m] + mean + cosine * c[m] + v5 * a
+            out[i * k + centre] += v4 * point[o, i]
+
+    return loop
+
+
+@functools.cache
+def orepa_gradients(k: int, T: int, centre: int) -> Any:
+    """The gradients of `orepa`'s inputs but those of `depthwise`, which sum over outputs; it comes as ``(G, I, k, T)``."""
+
+    @_jit
+    def loop(
+        me, all, grad, weight, average, prior, product, point, pointwise, depthwise, scales, cosines,
+        d_weight, d_average, d_prior, d_product, d_point, d_pointwise, d_scales,
+    ):  # fmt: skip
+        outputs, inputs, groups = weight.shape[0], average.shape[1], depthwise.shape[0]
+        for o in range(outputs * me // all, outputs * (me + 1) // all):
+            d, c, g = depthwise[o // (outputs // groups)], cosines[o], grad[o]
+            w, y, q, dq = weight[o], product[o], pointwise[o], d_pointwise[o]
+            v0, v1, v2 = scales[o, 0], scales[o, 1] / k, scales[o, 2]
+            v3, v4, v5 = scales[o, 3], scales[o, 4], scales[o, 5]
+            s0 = s1 = s2 = s3 = s4 = s5 = v0 * 0
+            for n in range(inputs * k):
+                s0 += g[n] * w[n]
+                s3 += g[n] * y[n]
+                d_weight[o, n] = v0 * g[n]
+                d_product[o, n] = v3 * g[n]
+            for i in range(inputs):
+                total = cosine = v0 * 0
+                for m in range(k):
+                    total += g[i * k + m]
+                    cosine += g[i * k + m] * c[m]
+                s1 += total * average[o, i]
+                s2 += cosine * prior[o, i]
+                s4 += g[i * k + centre] * point[o, i]
+                d_average[o, i] = v1 * total
+                d_prior[o, i] = v2 * cosine
+                d_point[o, i] = v4 * g[i * k + centre]
+                for t in range(T):
+                    a = g[i * k] * d[i, 0, t]
+                    for m in range(1, k):
+                        a += g[i * k + m] * d[i, m, t]
+                    s5 += a * q[i * T + t]
+                    dq[i * T + t] = v5 * a
+            d_scales[o, 0], d_scales[o, 1], d_scales[o, 2] = s0, s1 / k, s2
+            d_scales[o, 3], d_scales[o, 4], d_scales[o, 5] = s3, s4, s5
+
+    return loop

@@ -1,0 +1,142 @@
+"""The rule that picks the path of a composition: by device, dtype and what is looking on."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedError
+from . import _cpu, _gpu
+from ._algebra import Orepa
+
+
+class Path(Protocol):
+    """One way to compute the compositions and their gradients; a module with these functions is one."""
+
+    name: str
+
+    reason_against: Callable[..., str | None]
+    depthwise: Callable[[Tensor, Tensor, int], Tensor]
+    depthwise_gradients: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+    orepa: Callable[[Orepa, int], Tensor]
+    orepa_gradients: Callable[[Tensor, Orepa, int], Orepa]
+
+
+_FAST: tuple[Any, ...] = (_gpu, _cpu)
+_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("path", default=None)
+
+
+def paths() -> tuple[str, ...]:
+    """Names of all paths, in the order in which they are tried.
+
+    Example:
+        >>> paths()
+        ('gpu', 'cpu', 'algebra')
+    """
+    return (*(path.name for path in _FAST), "algebra")
+
+
+def choose(*tensors: Tensor) -> Path | None:
+    """The path for a composition of these tensors; None: the algebra.
+
+    Raises:
+        UnsupportedError: when `using` forces a path that cannot take them.
+    """
+    forced = _forced.get()
+    for path in _FAST:
+        if forced in (None, path.name):
+            reason = _reason_against(path, tensors)
+            if reason is None:
+                return path
+            if forced is not None and not is_recorded():
+                raise UnsupportedError(f"path {forced!r} cannot be taken: {reason}")
+    return None
+
+
+def _reason_against(path: Any, tensors: tuple[Tensor, ...]) -> str | None:
+    if is_recorded():
+        return "a compiler, tracer or function transform looks on"
+    first = tensors[0]
+    for t in tensors:
+        if type(t) not in (Tensor, nn.Parameter):
+            return f"{type(t).__name__} is a subclass of Tensor"
+        if t.device != first.device or t.dtype != first.dtype:
+            return "the tensors differ in device or dtype"
+        if t.numel() == 0:
+            return "a tensor is empty"
+    return path.reason_against(*tensors)
+
+
+def is_recorded() -> bool:
+    """Is a compiler, tracer or function transform looking at this forward? It should see how the kernel is made."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return True
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+@contextlib.contextmanager
+def using(path: str) -> Iterator[None]:
+    """Take this path inside the block, in this thread, instead of the one that the rule would pick.
+
+    Args:
+        path: one of `paths`.
+
+    Raises:
+        UnsupportedError: for another name at once; when a composition cannot take the path, there.
+
+    Example:
+        >>> import foldconv
+        >>> layer = foldconv.expand(nn.Conv2d(4, 8, 3), "doconv")
+        >>> with using("algebra"):
+        ...     print(explain(layer))
+        algebra: asked for by foldconv.ops.using
+    """
+    if path not in paths():
+        raise UnsupportedError(f"path: expected one of {', '.join(paths())}, received {path!r}")
+    token = _forced.set(path)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def explain(module: nn.Module) -> str:
+    """Which path each foldable layer in `module` takes now, and why: one line per layer.
+
+    Args:
+        module: a network or a layer.
+
+    Example:
+        >>> import foldconv
+        >>> net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8))
+        >>> print(explain(foldconv.expand(net, "repvgg")))
+        0: features: its branches run side by side, for their norms see the batch
+    """
+    from ..layers import Foldable
+
+    lines = {name: _explain_layer(m) for name, m in module.named_modules() if isinstance(m, Foldable)}
+    return "\n".join(f"{name}: {line}" if name else line for name, line in lines.items())
+
+
+def _explain_layer(layer: Any) -> str:
+    from ..layers import ComposedConv
+
+    if not isinstance(layer, ComposedConv):
+        return "features: its branches run side by side, for their norms see the batch"
+    tensors = layer.composition_tensors()
+    if tensors is None:
+        return "algebra: its composition is made of what torch computes well"
+    if _forced.get() is not None:
+        return f"{_forced.get()}: asked for by foldconv.ops.using"
+    reasons = []
+    for path in _FAST:
+        reason = _reason_against(path, tensors)
+        if reason is None:
+            return f"{path.name}: " + ("; ".join(reasons) or "fits its device, dtype and shape")
+        reasons.append(f"not {path.name}, {reason}")
+    return "algebra: " + "; ".join(reasons)
