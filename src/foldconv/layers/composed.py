@@ -6,12 +6,11 @@ come from torch, and a method writes only how the kernel is composed.
 
 When is the kernel composed? Invariants, in the order in which they are decided:
 
-1. Wherever a compiler, tracer or function transform is at work, every forward composes anew, by differentiable
-   operations.
+1. In training mode, and wherever a compiler, tracer or function transform is at work, every forward composes anew,
+   by differentiable operations: sharing one graph would break two backward passes and activation checkpointing.
 2. Any other forward composes only when a parameter changed since the last time: another object, another version
-   counter, another storage. Forwards that share one composition share its value; if gradients are wanted, those of
-   the forward that composed in training mode flow through its operations, those of the others through `_Kept`, whose
-   backward composes again.
+   counter, another storage. It then uses the kept value; if gradients are wanted, they flow to the parameters
+   through `_Kept`, whose backward composes again.
 3. What a version counter cannot see mostly comes with one of these, each of which drops the kept value:
    ``train()``/``eval()``, a gradient that reaches the parameters, ``to()``, a parameter set on the layer (FSDP does
    that whenever it gathers). The rest, ``p.data.add_(...)`` between two forwards in evaluation mode and nothing of
@@ -21,9 +20,7 @@ When is the kernel composed? Invariants, in the order in which they are decided:
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
-import weakref
 from typing import Any, Literal
 
 import torch
@@ -77,40 +74,34 @@ class ComposedConv(Foldable):
     def kernel(self) -> Tensor:
         """The composed kernel: ``weight``'s shape and dtype, differentiable with respect to every parameter.
 
-        Composed in float32 at least, also under autocast; once, and kept until a parameter changes.
+        Composed in float32 at least, also under autocast. In evaluation mode it is composed once and kept until a
+        parameter changes.
         """
         parameters = [getattr(self, name, None) for name in self.composed_from]
-        if is_recorded() or not _can_keep(parameters):
+        if self.training or is_recorded() or not _can_keep(parameters):
             return self._compose_precisely(parameters)
         present = [p for p in parameters if p is not None]
-        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in present)
         kept = self._kept
         if kept is None or kept[1] != _state([kept[0][0], *present]):
-            if self.training and wanted:
-                kernel = self._compose_precisely(parameters)
-                if all(kernel is not p for p in present):  # a kernel of one tap may be the parameter itself
-                    self._keep(kernel.detach(), present)
-                    kernel.register_hook(functools.partial(_forget, weakref.ref(self)))
-                return kernel
             # Outside inference mode, so that the kept value may serve a later forward that records gradients.
             with torch.inference_mode(False), torch.no_grad():
-                kept = self._keep(self._compose_precisely(parameters), present)
+                tensors = [self._compose_precisely(parameters), *present]
+            kept = self._kept = (tensors, _state(tensors))
         value = kept[0][0]
-        return _Kept.apply(self, value, *parameters) if wanted else value  # pyright: ignore[reportReturnType]
-
-    def _keep(self, value: Tensor, parameters: list[Tensor]) -> tuple[list[Tensor], list[tuple[int, int, int]]]:
-        tensors = [value, *parameters]
-        self._kept = (tensors, _state(tensors))
-        return self._kept
+        if torch.is_grad_enabled() and any(p.requires_grad for p in present):
+            return _Kept.apply(self, value, *parameters)  # pyright: ignore[reportReturnType]
+        return value
 
     def composition_tensors(self) -> tuple[Tensor, ...] | None:
-        """What `foldconv.ops` would pick a path by; None for a method that has no fast path."""
+        """What `foldconv.ops` picks a path by; None for a method whose composition is made of torch's own products."""
         return None
 
     def _compose_precisely(self, parameters: list[Tensor | None]) -> Tensor:
         first = next(p for p in parameters if p is not None)
         dtype = first.dtype
         wide = torch.promote_types(dtype, torch.float32)
+        if all(p is None or p.dtype is wide for p in parameters) and not _is_autocast(first.device.type):
+            return self.compose(*parameters)
         with _without_autocast(first.device.type):
             return self.compose(*(None if p is None else p.to(wide) for p in parameters)).to(dtype)
 
@@ -219,13 +210,6 @@ class _Plain:
         return getattr(self._layer, name)
 
 
-def _forget(layer: weakref.ref[ComposedConv], _: Tensor) -> None:
-    """A gradient reaches the parameters: whatever updates them next, the kept value is not trusted again."""
-    here = layer()
-    if here is not None:
-        here.forget()
-
-
 class _Kept(torch.autograd.Function):
     """The kept kernel with gradients: forward costs nothing, backward composes again."""
 
@@ -271,8 +255,10 @@ def _state(tensors: list[Tensor]) -> list[tuple[int, int, int]]:
     return [(id(t), t._version, t.data_ptr()) for t in tensors]
 
 
+def _is_autocast(device: str) -> bool:
+    # The meta device has none.
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def _without_autocast(device: str) -> contextlib.AbstractContextManager:
-    # The meta device has no autocast to switch off.
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return contextlib.nullcontext()
-    return torch.autocast(device, enabled=False)
+    return torch.autocast(device, enabled=False) if _is_autocast(device) else contextlib.nullcontext()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..algebra import Kernel
 
 DEPTHWISE_FILTERS = 8
@@ -73,21 +74,30 @@ class Branches:
     def compose(self, p: dict[str, Tensor]) -> Tensor:
         """The kernel, ``(out, in / groups, *size)``."""
         (o, i), g, m = self.per_group, self.groups, math.prod(self.size)
-        scale = iter(p["vector"].reshape(-1, g, o, 1, 1))
-        point = {name: p[name].reshape(g, o, i, 1) for name in ("avg_conv", "prior_conv")}
-        kernel = next(scale) * p["weight"].reshape(g, o, i, m)
-        kernel = kernel + next(scale) * point["avg_conv"] / m
-        kernel = kernel + next(scale) * point["prior_conv"] * self.prior(p["weight"]).reshape(g, o, 1, m)
-        inner, outer = self._inner(p).reshape(g, -1, i), p["kxk_conv2"].reshape(g, o, -1, m)
-        kernel = kernel + next(scale) * torch.einsum("gti,gotm->goim", inner, outer)
-        if self.point:
-            centre = torch.zeros(self.size, dtype=kernel.dtype, device=kernel.device)
-            centre[tuple((k - 1) // 2 for k in self.size)] = 1
-            kernel = kernel + next(scale) * p["conv_1x1"].reshape(g, o, i, 1) * centre.flatten()
-        depthwise = p["gconv_dw"].reshape(g, i, DEPTHWISE_FILTERS, m)
-        pointwise = p["gconv_pw"].reshape(g, o, i, DEPTHWISE_FILTERS)
-        kernel = kernel + next(scale) * torch.einsum("goit,gitm->goim", pointwise, depthwise)
-        return kernel.reshape(p["weight"].shape)
+        # With the taps before the inner channels the 1×1→k×k is one product per group of plain matrices.
+        outer = p["kxk_conv2"].flatten(2).transpose(1, 2).reshape(g, o * m, -1)
+        product = torch.matmul(outer, self._inner(p).reshape(g, -1, i)).reshape(g * o, m, i).transpose(1, 2)
+        branches = ops.Orepa(
+            weight=p["weight"].flatten(2),
+            average=p["avg_conv"].flatten(1),
+            prior=p["prior_conv"].flatten(1),
+            product=product,
+            point=p["conv_1x1"].flatten(1) if self.point else None,
+            pointwise=p["gconv_pw"].reshape(g * o, i, DEPTHWISE_FILTERS),
+            depthwise=p["gconv_dw"].reshape(g * i, DEPTHWISE_FILTERS, m),
+            scales=p["vector"],
+            cosines=self.prior(p["weight"]),
+            centre=self.centre,
+        )
+        return ops.compose_orepa(branches, g).reshape(p["weight"].shape)
+
+    @property
+    def centre(self) -> int:
+        """The tap of the 1×1 branch among the flattened taps."""
+        index = 0
+        for k in self.size:
+            index = index * k + (k - 1) // 2
+        return index
 
     def features(
         self,
@@ -137,15 +147,16 @@ class Branches:
 
     def prior(self, like: Tensor) -> Tensor:
         """The fixed cosines, ``(out, taps)``, in `like`'s dtype."""
-        # In single precision whatever the dtype, as the original stores them: a fold in float64 then computes what
-        # was trained. MPS has no float64 to compute them in.
-        where = {"dtype": torch.float64, "device": "cpu" if like.device.type == "mps" else like.device}
-        n, filters = len(self.size), torch.arange(self.out_channels, **where)
-        axis = torch.div(filters * n, self.out_channels, rounding_mode="floor")
-        frequency = filters + 1 - axis * (self.out_channels / n)
-        positions = torch.meshgrid(*((torch.arange(k, **where) + 0.5) / k for k in self.size), indexing="ij")
-        phase = torch.stack(positions).reshape(n, -1)[axis.long()]
-        return torch.cos(math.pi * phase * frequency[:, None]).float().to(like)
+        key = (self.out_channels, self.size, like.device, like.dtype)
+        if ops.is_recorded():
+            return _cosines(*key)
+        found = _priors.get(key)
+        if found is None:
+            found = _cosines(*key)
+            # What inference mode made, or a mode that fakes tensors, serves nobody else.
+            if type(found) is Tensor and not found.is_inference():
+                _priors[key] = found
+        return found
 
     def cost(self) -> int:
         """Multiply-adds of composing: two products, and one scale per branch."""
@@ -218,3 +229,18 @@ class PlainKernel(Branches):
 
     def cost(self) -> int:
         return 0
+
+
+_priors: dict[tuple[Any, ...], Tensor] = {}
+
+
+def _cosines(out: int, size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    # In single precision whatever the dtype, as the original stores them: a fold in float64 then computes what was
+    # trained. MPS has no float64 to compute them in.
+    where = {"dtype": torch.float64, "device": "cpu" if device.type == "mps" else device}
+    n, filters = len(size), torch.arange(out, **where)
+    axis = torch.div(filters * n, out, rounding_mode="floor")
+    frequency = filters + 1 - axis * (out / n)
+    positions = torch.meshgrid(*((torch.arange(k, **where) + 0.5) / k for k in size), indexing="ij")
+    phase = torch.stack(positions).reshape(n, -1)[axis.long()]
+    return torch.cos(math.pi * phase * frequency[:, None]).float().to(device, dtype)

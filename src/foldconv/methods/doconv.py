@@ -85,7 +85,7 @@ class _DOConvNd(ComposedConv):
             return weight
         taps = _taps_of(weight, weight_extra)
         if self.transposed:  # the input channel comes first: a product per channel as it lies
-            return weight + torch.matmul(taps, D.transpose(1, 2)).reshape(weight.shape)
+            return weight + torch.matmul(D, taps.transpose(1, 2)).transpose(1, 2).reshape(weight.shape)
         return ops.compose_depthwise(taps, D, self.groups).reshape(weight.shape)
 
     def composition_tensors(self) -> tuple[Tensor, ...] | None:
@@ -143,7 +143,13 @@ class _DOConvNd(ComposedConv):
 def _taps_of(weight: Tensor, extra: Tensor | None) -> Tensor:
     """W with all S taps in its last dimension: ``(*, *, S)``."""
     flat = weight.flatten(2)
-    return flat if extra is None else torch.cat([flat, extra.to(flat.dtype)], dim=2)
+    if extra is None:
+        return flat
+    extra = extra.to(flat.dtype)
+    if flat.is_contiguous():
+        return torch.cat([flat, extra], dim=2)
+    # In channels_last the taps come before the input channel.
+    return torch.cat([flat.transpose(1, 2), extra.transpose(1, 2)], dim=1).transpose(1, 2)
 
 
 def _rows(taps: Tensor, groups: int, transposed: bool) -> Tensor:

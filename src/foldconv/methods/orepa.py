@@ -89,6 +89,12 @@ class _OREPANd(ComposedConv):
         """The sum of the scaled branches as one kernel."""
         return self.branches.compose(dict(zip(self.composed_from, parameters)))
 
+    def composition_tensors(self) -> tuple[Tensor, ...] | None:
+        """The branches of a k×k kernel."""
+        if isinstance(self.branches, Pointwise):
+            return None
+        return self.weight.flatten(2), *(getattr(self, name) for name in self.composed_from[1:])
+
     def feature_forward(self, input: Tensor) -> Tensor:
         """The branches on feature maps, scaled and added."""
         y = self.branches.features(self._own(), input, **conv_geometry(self))

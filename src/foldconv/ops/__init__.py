@@ -12,7 +12,8 @@ Every path computes what the algebra computes, to rounding, and is deterministic
 takes and why; `using` forces one.
 """
 
+from ._algebra import Orepa
 from ._autograd import compose_depthwise, compose_orepa
 from ._paths import Path, choose, explain, is_recorded, paths, using
 
-__all__ = ["Path", "choose", "compose_depthwise", "compose_orepa", "explain", "is_recorded", "paths", "using"]
+__all__ = ["Orepa", "Path", "choose", "compose_depthwise", "compose_orepa", "explain", "is_recorded", "paths", "using"]

@@ -25,6 +25,7 @@ from ._buffers import empty
 from ._threads import run
 
 name = "cpu"
+WORTHWHILE = 1 << 15
 MOST_TAPS = 32
 """More are unrolled into code that takes too long to compile."""
 TASKS = 8

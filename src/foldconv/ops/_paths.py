@@ -19,6 +19,8 @@ class Path(Protocol):
     """One way to compute the compositions and their gradients; a module with these functions is one."""
 
     name: str
+    WORTHWHILE: int
+    """Weights from which on the path gains anything; fewer take it only when it is forced."""
 
     reason_against: Callable[..., str | None]
     depthwise: Callable[[Tensor, Tensor, int], Tensor]
@@ -69,6 +71,8 @@ def _reason_against(path: Any, tensors: tuple[Tensor, ...]) -> str | None:
             return "the tensors differ in device or dtype"
         if t.numel() == 0:
             return "a tensor is empty"
+    if _forced.get() is None and first.numel() < path.WORTHWHILE:
+        return f"{first.numel()} weights are too few to gain by it"
     return path.reason_against(*tensors)
 
 
