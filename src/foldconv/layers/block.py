@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..algebra import Kernel, kernel_of
 from ..errors import UnsupportedError
-from .foldable import Foldable
+from .branched import BranchTree
 
 
-class FoldableBlock(Foldable):
+class FoldableBlock(BranchTree):
     """A block of standard linear modules that `fold` turns into one convolution; nothing has to be registered.
 
     Args:
@@ -51,13 +51,11 @@ class FoldableBlock(Foldable):
         """None: the block is part of the plain network, no method expanded it."""
         return None
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Run the body."""
-        return self.body(input)
-
     def to_kernel(self, dtype: torch.dtype | None = torch.float64) -> Kernel:
         """The body's evaluation-mode kernel."""
-        return kernel_of(self.body, in_channels=self.in_channels, ndim=self.ndim, dtype=dtype)
+        # An identity's kernel has no parameter that would say where it is.
+        with next(self.body.parameters()).device:
+            return kernel_of(self.body, in_channels=self.in_channels, ndim=self.ndim, dtype=dtype)
 
     def realize(self, kernel: Kernel) -> nn.Module:
         """The plain convolution, in the window that the kernel needs and the body's dtype."""

@@ -6,20 +6,35 @@ function is linear, and that is what folds. The branches are ordinary modules in
 
 The norm that followed the convolution moves into the main branch. `NormPlace` keeps its place in the network, so
 that folding can put a norm back and the folded network has the keys of the original.
+
+In evaluation mode nothing needs the branches apart, so one convolution runs (`BranchTree`). Invariants, in the order
+in which they are decided:
+
+1. The branches run in training mode; where any module of the body is in training mode; where gradients are wanted of
+   the body's parameters; where a compiler, tracer, function transform, dispatch mode or CUDA graph records; where a
+   hook looks at a module of the body, or its forward was replaced; where the body has no exact kernel.
+2. Any other forward composes the kernel only when the body changed since the last time: another module, another
+   parameter or buffer (running statistics are buffers), another version counter or storage of one, another eps.
+3. What a version counter cannot see mostly comes with ``train()``/``eval()``, ``to()`` or ``load_state_dict()`` of the
+   layer, each of which drops the kept convolution. The rest, ``p.data.add_(...)`` between two forwards in evaluation
+   mode and nothing of the above, nobody can see: call ``forget()`` or ``eval()`` after it.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from ..algebra import Kernel, kernel_of
-from ..algebra.norms import scale_and_shift
+from ..algebra.norms import is_norm, scale_and_shift
 from ..algebra.rules import conv_geometry
+from ..errors import UnsupportedError
+from ..ops import is_recorded
 from .foldable import CONVOLUTIONS, Foldable, realize_like
 
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -31,7 +46,146 @@ _PADS = {
 }
 
 
-class BranchedConv(Foldable):
+class BranchTree(Foldable):
+    """A layer that is a tree of modules, its ``body``: run as it is while training, as one convolution to evaluate.
+
+    When the convolution is composed and when the body runs: see the invariants at the top of this file.
+    """
+
+    body: nn.Module
+
+    _kept: _Kept | None = None
+    """The convolution that the body computes in evaluation mode, and the state in which the body computed it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The body's function of `input`; shapes as in the convolution."""
+        plain = None if self.training or is_recorded() else self._plain(input)
+        return self.body(input) if plain is None else plain(input)
+
+    def feature_forward(self, input: Tensor) -> Tensor:
+        """Run the body."""
+        return self.body(input)
+
+    def forget(self) -> None:
+        """Drop the kept convolution: the next forward in evaluation mode composes anew."""
+        self._kept = None
+
+    def _plain(self, input: Tensor) -> nn.Module | None:
+        """The convolution to run instead of the body; None where the body has to run."""
+        body = self.body
+        if torch.is_grad_enabled() and any(p.requires_grad for p in body.parameters()):
+            return None
+        # What is composed under a dispatch mode may be a stand-in; fx hands in another kind of stand-in.
+        if not isinstance(input, Tensor) or torch._C._len_torch_dispatch_stack() or all_are_watched():
+            return None
+        # A CUDA graph replays with the parameters of then.
+        if input.is_cuda and torch.cuda.is_current_stream_capturing():
+            return None
+        kept = self._kept
+        if kept is None or not kept.is_of(body):
+            kept = self._kept = _Kept(self)
+        return kept.plain
+
+    def _apply(self, *args: Any, **kwargs: Any):
+        self.forget()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.forget()
+        super()._load_from_state_dict(*args)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "training":
+            self.forget()
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict:
+        # Neither a pickle nor a copy carries the kept convolution.
+        return {k: v for k, v in self.__dict__.items() if k != "_kept"}
+
+
+class _Kept:
+    """What a `BranchTree` computes in evaluation mode: a plain convolution, or None where the body has to run.
+
+    It knows the state of the body in which that was so; it is no module, so that nothing finds its parameters.
+    """
+
+    def __init__(self, layer: BranchTree):
+        self.modules = list(layer.body.modules())
+        self.contents = _contents(self.modules)
+        self.ids, self.flags = [id(x) for x in self.contents], _flags(self.modules)
+        self.tensors: list[Tensor] = []
+        self.versions: list[tuple[int, int]] = []
+        self.plain: nn.Module | None = None
+        tensors = [x for x in self.contents if isinstance(x, Tensor)]
+        if not any(training or strange for training, _, strange in self.flags) and self._can_keep(tensors):
+            self.plain = _composed(layer, tensors[0].device)
+            self.tensors, self.versions = tensors, _versions(tensors)
+
+    def is_of(self, body: nn.Module) -> bool:
+        """Is the body as it was?"""
+        return (
+            body is self.modules[0]
+            and [id(x) for x in _contents(self.modules)] == self.ids
+            and _flags(self.modules) == self.flags
+            and _versions(self.tensors) == self.versions
+        )
+
+    def _can_keep(self, tensors: list[Tensor]) -> bool:
+        parameters = [p for m in self.modules for p in m._parameters.values() if p is not None]
+        return (
+            len(_types(self.modules)) == 1
+            and len({t.device for t in tensors}) == 1
+            # MPS has no float64, in which norms are folded.
+            and tensors[0].device.type not in ("meta", "mps")
+            # Functional calls, replicas and sharding put other tensors in a parameter's place or beside it.
+            and all(type(p) is nn.Parameter for p in parameters)
+            and not any(t.is_inference() for t in tensors)
+            and not any(isinstance(value, Tensor) for m in self.modules for value in vars(m).values())
+            and not any("parametrizations" in m._modules for m in self.modules)
+        )
+
+
+def _composed(layer: BranchTree, device: torch.device) -> nn.Module | None:
+    """The plain convolution of a layer's evaluation function, composed in float32 at least."""
+    (dtype,) = _types(layer.body.modules())
+    # Outside inference mode, so that what is kept may serve a later forward that records gradients of its input.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        try:
+            kernel = layer.to_kernel(torch.promote_types(dtype, torch.float32))
+        except UnsupportedError:
+            return None
+        return layer.realize(kernel).to(dtype).requires_grad_(False)
+
+
+def _types(modules: Iterable[nn.Module]) -> set[torch.dtype]:
+    """The types of the convolutions; a norm may have another one."""
+    return {p.dtype for m in modules if not is_norm(m) for p in m._parameters.values() if p is not None}
+
+
+def _contents(modules: list[nn.Module]) -> list[Any]:
+    return [x for m in modules for held in (m._modules, m._parameters, m._buffers) for x in held.values()]
+
+
+def _flags(modules: list[nn.Module]) -> list[tuple[bool, Any, bool]]:
+    return [(m.training, (own := vars(m)).get("eps"), "forward" in own or is_watched(m)) for m in modules]
+
+
+def _versions(tensors: list[Tensor]) -> list[tuple[int, int]]:
+    return [(t._version, t.data_ptr()) for t in tensors]
+
+
+def is_watched(m: nn.Module) -> bool:
+    """Is there a hook on the module?"""
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+
+
+def all_are_watched() -> bool:
+    """Is there a hook on every module of the process?"""
+    return torch_module._has_any_global_hook()
+
+
+class BranchedConv(BranchTree):
     """A tree of branches in the place of a convolution.
 
     Args:
@@ -67,17 +221,16 @@ class BranchedConv(Foldable):
         branch = self.body.get_submodule(self._path.rpartition(".")[0])
         return getattr(branch, "norm", None)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Run the branches; shapes as in the convolution."""
-        return self.body(input)
-
     def to_kernel(self, dtype: torch.dtype | None = torch.float64) -> Kernel:
         """The evaluation-mode kernel, in the main convolution's window."""
-        return kernel_of(self.body, in_channels=self.conv.in_channels, ndim=len(self.conv.kernel_size), dtype=dtype)
+        # An identity's kernel has no parameter that would say where it is.
+        with self.conv.weight.device:
+            return kernel_of(self.body, in_channels=self.conv.in_channels, ndim=len(self.conv.kernel_size), dtype=dtype)
 
     def realize(self, kernel: Kernel) -> nn.Module:
-        """A plain convolution like the main branch's."""
-        return realize_like(self.conv, kernel).train(self.training)
+        """A plain convolution like the main branch's; of the kernel's own window, if somebody enlarged the body."""
+        source = self.conv if kernel.weight.shape == self.conv.weight.shape else self
+        return realize_like(source, kernel).train(self.training)
 
     def regularization(self) -> Tensor | None:
         """The method's penalty, if it has one."""
