@@ -1,4 +1,4 @@
-"""The command line: ``foldconv train | eval | fold | inspect | import-checkpoint``, one file per command.
+"""The command line: ``foldconv train | eval | fold | inspect | bench | import-checkpoint``, one file per command.
 
 Nothing heavy is imported before a command runs, so that help and usage errors come at once.
 """
@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from .. import __version__
-from . import _eval, _fold, _import_checkpoint, _inspect, _train
+from . import _bench, _eval, _fold, _import_checkpoint, _inspect, _train
 from ._common import COMMON, Parser, UsageError, parse
 
 _COMMANDS = {
@@ -20,6 +20,7 @@ _COMMANDS = {
     "eval": _eval,
     "fold": _fold,
     "inspect": _inspect,
+    "bench": _bench,
     "import-checkpoint": _import_checkpoint,
 }
 _EXTRAS = {"lightning", "timm", "torchvision", "torchmetrics", "sklearn", "matplotlib", "rich", "yaml"}

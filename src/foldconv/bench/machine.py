@@ -1,0 +1,56 @@
+"""On what a measurement was made: processor, threads, accelerator, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("torch", "torchvision", "timm", "numba", "triton", "numpy")
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Processor, logical cores that this process may use, torch's threads, and the GPU's name with ``"cuda"``.
+
+    >>> sorted(machine())
+    ['cores', 'gpu', 'processor', 'system', 'threads']
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": _processor(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python, foldconv and what matters for speed; what is not installed is left out.
+
+    >>> {"python", "foldconv", "torch"} <= versions().keys()
+    True
+    """
+    from .. import __version__
+
+    found = {"python": platform.python_version(), "foldconv": __version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    """The model's name; Linux tells it in a file, and `platform` elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
