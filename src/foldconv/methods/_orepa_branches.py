@@ -74,14 +74,11 @@ class Branches:
     def compose(self, p: dict[str, Tensor]) -> Tensor:
         """The kernel, ``(out, in / groups, *size)``."""
         (o, i), g, m = self.per_group, self.groups, math.prod(self.size)
-        # With the taps before the inner channels the 1×1→k×k is one product per group of plain matrices.
-        outer = p["kxk_conv2"].flatten(2).transpose(1, 2).reshape(g, o * m, -1)
-        product = torch.matmul(outer, self._inner(p).reshape(g, -1, i)).reshape(g * o, m, i).transpose(1, 2)
         branches = ops.Orepa(
             weight=p["weight"].flatten(2),
             average=p["avg_conv"].flatten(1),
             prior=p["prior_conv"].flatten(1),
-            product=product,
+            product=ops.compose_pointwise(self._inner(p).reshape(g, -1, i), p["kxk_conv2"].flatten(2), g),
             point=p["conv_1x1"].flatten(1) if self.point else None,
             pointwise=p["gconv_pw"].reshape(g * o, i, DEPTHWISE_FILTERS),
             depthwise=p["gconv_dw"].reshape(g * i, DEPTHWISE_FILTERS, m),

@@ -13,7 +13,18 @@ takes and why; `using` forces one.
 """
 
 from ._algebra import Orepa
-from ._autograd import compose_depthwise, compose_orepa
+from ._autograd import compose_depthwise, compose_orepa, compose_pointwise
 from ._paths import Path, choose, explain, is_recorded, paths, using
 
-__all__ = ["Orepa", "Path", "choose", "compose_depthwise", "compose_orepa", "explain", "is_recorded", "paths", "using"]
+__all__ = [
+    "Orepa",
+    "Path",
+    "choose",
+    "compose_depthwise",
+    "compose_orepa",
+    "compose_pointwise",
+    "explain",
+    "is_recorded",
+    "paths",
+    "using",
+]

@@ -34,6 +34,14 @@ def depthwise(taps: Tensor, D: Tensor, groups: int) -> Tensor:
     return taps[..., :k] + added.reshape(out, per_group, k)
 
 
+def pointwise(first: Tensor, second: Tensor, groups: int) -> Tensor:
+    """See `foldconv.ops.compose_pointwise`."""
+    out, inner, k = second.shape
+    # With the taps before the inner channels this is one product of plain matrices per group.
+    rows = second.transpose(1, 2).reshape(groups, out // groups * k, inner)
+    return torch.matmul(rows, first).reshape(out, k, -1).transpose(1, 2)
+
+
 def orepa(p: Orepa, groups: int) -> Tensor:
     """See `foldconv.ops.compose_orepa`."""
     out, per_group, k = p.weight.shape

@@ -36,6 +36,28 @@ def compose_depthwise(taps: Tensor, D: Tensor, groups: int = 1) -> Tensor:
     return _Depthwise.apply(path, groups, taps, D)  # pyright: ignore[reportReturnType]
 
 
+def compose_pointwise(first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
+    """A 1×1 kernel before a k×k: ``K[o, i, m] = Σ_t second[o, t, m] · first[g, t, i]``
+
+    Args:
+        first: ``(G, T, I)``, the 1×1 of each group.
+        second: ``(O, T, k)``, its positions flattened.
+        groups: G.
+
+    Returns:
+        ``(O, I, k)``.
+
+    Example:
+        >>> second = torch.randn(8, 4, 9)
+        >>> torch.equal(compose_pointwise(torch.eye(4)[None], second), second)
+        True
+    """
+    path = choose(second, first)
+    if path is None or not hasattr(path, "pointwise"):  # a GPU's products are torch's
+        return _algebra.pointwise(first, second, groups)
+    return _Pointwise.apply(path, groups, first, second)  # pyright: ignore[reportReturnType]
+
+
 def compose_orepa(p: Orepa, groups: int = 1) -> Tensor:
     """The sum of OREPA's scaled branches, ``(O, I, k)``; see `foldconv.OREPA` for the formula.
 
@@ -62,8 +84,27 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         taps, D = ctx.saved_tensors
         if torch.is_grad_enabled():  # of a gradient's gradient
-            return None, None, *_differentiably(lambda *p: _algebra.depthwise(*p, ctx.groups), (taps, D), grads[0])
+            return None, None, *_differentiably(lambda taps, D: _algebra.depthwise(taps, D, ctx.groups), (taps, D), grads[0])
         return None, None, *ctx.path.depthwise_gradients(grads[0], taps, D, ctx.groups)
+
+
+class _Pointwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, path: Any, groups: int, first: Tensor, second: Tensor) -> Tensor:
+        ctx.path, ctx.groups = path, groups
+        ctx.save_for_backward(first, second)
+        return path.pointwise(first.detach(), second.detach(), groups)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        first, second = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return (
+                None,
+                None,
+                *_differentiably(lambda first, second: _algebra.pointwise(first, second, ctx.groups), (first, second), grads[0]),
+            )
+        return None, None, *ctx.path.pointwise_gradients(grads[0], first, second, ctx.groups)
 
 
 class _Orepa(torch.autograd.Function):
@@ -72,16 +113,16 @@ class _Orepa(torch.autograd.Function):
         ctx.path, ctx.groups = path, groups
         ctx.centre, ctx.pointless = fields[-1], fields[4] is None
         ctx.save_for_backward(*(t for t in fields if isinstance(t, Tensor)))
-        return path.orepa(Orepa(*(t.detach() if isinstance(t, Tensor) else t for t in fields)), groups)
+        return path.orepa(Orepa._make(t.detach() if isinstance(t, Tensor) else t for t in fields), groups)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         saved = list(ctx.saved_tensors)
         if ctx.pointless:
             saved.insert(4, None)
-        p = Orepa(*saved, ctx.centre)
+        p = Orepa(*saved, centre=ctx.centre)  # pyright: ignore[reportCallIssue]
         if torch.is_grad_enabled():
-            found = _differentiably(lambda *fields: _algebra.orepa(Orepa(*fields), ctx.groups), tuple(p), grads[0])
+            found = _differentiably(lambda *fields: _algebra.orepa(Orepa._make(fields), ctx.groups), tuple(p), grads[0])
         else:
             found = ctx.path.orepa_gradients(grads[0], p, ctx.groups)
         return None, None, *found[:-2], None, None  # cosines and centre are not learned

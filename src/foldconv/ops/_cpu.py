@@ -46,7 +46,7 @@ def reason_against(*tensors: Tensor) -> str | None:
         return f"the tensors are on {first.device.type}"
     if first.dtype not in (torch.float32, torch.float64):
         return f"{first.dtype} is not compiled"
-    if max(t.shape[-1] for t in tensors if t.dim() == 3) > MOST_TAPS:
+    if first.shape[-1] > MOST_TAPS:
         return f"more than {MOST_TAPS} taps are not compiled"
     if not _has_numba():
         return "Numba is not installed (pip install foldconv[cpu])"
@@ -159,7 +159,9 @@ def orepa_gradients(grad: Tensor, p: Orepa, groups: int) -> Orepa:
         scales=torch.empty(out, 6, dtype=grad.dtype),
     )
     loop = _kernels().orepa_gradients(k, filters, p.centre)
-    _run(loop, grad.view(out, -1), *_branches(p), table, scales, p.cosines.contiguous(), *_branches(found), found.scales)
+    _run(
+        loop, grad.view(out, -1), *_branches(p), table, scales, p.cosines.contiguous(), *_branches(found), found.scales
+    )
     scaled = p.pointwise.contiguous() * scales[:, 5, None, None]
     columns = [0, 1, 2, 3, 5] if p.point is None else slice(None)
     return found._replace(
@@ -167,6 +169,30 @@ def orepa_gradients(grad: Tensor, p: Orepa, groups: int) -> Orepa:
         depthwise=_outer_sums(grad, scaled, groups).transpose(1, 2),
         scales=found.scales[:, columns].t(),
     )
+
+
+def pointwise(first: Tensor, second: Tensor, groups: int) -> Tensor:
+    """See `foldconv.ops.compose_pointwise`; torch's product, in memory that is kept."""
+    out, inner, k = second.shape
+    product = empty((groups, out // groups * k, first.shape[2]), second.dtype)
+    torch.bmm(_turned(second).view(groups, -1, inner), first, out=product)
+    return _turned(product.view(out, k, -1))
+
+
+def pointwise_gradients(grad: Tensor, first: Tensor, second: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The gradients of `first` and `second`."""
+    out, inner, k = second.shape
+    rows = _turned(grad).view(groups, -1, first.shape[2])
+    d_first = torch.bmm(_turned(second).view(groups, -1, inner).transpose(1, 2), rows)
+    d_rows = empty((groups, out // groups * k, inner), second.dtype)
+    torch.bmm(rows, first.transpose(1, 2), out=d_rows)
+    return d_first, _turned(d_rows.view(out, k, inner))
+
+
+def _turned(tensor: Tensor) -> Tensor:
+    """A contiguous copy with the last two dimensions exchanged."""
+    outputs, a, b = tensor.shape
+    return empty((outputs, b, a), tensor.dtype).copy_(tensor.transpose(1, 2))
 
 
 def _branches(p: Orepa) -> list[Tensor]:

@@ -1,7 +1,8 @@
 """The loops of `foldconv.ops._cpu`, compiled on first use and kept in Numba's cache.
 
 Each function returns the loop for one kernel size: sizes are constants, so that the inner loops unroll and become
-vector instructions. A loop is thread `me` of `all`; which thread does what changes no result. Arrays of weights are matrices: a row holds one output channel, pair after pair.
+vector instructions. A loop is run as thread `me` of `all`; which thread does what changes no result. Arrays of weights
+are matrices: a row holds one output channel, pair after pair.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportGeneralTypeIssues=false
@@ -154,15 +155,12 @@ def add_outer(k: int, S: int) -> Any:
             r0, r1 = right[o, start * S :], right[o + 1, start * S :]
             r2, r3 = right[o + 2, start * S :], right[o + 3, start * S :]
             for i in range(n - 1):
-                x, y = i * k, i * S
-                for m in range(k):
-                    for s in range(P):
-                        a[i, m, s] += (
-                            l0[x + m] * r0[y + s]
-                            + l1[x + m] * r1[y + s]
-                            + l2[x + m] * r2[y + s]
-                            + l3[x + m] * r3[y + s]
-                        )
+                x, y, sum_ = i * k, i * S, a[i]
+                for s in range(P):
+                    # Read before anything is written, or they would be read again for every m.
+                    x0, x1, x2, x3 = r0[y + s], r1[y + s], r2[y + s], r3[y + s]
+                    for m in range(k):
+                        sum_[m, s] += l0[x + m] * x0 + l1[x + m] * x1 + l2[x + m] * x2 + l3[x + m] * x3
         # The last pair is not followed by one whose taps could be read along.
         for o in range(first, last):
             x, y = left[o, start * k :], right[o, start * S :]
@@ -263,7 +261,7 @@ def orepa(k: int, T: int, centre: int) -> Any:
 
 @functools.cache
 def orepa_gradients(k: int, T: int, centre: int) -> Any:
-    """The gradients of `orepa`'s inputs but those of `depthwise`, which sum over outputs; it comes as ``(G, I, k, T)``."""
+    """The gradients of `orepa`'s inputs, except `depthwise`'s, a sum over outputs; that comes as ``(G, I, k, T)``."""
 
     @_jit
     def loop(

@@ -17,7 +17,7 @@ import torch
 
 MOST = 16
 """Threads enter a loop one after the other; more would wait longer than they work."""
-WORK_OF_ONE = 1 << 18
+WORK_OF_ONE = 1 << 17
 """Weights that one thread has done before a second has come to help."""
 
 _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
