@@ -126,8 +126,10 @@ def test_the_kernel_is_composed_in_float32_at_least(monkeypatch):
     assert types == [torch.float32, torch.float32, torch.float64]
 
 
-def test_autocast(counts):
-    made, x = layer(dtype=torch.float32), image(torch.float32)
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast(method, counts):
+    made, x = layer(method, torch.float32), image(torch.float32)
+    take(counts)
     with torch.no_grad():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert made(x).dtype == torch.bfloat16
@@ -168,11 +170,14 @@ def test_the_whole_network(counts):
 
 
 def test_a_frozen_layer_lets_the_input_gradient_through(counts):
-    made, x = layer().requires_grad_(False), image().requires_grad_()
+    made, x = layer(), image().requires_grad_()
     with torch.inference_mode():
         made(x)
-    (received,) = torch.autograd.grad(made(x).square().sum(), x)
+    made.requires_grad_(False)
+    y = made(x)
     assert take(counts) == (0, 1)
+    assert not made._kept.plain.weight.requires_grad
+    (received,) = torch.autograd.grad(y.square().sum(), x)
     (expected,) = torch.autograd.grad(made.feature_forward(x).square().sum(), x)
     torch.testing.assert_close(received, expected, **CLOSE)
 
@@ -221,6 +226,10 @@ def another_branch(made):
     made.body.add_module("extra", nn.Conv2d(4, 4, 1, bias=False).double().eval())
 
 
+def a_wider_branch(made):
+    made.body.add_module("extra", nn.Conv2d(4, 4, 5, padding=2, bias=False).double().eval())
+
+
 def another_body(made):
     made.body = copy.deepcopy(made.body)
     conv(made).weight.data.mul_(2)
@@ -255,6 +264,7 @@ CHANGES = {
     "new_buffer": lambda made: setattr(norm(made), "running_mean", norm(made).running_mean + 0.1),
     "another_norm": another_norm,
     "another_branch": another_branch,
+    "a_wider_branch": a_wider_branch,
     "another_body": another_body,
     "a_norm_sees_a_batch": a_norm_sees_a_batch,
     "train_step": train_step,
@@ -395,7 +405,7 @@ def other_forward(made):
 
 
 def parametrized(made):
-    nn.utils.parametrizations.weight_norm(conv(made))
+    nn.utils.parametrizations.weight_norm(conv(made)).eval()
 
 
 def replica(made):
@@ -410,7 +420,7 @@ def no_parameter(made):
 
 
 def two_types(made):
-    made.body.add_module("extra", Scale(4).float())
+    made.body.add_module("extra", Scale(4).float().eval())
 
 
 @kernel_rule(nn.Softshrink)
@@ -419,7 +429,7 @@ def no_rule(module, channels, ndim):
 
 
 def not_linear(made):
-    made.body.add_module("extra", nn.Softshrink())
+    made.body.add_module("extra", nn.Softshrink().eval())
 
 
 STRANGE = [training_norm, other_forward, parametrized, replica, no_parameter, two_types, not_linear]

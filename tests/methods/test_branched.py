@@ -1,6 +1,7 @@
 """What the methods with norms in branches share: where the norm goes, and that it comes back."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 import foldconv
 from foldconv import NoMatchError, UnsupportedError
 from foldconv.layers import BranchedConv, NormPlace
+from foldconv.methods.dbb import NormThenPad, PaddedWindow
 from foldconv.testing import randomize
 
 METHODS = ["repvgg", "acnet", "mobileone", "qarepvgg", "dbb", "orepa_vgg"]
@@ -275,6 +277,76 @@ def test_dbb_pads_with_what_the_norm_makes_of_zero():
     y = inner(image(1, 4, 3, 3))
     _, shift = foldconv.algebra.scale_and_shift(inner.norm)
     torch.testing.assert_close(y[0, :, 0, 0], shift, **CLOSE)
+
+
+GEOMETRIES = [
+    {},
+    {"stride": 2},
+    {"padding": 2},
+    {"padding": (0, 1), "stride": (1, 2)},
+    {"kernel_size": (3, 5), "padding": "same"},
+    {"dilation": 2, "padding": 2},
+    {"groups": 2},
+    {"groups": 4},
+]
+
+
+def in_a_row(window):
+    return nn.Sequential(OrderedDict(window.named_children()))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("conv", GEOMETRIES, ids=str)
+def test_dbb_without_a_padded_copy_is_its_modules_in_a_row(conv, training, monkeypatch):
+    body = foldconv.expand(network(**conv), "dbb", include="0")[0].body
+    randomize(body)
+    x = image().requires_grad_()
+    windows = [branch for branch in body.children() if isinstance(branch, PaddedWindow)]
+    assert windows
+    for window in windows:
+        twin = in_a_row(copy.deepcopy(window)).train(training)
+        expected = twin(x)
+        probe = torch.randn_like(expected)
+        with monkeypatch.context() as patch:
+            patch.setattr(NormThenPad, "forward", lambda *_: pytest.fail("the padded copy was made"))
+            received = window.train(training)(x)
+        torch.testing.assert_close(received, expected, **CLOSE)
+        gradients = [
+            torch.autograd.grad((y * probe).sum(), [x, *m.parameters()])
+            for y, m in ((received, window), (expected, twin))
+        ]
+        for a, b in zip(*gradients):
+            torch.testing.assert_close(a, b, **CLOSE)
+        for (name, a), b in zip(window.named_buffers(), twin.buffers()):
+            torch.testing.assert_close(a, b, **CLOSE, msg=name)
+
+
+@pytest.mark.parametrize("part", ["norm_and_pad", "second"])
+def test_dbb_runs_its_modules_where_somebody_looks(part):
+    window, seen = foldconv.expand(network(), "dbb", include="0")[0].body.stack, []
+    window.get_submodule(part).register_forward_hook(lambda *_: seen.append(part))
+    window(image())
+    assert seen == [part]
+
+
+def test_dbb_runs_its_modules_in_half_precision_and_for_transforms(monkeypatch):
+    window, x = foldconv.expand(network(), "dbb", include="0")[0].body.stack, image()
+    randomize(window)
+    ran, original = [], NormThenPad.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(NormThenPad, "forward", lambda self, y: ran.append(1) or original(self, y))
+        window.float()(x.float())
+        assert not ran
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            window(x.float())
+        assert len(ran) == 1
+        window.bfloat16()(x.bfloat16())
+        assert len(ran) == 2
+        window.double()
+        gradient = torch.func.grad(lambda x: window(x).sum())(x)
+        assert len(ran) == 3
+    x.requires_grad_()
+    torch.testing.assert_close(gradient, torch.autograd.grad(window(x).sum(), x)[0], **CLOSE)
 
 
 @pytest.mark.parametrize(

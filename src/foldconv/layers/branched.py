@@ -182,7 +182,7 @@ def is_watched(m: nn.Module) -> bool:
 
 def all_are_watched() -> bool:
     """Is there a hook on every module of the process?"""
-    return torch_module._has_any_global_hook()
+    return bool(torch_module._has_any_global_hook())
 
 
 class BranchedConv(BranchTree):
