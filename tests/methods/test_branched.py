@@ -6,6 +6,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import foldconv
 from foldconv import NoMatchError, UnsupportedError
@@ -321,12 +322,25 @@ def test_dbb_without_a_padded_copy_is_its_modules_in_a_row(conv, training, monke
             torch.testing.assert_close(a, b, **CLOSE, msg=name)
 
 
+def test_dbb_makes_the_padded_copy_where_one_side_pads_more():
+    window = foldconv.expand(network(kernel_size=4, padding="same"), "dbb", include="0")[0].body.stack
+    randomize(window)
+    assert window.norm_and_pad.padding == [(1, 2), (1, 2)]
+    x = image()
+    torch.testing.assert_close(window(x), in_a_row(window)(x), **CLOSE)
+
+
 @pytest.mark.parametrize("part", ["norm_and_pad", "second"])
 def test_dbb_runs_its_modules_where_somebody_looks(part):
     window, seen = foldconv.expand(network(), "dbb", include="0")[0].body.stack, []
     window.get_submodule(part).register_forward_hook(lambda *_: seen.append(part))
     window(image())
     assert seen == [part]
+    window.get_submodule(part)._forward_hooks.clear()
+    handle = register_module_forward_hook(lambda module, *_: seen.append(module))
+    window(image())
+    handle.remove()
+    assert window.get_submodule(part) in seen
 
 
 def test_dbb_runs_its_modules_in_half_precision_and_for_transforms(monkeypatch):
