@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -300,6 +301,16 @@ def test_which_gpus(monkeypatch):
 def test_importing_foldconv_imports_no_triton():
     code = "import sys, foldconv, foldconv.ops; foldconv.DOConv2d; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_benchmark_says_that_it_needs_a_gpu(tmp_path):
+    pytest.importorskip("torchvision")
+    script, out = Path(__file__).parents[2] / "benchmarks" / "gpu.py", tmp_path / "gpu.json"
+    command, environment = [sys.executable, script, "--out", out], {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "gpu.py: torch finds no GPU with CUDA here, and this measures nothing else\n"
+    assert not out.exists()
 
 
 # ---------------------------------------------------------------------- how the work is cut

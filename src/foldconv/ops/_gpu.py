@@ -29,6 +29,8 @@ from torch import Tensor
 from ._algebra import Orepa
 
 name = "gpu"
+WORTHWHILE = 0
+"""Weights from which on it gains: always, since small layers cost launches only."""
 LEAST_CAPABILITY = (8, 0)
 """What Triton says it needs."""
 PROGRAMS = 264
