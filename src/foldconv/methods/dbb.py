@@ -81,7 +81,7 @@ class PaddedWindow(nn.Sequential):
 
     With ``s`` the value that pads channel by channel, ``window(pad(y)) = window₀(y - s) + window(s)``: taken out before
     the window and put back behind it, the padding is zeros, which a convolution brings in by itself. That saves two
-    passes over a padded copy; an average is then a depthwise convolution, a tenth of the pooling's time. So on CPUs;
+    passes over a padded copy, and an average is then a depthwise convolution, faster than the pooling. So on CPUs;
     elsewhere, in half precision (where ``y - s`` is rounded), and where somebody looks, the modules run in a row.
 
     Example:
