@@ -34,7 +34,18 @@ needs_device = pytest.mark.skipif(DEVICE is None, reason="run by test_everything
 @needs_triton
 @needs_compiler
 def test_everything_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        "not importing and not benchmark",
+    ]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
@@ -51,7 +62,7 @@ DEPTHWISE = [
     (5, 3, 4, 4, 1),
     (17, 5, 9, 9, 1),
     (1, 1, 9, 9, 6),
-    (19, 16, 9, 11, 2),
+    (17, 6, 9, 11, 2),
     (3, 2, 25, 25, 1),
     (2, 3, 49, 50, 1),
 ]
@@ -62,7 +73,7 @@ OREPA = [
     (5, 3, 4, 1, True),
     (17, 5, 9, 1, True),
     (1, 1, 9, 6, True),
-    (18, 20, 9, 2, True),
+    (16, 6, 9, 2, True),
     (3, 2, 25, 1, False),
     (2, 150, 2, 1, True),
     (2, 3, 49, 1, True),
@@ -214,8 +225,8 @@ def test_launches(monkeypatch):
 @needs_triton
 def test_two_runs_are_equal_to_the_bit():
     torch.manual_seed(0)
-    taps, D = draw(40, 3, 9, dtype=torch.float32), draw(3, 9, 9, dtype=torch.float32)
-    p = branches(40, 3, 9, 1, True, torch.float32)
+    taps, D = draw(24, 3, 9, dtype=torch.float32), draw(3, 9, 9, dtype=torch.float32)
+    p = branches(24, 3, 9, 1, True, torch.float32)
     inputs = [taps, D, *(t for t in p[:8])]
     runs = []
     for _ in range(2):
