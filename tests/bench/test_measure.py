@@ -10,9 +10,10 @@ import foldconv
 from foldconv import zoo
 from foldconv.bench import BenchConfig, measure, table
 from foldconv.bench.contestants import AGAIN, PLAIN, build
-from foldconv.bench.measure import WARM_UP
+from foldconv.bench.measure import WARM_UP, _Case
+from foldconv.bench.memory import step_peak
 from foldconv.errors import UnsupportedError
-from foldconv.layers import ComposedConv
+from foldconv.layers import ComposedConv, Foldable
 
 
 def config(tiny, **given):
@@ -79,15 +80,45 @@ def test_memory_counts_what_is_held_and_what_a_step_adds(report):
     assert found["dbb"]["peak"] > found[PLAIN]["peak"]
 
 
-@pytest.mark.parametrize("path", ["algebra", "auto"])
+@pytest.mark.parametrize("path", ["algebra", "cpu"])
 def test_memory_sees_the_composed_kernels_on_every_path(path, monkeypatch):
-    wide = torch.nn.Sequential(torch.nn.Conv2d(3, 512, 9), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    monkeypatch.setitem(zoo._registry._BUILDERS, "wide", lambda: wide)
-    given = BenchConfig("wide", (1,), (9,), ("doconv",), ("memory",), 1, (path,))
-    found = result(measure(given), "memory")["bytes"]
-    kernel = 4 * wide[0].weight.numel()
-    name = "doconv" if path == "auto" else "doconv (algebra)"
+    def wide():
+        layers = [torch.nn.Conv2d(3, 64, 1), torch.nn.Conv2d(64, 256, 3)]
+        return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+    if path == "cpu":
+        pytest.importorskip("numba")
+    monkeypatch.setitem(zoo._registry._BUILDERS, "wide", wide)
+    report = measure(BenchConfig("wide", (1,), (3,), ("doconv",), ("memory",), 1, (path,)))
+    found = result(report, "memory")["bytes"]
+    name = f"doconv ({path})"
+    assert report["contestants"][name]["paths"] == {path: 1}
+    kernel = 4 * wide()[1].weight.numel()
     assert found[name]["peak"] >= found[PLAIN]["peak"] + kernel
+
+
+def test_memory_of_a_step_includes_its_gradients_however_often_it_ran(capfd):
+    network = torch.nn.Linear(500, 500)
+
+    def step():
+        network.zero_grad()
+        network(torch.ones(1, 500)).sum().backward()
+
+    for _ in range(2):
+        assert 4 * 500 * 501 <= step_peak(step, network, "cpu") < 2 * 4 * 500 * 501
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_called_folded_is(tiny, monkeypatch):
+    run, original = {}, _Case._forward
+
+    def watched(self, contestant, network):
+        run[id(network)] = sum(isinstance(module, Foldable) for module in network.modules())
+        return original(self, contestant, network)
+
+    monkeypatch.setattr(_Case, "_forward", watched)
+    measure(config(tiny, what=("eval",)))
+    assert list(run.values()) == [0, 0, 3, 0, 3, 0]
 
 
 def test_each_step_is_one_forward_and_one_backward_of_every_contestant(tiny, monkeypatch):
@@ -135,8 +166,9 @@ def test_in_evaluation_each_kernel_is_composed_once_however_many_forwards(tiny, 
 
 def test_paths_and_compositions_are_contestants_where_they_differ(tiny):
     given = config(tiny, methods=("doconv", "dbb"), path=("auto", "algebra"), composition=("kernel", "feature"))
-    found = {c.name: c for c in build(given).contestants}
-    assert list(found) == [PLAIN, AGAIN, "doconv", "doconv (algebra)", "doconv (feature)", "dbb"]
+    contestants = build(given).contestants
+    found = {c.name: c for c in contestants}
+    assert [c.name for c in contestants] == [PLAIN, AGAIN, "doconv", "doconv (algebra)", "doconv (feature)", "dbb"]
     assert found["doconv (feature)"].method == foldconv.DOConv(composition="feature")
     assert found["doconv (algebra)"].describe()["paths"] == {"algebra": 3}
     assert found["doconv"].network is not found["doconv (algebra)"].network
@@ -148,11 +180,28 @@ def test_methods_take_options(tiny):
     assert methods == [foldconv.DOConv(64), foldconv.OREPA("plain", point=False)]
 
 
-def test_channels_last_and_amp_reach_the_networks(tiny):
-    given = config(tiny, channels_last=True, amp=True, what=("step", "eval"))
-    network = build(given).contestants[2].network
-    assert network[6].weight.is_contiguous(memory_format=torch.channels_last)
-    assert measure(given)["arguments"]["amp"] is True
+def test_channels_last_and_amp_reach_the_networks(monkeypatch):
+    seen = []
+
+    class Watched(torch.nn.Conv2d):
+        def forward(self, x):
+            output = super().forward(x)
+            if self.weight.is_contiguous(memory_format=torch.channels_last):
+                seen.append((x.is_contiguous(memory_format=torch.channels_last), output.dtype, self.training))
+            return output
+
+    def watched():
+        layers = [Watched(3, 8, 3), torch.nn.Conv2d(8, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+        return torch.nn.Sequential(*layers)
+
+    monkeypatch.setitem(zoo._registry._BUILDERS, "watched", watched)
+    measure(BenchConfig("watched", (2,), (8,), ("doconv",), ("step", "eval"), 1, channels_last=True, amp=True))
+    precise = (True, torch.float32, False)  # once, to count the classes
+    assert seen.count(precise) == 1
+    assert {found for found in seen if found != precise} == {
+        (True, torch.bfloat16, True),
+        (True, torch.bfloat16, False),
+    }
 
 
 @pytest.mark.parametrize(

@@ -226,14 +226,11 @@ def _timed(samples: dict[str, list[float]]) -> dict[str, Any]:
 @torch.no_grad()
 def _outputs(name: str, network: nn.Module, images: Tensor) -> int:
     """How many classes the network tells apart."""
-    training = network.training
     try:
         found = network.eval()(images)
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise UnsupportedError(f"{name}: does not take images of shape {tuple(images.shape)}: {what}") from error
-    finally:
-        network.train(training)
     if not (isinstance(found, Tensor) and found.dim() == 2):
         raise UnsupportedError(
             f"{name}: expected a classifier whose output is one tensor (batch, classes), received "
