@@ -151,3 +151,8 @@ def test_norms_of_other_libraries():
     assert len(scale_and_shift(active)) == 2
     with pytest.raises(UnsupportedError, match=r"no rule gives a kernel for .*BatchNormAct2d"):
         kernel_of(active)
+
+
+def test_kernels_without_parameters_are_made_where_the_parameters_are():
+    block = nn.Sequential(nn.Identity(), nn.Conv2d(2, 3, 1, device="meta"), nn.AvgPool2d(3, padding=1))
+    assert kernel_of(Sum(block, nn.Conv2d(2, 3, 1, device="meta"))).weight.device.type == "meta"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -65,8 +67,12 @@ def kernel_of(
         raise UnsupportedError(
             f"{type(module).__name__} alone does not tell its channels and dimensions; pass in_channels= and ndim="
         )
-    # One dtype for the whole tree: norms compute in float64 whatever their own is.
-    return _walk(module, channels, rank, dtype or _dtype(module))
+    # Identities and averages are made where the parameters are.
+    tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
+    device = torch.device("cpu") if tensor is None else tensor.device
+    with contextlib.nullcontext() if device.type == "cpu" else device:
+        # One dtype for the whole tree: norms compute in float64 whatever their own is.
+        return _walk(module, channels, rank, dtype or _dtype(module))
 
 
 def _walk(module: nn.Module, channels: int, ndim: int, dtype: torch.dtype | None) -> Kernel:

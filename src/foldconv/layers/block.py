@@ -53,9 +53,7 @@ class FoldableBlock(BranchTree):
 
     def to_kernel(self, dtype: torch.dtype | None = torch.float64) -> Kernel:
         """The body's evaluation-mode kernel."""
-        # An identity's kernel has no parameter that would say where it is.
-        with next(self.body.parameters()).device:
-            return kernel_of(self.body, in_channels=self.in_channels, ndim=self.ndim, dtype=dtype)
+        return kernel_of(self.body, in_channels=self.in_channels, ndim=self.ndim, dtype=dtype)
 
     def realize(self, kernel: Kernel) -> nn.Module:
         """The plain convolution, in the window that the kernel needs and the body's dtype."""

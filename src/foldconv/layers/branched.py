@@ -223,9 +223,7 @@ class BranchedConv(BranchTree):
 
     def to_kernel(self, dtype: torch.dtype | None = torch.float64) -> Kernel:
         """The evaluation-mode kernel, in the main convolution's window."""
-        # An identity's kernel has no parameter that would say where it is.
-        with self.conv.weight.device:
-            return kernel_of(self.body, in_channels=self.conv.in_channels, ndim=len(self.conv.kernel_size), dtype=dtype)
+        return kernel_of(self.body, in_channels=self.conv.in_channels, ndim=len(self.conv.kernel_size), dtype=dtype)
 
     def realize(self, kernel: Kernel) -> nn.Module:
         """A plain convolution like the main branch's; of the kernel's own window, if somebody enlarged the body."""

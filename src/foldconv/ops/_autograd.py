@@ -84,7 +84,11 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         taps, D = ctx.saved_tensors
         if torch.is_grad_enabled():  # of a gradient's gradient
-            return None, None, *_differentiably(lambda taps, D: _algebra.depthwise(taps, D, ctx.groups), (taps, D), grads[0])
+            return (
+                None,
+                None,
+                *_differentiably(lambda taps, D: _algebra.depthwise(taps, D, ctx.groups), (taps, D), grads[0]),
+            )
         return None, None, *ctx.path.depthwise_gradients(grads[0], taps, D, ctx.groups)
 
 
@@ -102,7 +106,9 @@ class _Pointwise(torch.autograd.Function):
             return (
                 None,
                 None,
-                *_differentiably(lambda first, second: _algebra.pointwise(first, second, ctx.groups), (first, second), grads[0]),
+                *_differentiably(
+                    lambda first, second: _algebra.pointwise(first, second, ctx.groups), (first, second), grads[0]
+                ),
             )
         return None, None, *ctx.path.pointwise_gradients(grads[0], first, second, ctx.groups)
 

@@ -21,6 +21,7 @@ SMALLEST = 1 << 16
 """Bytes below which memory is not worth keeping."""
 ALIGNMENT = 64
 """Bytes of a cache line, to which torch aligns its own memory."""
+_TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 _idle: dict[int, list[np.ndarray]] = collections.defaultdict(list)
 _loans: dict[int, tuple[weakref.ref, np.ndarray]] = {}
@@ -28,7 +29,7 @@ _kept = 0
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A contiguous tensor on the CPU with arbitrary contents, as ``torch.empty``."""
+    """A contiguous tensor on the CPU with arbitrary contents, as ``torch.empty``; float32 or float64."""
     size = math.prod(shape) * dtype.itemsize
     if size < SMALLEST:
         return torch.empty(shape, dtype=dtype)
@@ -41,10 +42,10 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         memory = np.empty(size + ALIGNMENT, dtype=np.uint8)
         offset = -memory.ctypes.data % ALIGNMENT
         memory = memory[offset : offset + size]
-    borrowed = memory[:]
+    borrowed = memory.view(_TYPES[dtype]).reshape(shape)
     loan = weakref.ref(borrowed, _give_back)
     _loans[id(loan)] = loan, memory
-    return torch.from_numpy(borrowed).view(dtype).view(shape)
+    return torch.from_numpy(borrowed)
 
 
 def _give_back(loan: weakref.ref) -> None:

@@ -66,10 +66,8 @@ def depthwise(taps: Tensor, D: Tensor, groups: int) -> Tensor:
     out, per_group, multiplier = taps.shape
     k = D.shape[1]
     kernel = empty((out, per_group, k), taps.dtype)
-    table = empty((groups, per_group, multiplier, _padded(k)), taps.dtype)
-    grouped = D.contiguous().view(groups, per_group, k, multiplier)
-    _kernels().table_of(k, multiplier)(grouped.numpy(), table.numpy())
-    _run(_kernels().chain(k, multiplier), taps.view(out, -1), table, kernel.view(out, -1))
+    table = _kernels().table_of(k, multiplier)(D.contiguous().numpy(), groups)
+    run(_kernels().chain(k, multiplier), taps.numel(), _rows(taps), table, _rows(kernel))
     return kernel
 
 
@@ -82,9 +80,9 @@ def depthwise_gradients(grad: Tensor, taps: Tensor, D: Tensor, groups: int) -> t
     out, per_group, multiplier = taps.shape
     k = D.shape[1]
     d_taps, sums = empty((out, per_group, multiplier), taps.dtype), _room(out, groups, per_group, k, multiplier, D)
-    grouped = D.contiguous().view(groups, per_group, k, multiplier)
+    grouped = D.contiguous().numpy().reshape(groups, per_group, k, multiplier)
     loop = _kernels().chain_gradients(k, multiplier)
-    _run(loop, grad.view(out, -1), taps.view(out, -1), grouped, d_taps.view(out, -1), sums)
+    run(loop, taps.numel(), _rows(grad), _rows(taps), grouped, _rows(d_taps), sums.numpy())
     return d_taps, _total(sums).view(D.shape)
 
 
@@ -231,8 +229,13 @@ def _pad(tensor: Tensor, wide: int) -> Tensor:
 def _laid_out(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     """Taps innermost, or the input channel innermost; copied if it is neither, or not as `like`."""
     if like is None:
-        return tensor if tensor.transpose(1, 2).is_contiguous() else tensor.contiguous()
+        return tensor if tensor.is_contiguous() or tensor.transpose(1, 2).is_contiguous() else tensor.contiguous()
     return tensor.contiguous() if like.is_contiguous() else tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _rows(tensor: Tensor) -> Any:
+    """As an array with a row per output."""
+    return tensor.numpy().reshape(tensor.shape[0], -1)
 
 
 def _run(loop: Any, *tensors: Tensor) -> None:

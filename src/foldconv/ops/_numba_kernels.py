@@ -34,20 +34,20 @@ def _padded(taps: int) -> int:
 
 @functools.cache
 def table_of(k: int, S: int) -> Any:
-    """D of ``(G, I, k, S)`` with the identity added, as ``(G, I, S, padded k)``."""
+    """From D, ``(G·I, k, S)``: with the identity added, as ``(G, I, S, padded k)``."""
+    P = _padded(k)
 
     @_jit
-    def loop(D, table):
-        for g in range(D.shape[0]):
-            for i in range(D.shape[1]):
-                d, t = D[g, i], table[g, i]
-                t[:] = 0
-                for m in range(k):
-                    for s in range(S):
-                        t[s, m] = d[m, s]
-                    t[m, m] += 1
+    def table(D, groups):
+        t = np.zeros((D.shape[0], S, P), D.dtype)
+        for c in range(D.shape[0]):
+            for m in range(k):
+                for s in range(S):
+                    t[c, s, m] = D[c, m, s]
+                t[c, m, m] += 1
+        return t.reshape(groups, D.shape[0] // groups, S, P)
 
-    return loop
+    return table
 
 
 @functools.cache

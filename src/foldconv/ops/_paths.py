@@ -71,7 +71,7 @@ def _reason_against(path: Any, tensors: tuple[Tensor, ...]) -> str | None:
             return "the tensors differ in device or dtype"
         if t.numel() == 0:
             return "a tensor is empty"
-    if _forced.get() is None and first.numel() < getattr(path, "WORTHWHILE", 0):
+    if _forced.get() is None and first.numel() < path.WORTHWHILE:
         return f"{first.numel()} weights are too few to gain by it"
     return path.reason_against(*tensors)
 
