@@ -37,3 +37,11 @@ def test_the_test_command_is_what_ci_runs():
 def test_every_named_file_exists():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_speeds_are_the_measurements():
+    spec = importlib.util.spec_from_file_location("write_speed_table", ROOT / "docs" / "write_speed_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.with_table(README) == README
+    assert "| resnet18, 8×224² | 1." in README

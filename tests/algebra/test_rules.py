@@ -154,5 +154,5 @@ def test_norms_of_other_libraries():
 
 
 def test_kernels_without_parameters_are_made_where_the_parameters_are():
-    block = nn.Sequential(nn.Identity(), nn.Conv2d(2, 3, 1, device="meta"), nn.AvgPool2d(3, padding=1))
+    block = nn.Sequential(nn.Identity(), nn.Conv2d(2, 3, 1, bias=False, device="meta"), nn.AvgPool2d(3, 1, 1))
     assert kernel_of(Sum(block, nn.Conv2d(2, 3, 1, device="meta"))).weight.device.type == "meta"

@@ -42,7 +42,7 @@ def plot(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -
         names = ", ".join(str(path) for path in paths)
         raise UnsupportedError(f"nothing to draw: no training steps in {names}; measure them with --what step")
     lines = _lines(results)
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     axes: Any = figure.subplots()
     axes.axhline(1.0, color="black", linewidth=1)
     color_of = {method: f"C{n % 10}" for n, method in enumerate(dict.fromkeys(method for _, method in lines))}
@@ -64,7 +64,7 @@ def plot(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -
     for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         axis(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the curves, not on them
     with atomic_path(out) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     return {f"{network}: {method}": points for (network, method), points in lines.items()}
