@@ -28,7 +28,7 @@ def table():
         network = report["arguments"]["network"].partition("/")[2]
         for result in report["results"]:
             if result["what"] == "step":
-                ratios = {contestant: found["ratio"] for contestant, found in result["ratios"].items()}
+                ratios = {contestant: found["median"] for contestant, found in result["ratios"].items()}
                 case = f"{network}, {result['batch']}×{result['size']}²"
                 lines.append(f"| {case} | " + " | ".join(cell(ratios, m) for m in METHODS) + " |")
     return "\n".join(lines) + "\n"
