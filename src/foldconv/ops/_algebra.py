@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import mathematics
+
 
 class Orepa(NamedTuple):
     """What an OREPA kernel is composed from; shapes in the module's terms: ``G`` groups, ``k`` taps, ``B`` scales."""
@@ -23,15 +25,23 @@ class Orepa(NamedTuple):
     centre: int  # the tap of `point`
 
 
+class _Torch:
+    """`foldconv.mathematics.Primitives` of torch."""
+
+    matmul = staticmethod(torch.matmul)
+
+    @staticmethod
+    def first_taps(x: Tensor, taps: int) -> Tensor:
+        return x[:, :, :taps]
+
+
+TORCH = _Torch()
+
+
 def depthwise(taps: Tensor, D: Tensor, groups: int) -> Tensor:
     """See `foldconv.ops.compose_depthwise`."""
-    out, per_group, multiplier = taps.shape
     k = D.shape[1]
-    # One product per input channel: (k, S) @ (S, outputs that read it).
-    rows = taps.reshape(groups, out // groups, per_group, multiplier).permute(0, 2, 3, 1)
-    added = torch.matmul(D, rows.reshape(groups * per_group, multiplier, out // groups))
-    added = added.reshape(groups, per_group, k, out // groups).permute(0, 3, 1, 2)
-    return taps[..., :k] + added.reshape(out, per_group, k)
+    return _ours(mathematics.doconv(_common(taps, groups), D.unflatten(0, (groups, -1)), k, TORCH))
 
 
 def pointwise(first: Tensor, second: Tensor, groups: int) -> Tensor:
@@ -44,17 +54,32 @@ def pointwise(first: Tensor, second: Tensor, groups: int) -> Tensor:
 
 def orepa(p: Orepa, groups: int) -> Tensor:
     """See `foldconv.ops.compose_orepa`."""
-    out, per_group, k = p.weight.shape
-    scale = iter(p.scales.reshape(-1, out, 1, 1))
-    kernel = next(scale) * p.weight
-    kernel = kernel + next(scale) * p.average.unsqueeze(2) / k
-    kernel = kernel + next(scale) * p.prior.unsqueeze(2) * p.cosines.unsqueeze(1)
-    kernel = kernel + next(scale) * p.product
+    k = p.weight.shape[2]
+    centre = None
     if p.point is not None:
-        centre = torch.zeros(k, dtype=kernel.dtype, device=kernel.device)
-        centre[p.centre] = 1
-        kernel = kernel + next(scale) * p.point.unsqueeze(2) * centre
-    depthwise = p.depthwise.reshape(groups, per_group, -1, k)
-    pointwise = p.pointwise.reshape(groups, out // groups, per_group, -1)
-    separable = torch.einsum("goit,gitm->goim", pointwise, depthwise).reshape(out, per_group, k)
-    return kernel + next(scale) * separable
+        centre = torch.zeros(1, 1, k, 1, dtype=p.weight.dtype, device=p.weight.device)
+        centre[:, :, p.centre] = 1
+    kernel = mathematics.orepa(
+        weight=_common(p.weight, groups),
+        average=_common(p.average.unsqueeze(2), groups),
+        prior=_common(p.prior.unsqueeze(2), groups),
+        product=_common(p.product, groups),
+        point=None if p.point is None else _common(p.point.unsqueeze(2), groups),
+        separable=(p.depthwise.transpose(1, 2).unflatten(0, (groups, -1)), _common(p.pointwise, groups)),
+        scales=[s.reshape(groups, 1, 1, -1) for s in p.scales],
+        cosines=_common(p.cosines.unsqueeze(1), groups),
+        centre=centre,
+        taps=k,
+        p=TORCH,
+    )
+    return _ours(kernel)
+
+
+def _common(kernel: Tensor, groups: int) -> Tensor:
+    """``(O, I, k)`` as the ``(G, I, k, o)`` of `foldconv.mathematics`."""
+    return kernel.unflatten(0, (groups, -1)).permute(0, 2, 3, 1)
+
+
+def _ours(kernel: Tensor) -> Tensor:
+    """The inverse of `_common`."""
+    return kernel.permute(0, 3, 1, 2).flatten(0, 1)
