@@ -32,3 +32,21 @@ def core(session: nox.Session) -> None:
     """The core works, and imports lightly, with torch and safetensors alone."""
     session.install(".[test]")
     session.run("pytest", *CORE)
+
+
+@nox.session
+def keras(session: nox.Session) -> None:
+    """foldconv.keras on each of Keras' backends, in one environment."""
+    session.install(".[keras,test]", "tensorflow-cpu", "jax")
+    paths = session.posargs or ["tests/keras", "src/foldconv/keras"]
+    for backend in ("tensorflow", "jax", "torch"):
+        session.run("pytest", *paths, env={"KERAS_BACKEND": backend})
+
+
+@nox.session(python="3.11")
+def gluon(session: nox.Session) -> None:
+    """foldconv.gluon beside MXNet's last release, which needs an old NumPy; without torch."""
+    session.install("mxnet==1.9.1", "numpy<1.24", "pytest>=8")
+    session.install("--no-deps", ".")
+    paths = session.posargs or ["tests/gluon", "src/foldconv/gluon"]
+    session.run("pytest", "-p", "no:cacheprovider", "-W", "ignore::DeprecationWarning", *paths)
