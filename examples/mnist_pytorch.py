@@ -67,8 +67,7 @@ def train(net, images, labels, seed, epochs, advance):
 @torch.no_grad()
 def accuracy(net, images, labels):
     """Percent of the images that the network, folded to plain convolutions, classifies right."""
-    plain = foldconv.fold(net.eval())
-    return 100 * (plain(images).argmax(1) == labels).sum().item() / len(labels)
+    return 100 * (foldconv.fold(net.eval())(images).argmax(1) == labels).sum().item() / len(labels)
 
 
 @contextlib.contextmanager
