@@ -95,7 +95,7 @@ def summarize(accuracies):
 
 
 def table(report):
-    lines = [f"| layer | accuracy, mean of {len(report['seeds'])} (%) | standard deviation |", "|---|---|---|"]
+    lines = [f"| layer | accuracy, mean of {len(report['seeds'])} seeds (%) | standard deviation |", "|---|---|---|"]
     for name in report["accuracies"]:
         mean, std = report["summary"][name].values()
         lines.append(f"| {name} | {mean:.3f} | {'–' if std is None else f'{std:.3f}'} |")

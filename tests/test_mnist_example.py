@@ -29,7 +29,7 @@ def example():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Stripes, whose direction is the class: learnt in an epoch, and not by every seed alike."""
+    """Stripes, whose direction is the class: learnt in a few epochs."""
     random = np.random.default_rng(0)
     labels = random.integers(0, 2, 600).astype(np.uint8)
     images = np.zeros((600, 28, 28))
@@ -121,7 +121,10 @@ def test_one_seed_has_no_spread(example, data, capsys):
 
 
 def test_known_samples(example):
-    summary = example.summarize({"conv": [10, 10, 10, 10], "doconv": [11, 12, 13, 14]})
+    samples = {"conv": [10, 10, 10, 10], "doconv": [11, 12, 13, 14]}
+    summary = example.summarize(samples)
+    printed = example.table({"seeds": [0, 1, 2, 3], "accuracies": samples, "summary": summary})
+    assert printed.endswith(": +2.500, 95 % interval +0.446 to +4.554")
     assert summary["doconv"] == {"mean": 12.5, "std": pytest.approx(1.290994)}
     assert summary["difference"]["mean"] == 2.5
     assert (summary["difference"]["low"], summary["difference"]["high"]) == pytest.approx((0.446, 4.554), abs=5e-4)
