@@ -10,6 +10,9 @@
 This part needs Keras and its backend alone; torch only where it is that backend.
 """
 
+from .imports import import_doconv
 from .layers import DOConv1D, DOConv2D, DOConv3D, DODepthwiseConv1D, DODepthwiseConv2D
+from .surgery import expand, fold
 
 __all__ = ["DOConv1D", "DOConv2D", "DOConv3D", "DODepthwiseConv1D", "DODepthwiseConv2D"]
+__all__ += ["expand", "fold", "import_doconv"]

@@ -1,0 +1,88 @@
+"""expand and fold on whole models."""
+
+import numpy as np
+import pytest
+
+import keras
+from foldconv.errors import NoMatchError, UnsupportedError
+from foldconv.keras import DOConv2D, DODepthwiseConv2D, expand, fold
+from foldconv.keras.layers import DOLayer
+from keras import ops
+
+
+def rich_layers(model):
+    return [layer for layer in model._flatten_layers() if isinstance(layer, DOLayer)]
+
+
+def near(a, b, tolerance=1e-4):
+    a, b = ops.convert_to_numpy(a), ops.convert_to_numpy(b)
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
+
+
+def check(model, x, count=None):
+    """Expanding keeps the function; after a change of D, folding does, and its weights fit the original."""
+    before = ops.convert_to_numpy(model(x))
+    rich = expand(model)
+    assert rich_layers(rich)
+    assert not rich_layers(model)
+    near(rich(x), before)
+    random = np.random.default_rng(1)
+    for layer in rich_layers(rich):
+        layer.D.assign(0.1 * random.normal(size=layer.D.shape).astype("float32"))
+    changed = ops.convert_to_numpy(rich(x))
+    assert np.abs(changed - before).max() > 1e-3 * np.abs(before).max()
+    plain = fold(rich)
+    assert not rich_layers(plain)
+    near(plain(x), changed)
+    model.set_weights(plain.get_weights())
+    near(model(x), changed)
+    return rich
+
+
+@pytest.mark.parametrize("name", ["ResNet50", "MobileNetV2", "MobileNetV3Small", "EfficientNetB0"])
+def test_networks(name):
+    keras.utils.set_random_seed(3)
+    model = getattr(keras.applications, name)(
+        weights=None, input_shape=(32, 32, 3), classes=5, classifier_activation=None
+    )
+    check(model, np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32"))
+
+
+def nested():
+    inner = keras.Sequential([keras.Input((8, 8, 4)), keras.layers.Conv2D(4, 3, padding="same", name="inner_conv")])
+    x = keras.Input((8, 8, 3))
+    y = keras.layers.Conv2D(4, 3, padding="same", name="first")(x)
+    y = inner(inner(y)) + y
+    y = keras.layers.BatchNormalization()(keras.layers.DepthwiseConv2D(3, name="per_channel")(y))
+    return keras.Model(x, keras.layers.Conv2D(2, 1, name="last")(y))
+
+
+def test_nested_and_shared():
+    rich = check(nested(), np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32"))
+    assert sorted(layer.name for layer in rich_layers(rich)) == ["first", "inner_conv", "per_channel"]
+
+
+def test_patterns():
+    model = nested()
+    assert [layer.name for layer in rich_layers(expand(model, include="f*"))] == ["first"]
+    assert len(rich_layers(expand(model, exclude=["first", "per*"]))) == 1
+    assert isinstance(expand(model, depth_multiplier=12).get_layer("per_channel"), DODepthwiseConv2D)
+    with pytest.raises(NoMatchError, match="'frist' matches no convolution; did you mean 'first'"):
+        expand(model, include="frist")
+    with pytest.raises(NoMatchError, match="nothing to expand"):
+        expand(model, include="last")
+    with pytest.raises(UnsupportedError, match=r"expected 'doconv'.*received 'orepa'"):
+        expand(model, "orepa")
+
+
+def test_what_cannot_be_copied_says_so():
+    class Own(keras.Model):
+        pass
+
+    with pytest.raises(UnsupportedError, match="Own: expected a Sequential or functional model"):
+        expand(Own())
+    with pytest.raises(UnsupportedError, match="it has no weights yet"):
+        expand(keras.Sequential([keras.layers.Conv2D(2, 3)]))
+    wrapper = keras.layers.TimeDistributed(DOConv2D(2, 3), name="wrapper")
+    with pytest.raises(UnsupportedError, match="wrapper: it holds a DO-Conv layer inside"):
+        fold(keras.Sequential([keras.Input((2, 5, 5, 1)), wrapper]))
