@@ -1,0 +1,131 @@
+"""DO-Conv as a Gluon layer; see `foldconv.methods.doconv` for the method."""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+from typing import Any
+
+import mxnet as mx
+from mxnet import gluon
+
+from ..errors import UnsupportedError
+from . import _algebra
+
+
+@mx.init.register
+class SurplusTaps(mx.init.Initializer):
+    """Uniform in ``±1/√(in/g · k)``: what a plain convolution's taps are drawn from in `foldconv.DOConv2d`.
+
+    Args:
+        taps: k, the taps of the convolution's own kernel.
+
+    Example:
+        >>> layer = DOConv2D(2, 3, in_channels=1, depth_multiplier=10)
+        >>> layer.initialize()
+        >>> bool(layer.weight_extra.data().abs().max() <= 1 / 3)
+        True
+    """
+
+    def __init__(self, taps: int):
+        super().__init__(taps=taps)
+        self.taps = taps
+
+    def _init_weight(self, name: str, arr: Any) -> None:
+        bound = (arr.shape[1] * self.taps) ** -0.5
+        mx.random.uniform(-bound, bound, out=arr)
+
+
+class DOConv2D(gluon.nn.Conv2D):
+    """``gluon.nn.Conv2D`` that trains as a DO-Conv: its arguments in the same order, then by keyword
+
+    Args:
+        depth_multiplier: S, taps of D per position; an integer ≥ the taps of the kernel, by default equal to them.
+
+    Shapes:
+        input, output, ``weight`` and ``bias`` as in the plain layer; ``D``: ``(in, k, S)``, k the taps of the kernel,
+        absent for k = 1; ``weight_extra``: ``(out, in/g, S - k)``, absent when S = k. As in the plain layer, ``in`` may
+        be left to the first input.
+
+    Raises:
+        UnsupportedError: for a `depth_multiplier` below the taps of the kernel, for a layout other than NCHW, and in
+            MXNet's NumPy mode.
+
+    Source: Cao et al., "DO-Conv", TIP 2022, eq. 4.
+
+    Example:
+        >>> layer = DOConv2D(8, 3, padding=(1, 1))
+        >>> layer.initialize()
+        >>> x = mx.nd.random.normal(shape=(1, 4, 6, 6))
+        >>> y = layer(x)
+        >>> layer.D.shape, layer.weight.shape
+        ((4, 9, 9), (8, 4, 3, 3))
+        >>> bool((layer.fold()(x) - y).abs().max() < 1e-6)
+        True
+    """
+
+    D: Any = None
+    weight_extra: Any = None
+
+    def __init__(self, *args: Any, depth_multiplier: int | None = None, **kwargs: Any):
+        if mx.util.is_np_array():
+            raise UnsupportedError(
+                "DOConv2D: composes mx.nd arrays, MXNet is in NumPy mode; call mx.npx.reset_np() first"
+            )
+        super().__init__(*args, **kwargs)
+        self._over_parameterize(depth_multiplier)
+
+    def _over_parameterize(self, depth_multiplier: int | None) -> None:
+        """Add D and the surplus taps to what is a plain convolution otherwise.
+
+        Raises:
+            UnsupportedError: as the class says; nothing has changed then.
+        """
+        geometry, taps = self._kwargs, self._taps
+        if geometry["layout"] != "NCHW":
+            raise UnsupportedError(
+                f"{self.name}: layout: expected 'NCHW', received {geometry['layout']!r}; transpose around the layer"
+            )
+        multiplier = taps if depth_multiplier is None else depth_multiplier
+        if not isinstance(multiplier, int) or isinstance(multiplier, bool) or multiplier < taps:
+            raise UnsupportedError(
+                f"depth_multiplier: expected an integer ≥ {taps}, the taps of a kernel of size "
+                f"{tuple(geometry['kernel'])}, received {depth_multiplier!r}; fewer could not express every kernel"
+            )
+        self.depth_multiplier = multiplier if taps > 1 else 1
+        if taps == 1:
+            return
+        out, per_group = self.weight.shape[:2]
+        more = {"dtype": self.weight.dtype, "allow_deferred_init": True}
+        channels = per_group * geometry["num_group"]
+        self.D = self.params.get("D", shape=(channels, taps, multiplier), init="zeros", **more)
+        if multiplier > taps:
+            shape = (out, per_group, multiplier - taps)
+            self.weight_extra = self.params.get("weight_extra", shape=shape, init=SurplusTaps(taps), **more)
+
+    @property
+    def _taps(self) -> int:
+        height, width = self._kwargs["kernel"]
+        return height * width
+
+    def hybrid_forward(
+        self, F: Any, x: Any, weight: Any, bias: Any = None, D: Any = None, weight_extra: Any = None
+    ) -> Any:
+        """Compose (eq. 4), then convolve as the plain layer does."""
+        if D is not None:
+            geometry = self._kwargs
+            size, groups = tuple(geometry["kernel"]), geometry["num_group"]
+            weight = _algebra.doconv(F, weight, D, weight_extra, size, self.depth_multiplier, groups)
+        return super().hybrid_forward(F, x, weight, bias)
+
+    def fold(self) -> gluon.nn.Conv2D:
+        """The plain layer that computes the same, with parameters of its own; composed in float64, cast last.
+
+        Raises:
+            FoldMismatchError: when the composed kernel holds NaN or infinity.
+        """
+        from .surgery import fold
+
+        return fold(self)
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, depth_multiplier={self.depth_multiplier})"
