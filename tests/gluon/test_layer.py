@@ -100,7 +100,6 @@ def test_input_channels_may_be_left_to_the_first_input(hybrid, multiplier):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layout": "NHWC"}, "layout: expected 'NCHW', received 'NHWC'"),
         ({"depth_multiplier": 8}, "depth_multiplier: expected an integer ≥ 9.*received 8"),
         ({"depth_multiplier": 9.0}, "received 9.0"),
     ],

@@ -43,22 +43,35 @@ class _NumPy:
 NUMPY = _NumPy()
 
 
-def doconv(F: Any, weight: Any, D: Any, extra: Any, size: tuple[int, int], multiplier: int, groups: int) -> Any:
+def doconv(
+    F: Any,
+    weight: Any,
+    D: Any,
+    extra: Any,
+    size: tuple[int, int],
+    multiplier: int,
+    groups: int,
+    *,
+    channels_last: bool = False,
+    half: bool = False,
+) -> Any:
     """The kernel of a DO-Conv.
 
     Where shapes are inferred, the convolution's own kernel is all that is known; ``like`` carries it to the parameters.
 
     Args:
         F: ``mx.nd`` or ``mx.sym``.
-        weight: ``(out, in/g, *size)``.
+        weight: ``(out, in/g, *size)``, or ``(out, *size, in/g)``.
         D: ``(in, k, S)``, what is added to the identity; k the taps of a kernel of `size`.
         extra: ``(out, in/g, S - k)``, or None where S = k.
         size: height and width of the kernel.
         multiplier: S.
         groups: of the convolution.
+        channels_last: whether `weight` is in the second of its forms, that of layout NHWC.
+        half: whether the parameters are in float16; composed in float32 then.
 
     Returns:
-        ``(out, in/g, *size)``.
+        The kernel in the form and dtype of `weight`.
 
     Example:
         >>> import mxnet as mx
@@ -67,20 +80,25 @@ def doconv(F: Any, weight: Any, D: Any, extra: Any, size: tuple[int, int], multi
     """
     like = F._internal._identity_with_attr_like_rhs
     k = size[0] * size[1]
-    taps = F.reshape(weight, shape=(0, 0, -3))
+    taps = F.reshape(F.transpose(weight, axes=(0, 3, 1, 2)) if channels_last else weight, shape=(0, 0, -3))
     if extra is not None:
         per_channel = F.slice_axis(taps, axis=2, begin=0, end=1)
         taps = F.concat(taps, like(extra, F.broadcast_axis(per_channel, axis=2, size=multiplier - k)), dim=2)
     W = F.transpose(F.reshape(taps, shape=(-4, groups, -1, 0, 0)), axes=(0, 2, 3, 1))
     per_input = F.slice_axis(F.reshape(W, shape=(-3, 0, 0)), axis=2, begin=0, end=1)
     D = like(D, F.broadcast_axis(F.transpose(per_input, axes=(0, 2, 1)), axis=1, size=k))
-    kernel = mathematics.doconv(W, F.reshape(D, shape=(-4, groups, -1, 0, 0)), k, _Gluon(F, groups))
+    D = F.reshape(D, shape=(-4, groups, -1, 0, 0))
+    if half:
+        W, D = F.cast(W, dtype="float32"), F.cast(D, dtype="float32")
+    kernel = mathematics.doconv(W, D, k, _Gluon(F, groups))
+    if half:
+        kernel = F.cast(kernel, dtype="float16")
     kernel = F.reshape(F.transpose(kernel, axes=(0, 3, 1, 2)), shape=(-3, 0, -4, *size))
-    return like(kernel, weight)
+    return like(F.transpose(kernel, axes=(0, 2, 3, 1)) if channels_last else kernel, weight)
 
 
 def doconv_in_float64(weight: np.ndarray, D: np.ndarray, extra: np.ndarray | None, groups: int) -> np.ndarray:
-    """The same in NumPy and float64; shapes as in `doconv`.
+    """The same in NumPy and float64; shapes as in `doconv`, `weight` in its first form.
 
     Example:
         >>> doconv_in_float64(np.ones((8, 2, 3, 3)), np.zeros((4, 9, 9)), None, 2).shape

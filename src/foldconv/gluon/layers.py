@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import mxnet as mx
+import numpy as np
 from mxnet import gluon
 
 from ..errors import UnsupportedError
@@ -44,11 +45,13 @@ class DOConv2D(gluon.nn.Conv2D):
     Shapes:
         input, output, ``weight`` and ``bias`` as in the plain layer; ``D``: ``(in, k, S)``, k the taps of the kernel,
         absent for k = 1; ``weight_extra``: ``(out, in/g, S - k)``, absent when S = k. As in the plain layer, ``in`` may
-        be left to the first input.
+        be left to the first input. In layout NHWC (which MXNet convolves on GPUs only) ``weight`` has the plain layer's
+        shape, ``(out, *kernel, in/g)``; ``D`` and ``weight_extra`` are the same in both.
+
+    Parameters in float16 are composed in float32.
 
     Raises:
-        UnsupportedError: for a `depth_multiplier` below the taps of the kernel, for a layout other than NCHW, and in
-            MXNet's NumPy mode.
+        UnsupportedError: for a `depth_multiplier` below the taps of the kernel, and in MXNet's NumPy mode.
 
     Source: Cao et al., "DO-Conv", TIP 2022, eq. 4.
 
@@ -81,10 +84,6 @@ class DOConv2D(gluon.nn.Conv2D):
             UnsupportedError: as the class says; nothing has changed then.
         """
         geometry, taps = self._kwargs, self._taps
-        if geometry["layout"] != "NCHW":
-            raise UnsupportedError(
-                f"{self.name}: layout: expected 'NCHW', received {geometry['layout']!r}; transpose around the layer"
-            )
         multiplier = taps if depth_multiplier is None else depth_multiplier
         if not isinstance(multiplier, int) or isinstance(multiplier, bool) or multiplier < taps:
             raise UnsupportedError(
@@ -94,7 +93,7 @@ class DOConv2D(gluon.nn.Conv2D):
         self.depth_multiplier = multiplier if taps > 1 else 1
         if taps == 1:
             return
-        out, per_group = self.weight.shape[:2]
+        out, per_group = self.weight.shape[0], self._inputs_per_group
         more = {"dtype": self.weight.dtype, "allow_deferred_init": True}
         channels = per_group * geometry["num_group"]
         self.D = self.params.get("D", shape=(channels, taps, multiplier), init="zeros", **more)
@@ -107,14 +106,32 @@ class DOConv2D(gluon.nn.Conv2D):
         height, width = self._kwargs["kernel"]
         return height * width
 
+    @property
+    def _channels_last(self) -> bool:
+        return self._kwargs["layout"] == "NHWC"
+
+    @property
+    def _inputs_per_group(self) -> int:
+        """in/g; 0 while the first input has not told."""
+        return self.weight.shape[3 if self._channels_last else 1]
+
     def hybrid_forward(
         self, F: Any, x: Any, weight: Any, bias: Any = None, D: Any = None, weight_extra: Any = None
     ) -> Any:
         """Compose (eq. 4), then convolve as the plain layer does."""
         if D is not None:
             geometry = self._kwargs
-            size, groups = tuple(geometry["kernel"]), geometry["num_group"]
-            weight = _algebra.doconv(F, weight, D, weight_extra, size, self.depth_multiplier, groups)
+            weight = _algebra.doconv(
+                F,
+                weight,
+                D,
+                weight_extra,
+                tuple(geometry["kernel"]),
+                self.depth_multiplier,
+                geometry["num_group"],
+                channels_last=self._channels_last,
+                half=self.weight.dtype in ("float16", np.float16),
+            )
         return super().hybrid_forward(F, x, weight, bias)
 
     def fold(self) -> gluon.nn.Conv2D:

@@ -22,7 +22,8 @@ def load_original(layer: DOConv2D, values: Mapping[str, Any]) -> None:
     """Give `layer` the weights of the original layer, so that it computes the same.
 
     Args:
-        layer: with the original's arguments, initialized or not; S = k. Its `in_channels` may still be unknown.
+        layer: with the original's arguments, initialized or not; S = k. Its `in_channels` may still be unknown; in
+            layout NHWC, which the original does not have, its weight is transposed.
         values: NumPy or MXNet arrays by the original's names: ``weight``, ``D`` (not for one tap), ``bias`` (if used).
 
     Raises:
@@ -44,11 +45,11 @@ def load_original(layer: DOConv2D, values: Mapping[str, Any]) -> None:
             "the original has no depth_multiplier, and D only beyond one tap"
         )
     groups, weight = layer._kwargs["num_group"], arrays["weight"]
+    known = layer._inputs_per_group
     channels = weight.shape[1] * groups if weight.ndim == 4 else 0
     shapes = {"weight": (layer._channels, channels // groups, *layer._kwargs["kernel"]), "bias": (layer._channels,)}
     shapes["D"] = (layer._taps, layer._taps, channels)
     for name, array in arrays.items():
-        known = layer.weight.shape[1]
         if array.shape != shapes[name] or (name == "weight" and known not in (0, array.shape[1])):
             raise CheckpointError(
                 f"{layer.name}: {name}: expected {shapes[name]}, received {array.shape}; the layer is {layer!r}"
@@ -56,6 +57,8 @@ def load_original(layer: DOConv2D, values: Mapping[str, Any]) -> None:
     if "D" in arrays:
         rows = np.arange(channels).reshape(channels // groups, groups).T.reshape(-1)
         arrays["D"] = arrays["D"].transpose(2, 0, 1)[rows]
+    if layer._channels_last:
+        arrays["weight"] = weight.transpose(0, 2, 3, 1)
     for name, parameter in layer._reg_params.items():
         parameter.shape = arrays[name].shape
         if parameter._data is None and not parameter._deferred_init:

@@ -8,31 +8,48 @@ everything else: its name, its parameters, its hooks, and every reference that i
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import fnmatch
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from mxnet import gluon
+from mxnet import autograd, gluon
+from mxnet.gluon.nn import conv_layers
 
 from ..errors import FoldMismatchError, NoMatchError, UnsupportedError, nearest
 from . import _algebra
 from .layers import DOConv2D
 
+Patterns = str | Iterable[str] | None
 
-def expand(block: Any, method: str = "doconv", *, depth_multiplier: int | None = None) -> Any:
+
+def expand(
+    block: Any,
+    method: str = "doconv",
+    *,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    depth_multiplier: int | None = None,
+) -> Any:
     """A copy of the block that computes the same, with its convolutions as `DOConv2D`.
 
-    Only ``gluon.nn.Conv2D`` in layout NCHW with more than one tap is replaced, no subclass of it. Shapes may still wait
-    for the first input. Layers that share their weight share their D.
+    Only ``gluon.nn.Conv2D`` with more than one tap is replaced, no subclass of it. Shapes may still wait for the first
+    input. Layers that share their weight share their D. D starts with the weight's ``grad_req``, ``lr_mult`` and
+    ``wd_mult``: it decays where the weight does, which pulls it towards the identity.
 
     Args:
         block: any Block, also a single convolution.
         method: ``"doconv"``.
+        include, exclude: glob patterns on the layers' names in the file of `save_parameters` (``"features.*"``), one or
+            several; not on ``layer.name``, which counts all layers that the process has made.
         depth_multiplier: as in `DOConv2D`; by default the taps of each kernel.
 
     Raises:
-        NoMatchError: when there is nothing to replace.
-        UnsupportedError: for another method, or a `depth_multiplier` below the taps of a kernel.
+        NoMatchError: when there is nothing to replace, or a pattern matches no convolution.
+        UnsupportedError: for another method, a `depth_multiplier` below the taps of a kernel, a convolution named in
+            `include` that cannot be replaced exactly, and a weight shared with a layer that stays or that pairs its
+            channels otherwise.
         In every case `block` is as it was.
 
     Example:
@@ -43,15 +60,11 @@ def expand(block: Any, method: str = "doconv", *, depth_multiplier: int | None =
     """
     if method != "doconv":
         raise UnsupportedError(f"method: expected 'doconv', received {method!r}{nearest(str(method), ['doconv'])}")
+    chosen = _choose(block, _as_list(include), _as_list(exclude))
+    _check_ties(block, chosen)
     work = _copy_of(block)
-    layers = [layer for layer in _walk(work) if _replaceable(layer)]
-    if not layers:
-        raise NoMatchError(
-            f"{type(block).__name__} {block.name!r}: expected a gluon.nn.Conv2D in layout NCHW with more than one tap, "
-            "found none; subclasses are left alone"
-        )
     first: dict[int, Any] = {}
-    for layer in layers:
+    for layer in (layer for name, layer in _named(work) if name in chosen):
         layer.__class__ = DOConv2D
         shared = first.setdefault(id(layer.weight), layer)
         if shared is not layer:
@@ -120,8 +133,12 @@ def _kernel(layer: DOConv2D) -> np.ndarray:
     weight, D, extra = (None if p is None else p.data(p.list_ctx()[0]).asnumpy() for p in parameters)
     assert weight is not None, "whoever asks has seen that it has values"
     assert D is not None, "whoever asks has seen that it has values"
+    if layer._channels_last:
+        weight = weight.transpose(0, 3, 1, 2)
     with np.errstate(over="ignore"):
         kernel = _algebra.doconv_in_float64(weight, D, extra, layer._kwargs["num_group"]).astype(weight.dtype)
+    if layer._channels_last:
+        kernel = kernel.transpose(0, 2, 3, 1)
     bad = int((~np.isfinite(kernel)).sum())
     if bad:
         raise FoldMismatchError(
@@ -131,14 +148,98 @@ def _kernel(layer: DOConv2D) -> np.ndarray:
     return kernel
 
 
-def _replaceable(layer: Any) -> bool:
-    if type(layer) is not gluon.nn.Conv2D or layer._op_name != "Convolution":
-        return False
-    return layer._kwargs["layout"] == "NCHW" and np.prod(layer._kwargs["kernel"]) > 1
+def _choose(block: Any, include: list[str] | None, exclude: list[str] | None) -> dict[str, Any]:
+    """The convolutions to replace, by their first names."""
+    names: dict[int, list[str]] = {}
+    layers = {}
+    for name, layer in _named(block):
+        if isinstance(layer, conv_layers._Conv):
+            names.setdefault(id(layer), []).append(name)
+            layers[id(layer)] = layer
+    everywhere = [name for group in names.values() for name in group]
+    for pattern in (include or []) + (exclude or []):
+        if not _any_match(everywhere, [pattern]):
+            container = _any_match(everywhere, [f"{pattern}.*"])
+            hint = f"; did you mean {f'{pattern}.*'!r}?" if container else nearest(pattern, everywhere)
+            raise NoMatchError(
+                f"the pattern {pattern!r} matches no convolution of {type(block).__name__}{hint}; expected a glob on "
+                f"names such as {', '.join(map(repr, everywhere[:3])) or '(there are none)'}"
+            )
+    chosen, refused = {}, {}
+    for key, group in names.items():
+        layer, name = layers[key], group[0]
+        if (include is not None and not _any_match(group, include)) or _any_match(group, exclude or []):
+            continue
+        reason = _reason_against(layer)
+        if reason is None:
+            chosen[name] = layer
+        elif include is not None and set(include) & set(group) and not isinstance(layer, DOConv2D):
+            raise UnsupportedError(f"{name or 'the root'}: {type(layer).__name__} cannot become doconv: {reason}")
+        else:
+            refused[name] = reason
+    if not chosen:
+        what = f"nothing to expand with 'doconv' in {type(block).__name__}: "
+        if not everywhere:
+            raise NoMatchError(f"{what}expected convolutions (gluon.nn.Conv2D), found none")
+        if not refused:
+            raise NoMatchError(f"{what}none of its {len(everywhere)} convolutions is selected by include and exclude")
+        name, reason = next(iter(refused.items()))
+        raise NoMatchError(
+            f"{what}{len(refused)} convolutions selected, none of them replaceable; {name or 'the root'}: {reason}"
+        )
+    return chosen
+
+
+def _reason_against(layer: Any) -> str | None:
+    """Why this convolution may not be replaced."""
+    if isinstance(layer, DOConv2D):
+        return "it is a DO-Conv already"
+    if type(layer) is not gluon.nn.Conv2D:
+        if type(layer).__module__ == conv_layers.__name__:
+            return "only gluon.nn.Conv2D has a DO-Conv here"
+        kind = f"{type(layer).__module__}.{type(layer).__name__}"
+        return f"{kind} is a subclass, so it may compute another function"
+    if vars(layer).keys() & {"forward", "hybrid_forward"}:
+        return "its forward was replaced on the instance, so it may compute another function"
+    if math.prod(layer._kwargs["kernel"]) == 1:
+        return "its kernel has one tap, where D would add nothing; expected more than one tap"
+    more = sorted(layer._reg_params.keys() - {"weight", "bias"})
+    return f"it also holds {', '.join(map(repr, more))}, which a folded convolution has no place for" if more else None
+
+
+def _check_ties(block: Any, chosen: dict[str, Any]) -> None:
+    """Refuse what D would untie: a weight's users are all replaced, and read its channels in the same way."""
+    replaced: dict[int, tuple[str, Any]] = {}
+    for name, layer in chosen.items():
+        other, twin = replaced.setdefault(id(layer.weight), (name, layer))
+        if any(layer._kwargs[key] != twin._kwargs[key] for key in ("num_group", "layout")):
+            raise UnsupportedError(
+                f"{name} shares its weight with {other}, but not its groups and layout, so that no one D fits both; "
+                "exclude both"
+            )
+    layers = {id(layer) for layer in chosen.values()}
+    for name, part in _named(block):
+        for parameter in part._reg_params.values():
+            if id(parameter) in replaced and id(part) not in layers:
+                raise UnsupportedError(
+                    f"{replaced[id(parameter)][0]} shares its weight with {name or 'the root'}, which would stay as it "
+                    "is; folding would untie them: include both or exclude both"
+                )
+
+
+def _as_list(patterns: Patterns) -> list[str] | None:
+    return None if patterns is None else [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def _any_match(names: list[str], patterns: list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def _initialize_like(weight: Any, *parameters: Any) -> None:
     """Give new parameters values, or let them wait, as `weight` does; leave them alone where it has neither."""
+    for parameter in parameters:
+        if parameter is not None:
+            parameter.grad_req, parameter.lr_mult, parameter.wd_mult = weight.grad_req, weight.lr_mult, weight.wd_mult
     try:
         contexts = weight.list_ctx()
     except RuntimeError:  # `initialize` was not called yet
@@ -146,6 +247,13 @@ def _initialize_like(weight: Any, *parameters: Any) -> None:
     for parameter in parameters:
         if parameter is not None:
             parameter.initialize(ctx=contexts)
+
+
+def _named(block: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The block and all below it, under every one of their names."""
+    yield prefix, block
+    for name, child in block._children.items():
+        yield from _named(child, f"{prefix}.{name}" if prefix else name)
 
 
 def _walk(block: Any) -> Iterator[Any]:
@@ -168,8 +276,13 @@ def _copy_of(block: Any) -> Any:
         left = [getattr(part, "_cached_op", None), part._scope._name_scope]
         if id(part._scope._old_scope) not in inside:
             left.append(part._scope._old_scope)
-        left += [parameter._trainer for parameter in (*part._reg_params.values(), *part.params.values())]
+        parameters = (*part._reg_params.values(), *part.params.values())
+        left += [parameter._trainer for parameter in parameters]
         memo.update({id(thing): None for thing in left if thing is not None})
+        with autograd.pause():
+            # A deep copy of an array on cpu(1) would be on cpu(0).
+            for array in {id(array): array for p in parameters for array in p._data or ()}.values():
+                memo.setdefault(id(array), array.copy())
     work = copy.deepcopy(block, memo)
     for part in _walk(work):
         if isinstance(part, gluon.HybridBlock):
