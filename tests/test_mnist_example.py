@@ -1,17 +1,13 @@
-"""The MNIST demo: paired runs, and a table and a file that agree."""
+"""The MNIST demo in PyTorch, and what all of them share: paired runs, a table and a file that agree."""
 
-import importlib.util
 import io
 import json
 import re
 import statistics
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-PATH = Path(__file__).parent.parent / "examples" / "mnist_pytorch.py"
 
 
 class Terminal(io.StringIO):
@@ -20,34 +16,25 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location(PATH.stem, PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def example(import_example):
+    return import_example("mnist_pytorch")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Stripes, whose direction is the class: learnt in a few epochs."""
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 2, 600).astype(np.uint8)
-    images = np.zeros((600, 28, 28))
-    images[:, ::4] = 180
-    images[labels == 1] = images[labels == 1].transpose(0, 2, 1)
-    images = (images + random.integers(0, 76, images.shape)).astype(np.uint8)
-    path = tmp_path_factory.mktemp("data") / "mnist.npz"
-    np.savez(path, x_train=images, y_train=labels)
-    return path
+def shared(import_example):
+    return import_example("_mnist")
 
 
-def test_the_table_says_what_the_file_says(example, data, tmp_path, capsys):
+def test_the_table_says_what_the_file_says(example, stripes, tmp_path, capsys):
     out = tmp_path / "results.json"
-    report = example.main(["--layer", "both", "--seeds", "2", "--epochs", "1", "--data", str(data), "--out", str(out)])
+    arguments = ["--layer", "both", "--seeds", "2", "--epochs", "1", "--data", str(stripes), "--out", str(out)]
+    report = example.main(arguments)
     written = json.loads(out.read_text(encoding="utf-8"))
     assert written == report
     assert (written["images"], written["held_out"], written["seeds"]) == (500, 100, [0, 1])
     assert set(written["accuracies"]) == {"conv", "doconv"}
+    assert written["machine"]["threads"] == torch.get_num_threads()
+    assert written["versions"]["torch"] == torch.__version__.split("+")[0]
 
     printed = capsys.readouterr().out
     rows = {name: (mean, std) for name, mean, std in re.findall(r"\| (\w+) \| ([\d.]+) \| ([\d.]+) \|", printed)}
@@ -89,9 +76,23 @@ def test_the_order_of_the_images_depends_on_the_seed_alone(example, layer, monke
     assert torch.equal(first, draw(40, generator=torch.Generator().manual_seed(7)))
 
 
-def test_training_learns(example, data):
-    x, y, held_x, held_y = example.load(data)
+def test_orders_are_permutations_that_differ_by_epoch_and_seed(shared):
+    np.random.seed(0)
+    first, second = shared.orders(40, 7, 2)
+    np.random.seed(1)  # a framework's draws do not reach them
+    again, _ = shared.orders(40, 7, 2)
+    (other,) = shared.orders(40, 8, 1)
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert (first == again).all()
+    assert (first != second).any()
+    assert (first != other).any()
+
+
+def test_training_learns(example, stripes):
+    x, y, held_x, held_y = example.load(stripes)
     assert (x.shape, held_x.shape, float(x.max()) <= 1) == ((500, 1, 28, 28), (100, 1, 28, 28), True)
+    with np.load(stripes) as file:  # the last of the training images, none of the test images
+        assert torch.equal(held_x[:, 0], torch.from_numpy(file["x_train"][500:]) / 255)
     net = example.network("doconv", 0)
     before = example.accuracy(net, held_x, held_y)
     example.train(net, x, y, 0, 8, lambda: None)
@@ -99,11 +100,11 @@ def test_training_learns(example, data):
 
 
 @pytest.mark.parametrize("rich", [True, False])
-def test_progress_counts_to_the_end(example, rich, monkeypatch):
+def test_progress_counts_to_the_end(shared, rich, monkeypatch):
     if not rich:
-        monkeypatch.setattr(example.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(shared.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
-    with example.progress_bar(3) as advance:
+    with shared.progress_bar(3) as advance:
         for _ in range(3):
             advance()
     if rich:
@@ -113,17 +114,17 @@ def test_progress_counts_to_the_end(example, rich, monkeypatch):
         assert terminal.getvalue() == "\repoch 1 of 3\repoch 2 of 3\repoch 3 of 3\n"
 
 
-def test_one_seed_has_no_spread(example, data, capsys):
-    report = example.main(["--layer", "conv", "--seeds", "1", "--epochs", "1", "--data", str(data)])
+def test_one_seed_has_no_spread(example, stripes, capsys):
+    report = example.main(["--layer", "conv", "--seeds", "1", "--epochs", "1", "--data", str(stripes)])
     mean = report["accuracies"]["conv"][0]
     assert report["summary"] == {"conv": {"mean": mean, "std": None}}
     assert f"| conv | {mean:.3f} | – |" in capsys.readouterr().out
 
 
-def test_known_samples(example):
+def test_known_samples(shared):
     samples = {"conv": [10, 10, 10, 10], "doconv": [11, 12, 13, 14]}
-    summary = example.summarize(samples)
-    printed = example.table({"seeds": [0, 1, 2, 3], "accuracies": samples, "summary": summary})
+    summary = shared.summarize(samples)
+    printed = shared.table({"seeds": [0, 1, 2, 3], "accuracies": samples, "summary": summary})
     assert printed.endswith(": +2.500, 95 % interval +0.446 to +4.554")
     assert summary["doconv"] == {"mean": 12.5, "std": pytest.approx(1.290994)}
     assert summary["difference"]["mean"] == 2.5
@@ -133,7 +134,7 @@ def test_known_samples(example):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"x": np.zeros(3)}, "expected arrays x_train and y_train, received x"),
+        ({"x": np.zeros(3)}, "expected arrays x_train, y_train, received x"),
         ({"x_train": np.zeros((6, 28, 28)), "y_train": np.zeros(6, int)}, "received (6, 28, 28) of float64"),
         ({"x_train": np.zeros((6, 28, 28), "u1"), "y_train": np.full(6, 10)}, "of digits"),
     ],
@@ -146,11 +147,19 @@ def test_other_files_are_refused_in_one_line(example, arrays, message, tmp_path,
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_what_would_fail_at_the_end_fails_at_the_start(example, data, tmp_path, capsys):
+def test_what_would_fail_at_the_end_fails_at_the_start(example, stripes, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        example.main(["--data", str(data), "--out", str(tmp_path / "absent" / "results.json")])
+        example.main(["--data", str(stripes), "--out", str(tmp_path / "absent" / "results.json")])
     assert "--out: no such folder" in capsys.readouterr().err
-    (tmp_path / "cut.npz").write_bytes(data.read_bytes()[:1000])
+    (tmp_path / "cut.npz").write_bytes(stripes.read_bytes()[:1000])
     with pytest.raises(SystemExit):
         example.main(["--data", str(tmp_path / "cut.npz")])
     assert "--data: expected an .npz file" in capsys.readouterr().err
+
+
+def test_threads_come_from_the_environment(shared, monkeypatch):
+    for text, threads in {"3": 3, "4,2": None}.items():
+        monkeypatch.setenv("SOME_THREADS", text)
+        assert shared.threads_of("SOME_THREADS") == threads
+    monkeypatch.delenv("SOME_THREADS")
+    assert shared.threads_of("SOME_THREADS") is None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 _PACKAGES = ("torch", "torchvision", "timm", "numba", "triton", "numpy")
 
@@ -16,29 +16,32 @@ _PACKAGES = ("torch", "torchvision", "timm", "numba", "triton", "numpy")
 def machine(device: str = "cpu") -> dict[str, Any]:
     """Processor, logical cores that this process may use, torch's threads, and the GPU's name with ``"cuda"``.
 
+    Without torch, or before it is imported, `threads` is None, for the caller to fill in.
+
     >>> sorted(machine())
     ['cores', 'gpu', 'processor', 'system', 'threads']
     """
+    torch = sys.modules.get("torch")  # who measures torch has imported it; who measures another library may lack it
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": _processor(),
         "cores": cores,
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "threads": torch.get_num_threads() if torch else None,
+        "gpu": torch.cuda.get_device_name() if torch and device == "cuda" else None,
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
-def versions() -> dict[str, str]:
-    """Of Python, foldconv and what matters for speed; what is not installed is left out.
+def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Of Python, foldconv and what matters for speed, or `packages`; what is not installed is left out.
 
-    >>> {"python", "foldconv", "torch"} <= versions().keys()
-    True
+    >>> sorted(versions(["no-such-package"]))
+    ['foldconv', 'python']
     """
     from .. import __version__
 
     found = {"python": platform.python_version(), "foldconv": __version__}
-    for name in _PACKAGES:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

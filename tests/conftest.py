@@ -1,0 +1,34 @@
+"""What the tests of the MNIST demos share, in sessions with and without torch."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="session")
+def import_example():
+    """Import a module of examples/ by its name, as a script there imports its neighbour."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        yield importlib.import_module
+
+
+@pytest.fixture(scope="session")
+def stripes(tmp_path_factory):
+    """A file like mnist.npz; the class is the direction of the stripes, which is learnt in a few epochs."""
+    random = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 600), ("test", 100)):
+        labels = random.integers(0, 2, count).astype(np.uint8)
+        images = np.zeros((count, 28, 28))
+        images[:, ::4] = 180
+        images[labels == 1] = images[labels == 1].transpose(0, 2, 1)
+        arrays[f"x_{part}"] = (images + random.integers(0, 76, images.shape)).astype(np.uint8)
+        arrays[f"y_{part}"] = labels
+    path = tmp_path_factory.mktemp("data") / "mnist.npz"
+    np.savez(path, **arrays)
+    return path
