@@ -70,7 +70,7 @@ def near(a, b, tolerance=1e-5):
 @EVERY
 def test_a_new_layer_is_the_plain_one_with_the_same_kernel(name):
     layer, x = made(name)
-    arguments = {k: v for k, v in LAYERS[name][1].items() if k not in ("D_mul", layer.argument)}
+    arguments = {k: v for k, v in LAYERS[name][1].items() if k not in ("D_mul", *layer.options)}
     if "depthwise" in name and "depth_multiplier" in LAYERS[name][1]:
         arguments["depth_multiplier"] = LAYERS[name][1]["depth_multiplier"]
     plain = layer.plain(**arguments)

@@ -6,7 +6,7 @@ import pytest
 import keras
 from foldconv.errors import NoMatchError, UnsupportedError
 from foldconv.keras import DOConv2D, DODepthwiseConv2D, expand, fold
-from foldconv.keras.layers import DOLayer
+from foldconv.keras.doconv import DOLayer
 from keras import ops
 
 
@@ -71,8 +71,8 @@ def test_patterns():
         expand(model, include="frist")
     with pytest.raises(NoMatchError, match="nothing to expand"):
         expand(model, include="last")
-    with pytest.raises(UnsupportedError, match=r"expected 'doconv'.*received 'orepa'"):
-        expand(model, "orepa")
+    with pytest.raises(UnsupportedError, match=r"unknown method 'docnv'; did you mean 'doconv'"):
+        expand(model, "docnv")
 
 
 def test_what_cannot_be_copied_says_so():

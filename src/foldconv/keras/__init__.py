@@ -1,4 +1,4 @@
-"""DO-Conv for Keras 3, on any of its backends.
+"""Foldable convolutions for Keras 3, on any of its backends: DO-Conv, OREPA, RepVGG.
 
 >>> import keras
 >>> from foldconv.keras import DOConv2D
@@ -10,9 +10,12 @@
 This part needs Keras and its backend alone; torch only where it is that backend.
 """
 
+from .doconv import DOConv1D, DOConv2D, DOConv3D, DODepthwiseConv1D, DODepthwiseConv2D
+from .foldable import FoldableLayer
 from .imports import import_doconv
-from .layers import DOConv1D, DOConv2D, DOConv3D, DODepthwiseConv1D, DODepthwiseConv2D
+from .orepa import OREPAConv1D, OREPAConv2D, OREPAConv3D, OREPADepthwiseConv1D, OREPADepthwiseConv2D
 from .surgery import expand, fold
 
-__all__ = ["DOConv1D", "DOConv2D", "DOConv3D", "DODepthwiseConv1D", "DODepthwiseConv2D"]
+__all__ = ["DOConv1D", "DOConv2D", "DOConv3D", "DODepthwiseConv1D", "DODepthwiseConv2D", "FoldableLayer"]
+__all__ += ["OREPAConv1D", "OREPAConv2D", "OREPAConv3D", "OREPADepthwiseConv1D", "OREPADepthwiseConv2D"]
 __all__ += ["expand", "fold", "import_doconv"]

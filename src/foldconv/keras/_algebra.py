@@ -1,9 +1,14 @@
-"""How Keras' kernels are composed: `foldconv.mathematics` with Keras' primitives, or NumPy's, and Keras' layout."""
+"""How Keras' kernels are composed: `foldconv.mathematics` with Keras' primitives, or NumPy's, and Keras' layout.
+
+A kernel of Keras is ``(*size, I, O)``, I the input channels of one of G groups. A depthwise one, ``(*size, C, m)``, has
+the same entries in the same order as one of C groups, ``(*size, 1, C · m)``, and is treated as such.
+"""
 
 # Keras is not installed where types are checked.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,29 +34,42 @@ class _NumPy(_Keras):
     matmul = staticmethod(np.matmul)
 
 
-def doconv(kernel: Any, extra: Any, D: Any, groups: int, array: Any = keras.ops) -> Any:
-    """The composed kernel, in the shape of `kernel`.
+def primitives(array: Any) -> Any:
+    """Those of ``keras.ops`` or of ``numpy``."""
+    return _NumPy() if array is np else _Keras()
 
-    Args:
-        kernel: ``(*kernel_size, I, O)``, I the input channels of a group; a depthwise kernel is
-            ``(*kernel_size, C, multiplier)`` and has ``groups=1`` here: no sum runs over the channels.
-        extra: the surplus taps, ``(S - k, I, O)``, or None.
-        D: ``(groups · I, k, S)``.
-        groups: of the convolution.
-        array: ``keras.ops``, or ``numpy``, the library of the arrays.
 
-    Example:
-        >>> import numpy
-        >>> doconv(numpy.ones((3, 3, 4, 8)), None, numpy.zeros((4, 9, 9)), 1, numpy).shape
-        (3, 3, 4, 8)
+def constant(values: Any, like: Any, array: Any) -> Any:
+    """Fixed numbers as an array of `array`'s library and of `like`'s dtype."""
+    if array is np:
+        return np.asarray(values, like.dtype)
+    return array.convert_to_tensor(np.asarray(values), keras.backend.standardize_dtype(like.dtype))
+
+
+def common(kernel: Any, groups: int, channels: int, array: Any) -> Any:
+    """A kernel of Keras, `channels` being its I, as the ``(G, I, k, o)`` of `foldconv.mathematics`.
+
+    >>> common(np.ones((3, 3, 2, 8)), 4, 2, np).shape
+    (4, 2, 9, 2)
+    >>> common(np.ones((3, 3, 4, 2)), 4, 1, np).shape  # depthwise
+    (4, 1, 9, 2)
     """
-    channels, out = kernel.shape[-2:]
-    taps, multiplier = D.shape[1:]
-    W = array.reshape(kernel, (taps, channels, groups, out // groups))
-    if extra is not None:
-        extra = array.reshape(extra, (multiplier - taps, channels, groups, out // groups))
-        W = array.concatenate([W, extra], axis=0)
-    primitives = _NumPy() if array is np else _Keras()
-    common = array.transpose(W, (2, 1, 0, 3))  # (G, I, S, o)
-    composed = mathematics.doconv(common, array.reshape(D, (groups, channels, taps, multiplier)), taps, primitives)
-    return array.reshape(array.transpose(composed, (2, 1, 0, 3)), kernel.shape)
+    taps = int(np.prod(kernel.shape[:-2]))
+    out = int(np.prod(kernel.shape[-2:])) // (groups * channels)
+    return array.transpose(array.reshape(kernel, (taps, channels, groups, out)), (2, 1, 0, 3))
+
+
+def back(composed: Any, shape: Sequence[int], array: Any) -> Any:
+    """The inverse of `common`, into the shape of the kernel."""
+    return array.reshape(array.transpose(composed, (2, 1, 0, 3)), tuple(shape))
+
+
+def per_output(values: Any, groups: int, array: Any) -> Any:
+    """``(O,)`` as ``(G, 1, 1, o)``."""
+    return array.reshape(values, (groups, 1, 1, -1))
+
+
+def at_centre(size: Sequence[int], like: Any, array: Any) -> Any:
+    """``(1, 1, k, 1)``: one at the tap of a 1×1 branch, else zero."""
+    taps = int(np.prod(size))
+    return constant(np.eye(taps)[mathematics.centre_tap(size)].reshape(1, 1, taps, 1), like, array)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from .layers import DOConv2D
+from .doconv import DOConv2D
 
 
 def import_doconv(layer: DOConv2D, kernel: Any, D: Any, bias: Any = None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +11,8 @@ from typing import Any
 import keras
 
 from ..errors import NoMatchError, UnsupportedError, nearest
-from .layers import RICH, DOLayer
+from ._registry import method_of
+from .foldable import FoldableLayer
 
 Patterns = str | Iterable[str] | None
 
@@ -23,7 +23,7 @@ def expand(
     *,
     include: Patterns = None,
     exclude: Patterns = None,
-    depth_multiplier: int | None = None,
+    **options: Any,
 ) -> Any:
     """A new model whose convolutions train as DO-Conv and which computes the same function.
 
@@ -46,29 +46,22 @@ def expand(
         >>> type(rich.layers[0]).__name__, type(fold(rich).layers[0]).__name__
         ('DOConv2D', 'Conv2D')
     """
-    if method != "doconv":
-        raise UnsupportedError(f"method: expected 'doconv', the one there is for Keras, received {method!r}")
+    chosen_method = method_of(method, options)
+    classes = chosen_method.layers
     included, excluded = _as_list(include), _as_list(exclude)
-    names = [layer.name for layer in _leaves(model) if type(layer) in RICH or isinstance(layer, DOLayer)]
+    names = [layer.name for layer in _leaves(model) if type(layer) in classes or isinstance(layer, FoldableLayer)]
     for pattern in (included or []) + (excluded or []):
         if not fnmatch.filter(names, pattern):
             raise NoMatchError(f"the pattern {pattern!r} matches no convolution{nearest(pattern, names)}")
     replaced = []
 
     def rich(layer: Any) -> Any:
-        chosen = type(layer) in RICH and math.prod(layer.kernel_size) > 1
+        chosen = type(layer) in classes and chosen_method.reason_against(layer) is None
         chosen = chosen and (included is None or any(fnmatch.fnmatchcase(layer.name, p) for p in included))
         if not chosen or any(fnmatch.fnmatchcase(layer.name, p) for p in excluded or []):
             return None
-        cls = RICH[type(layer)]
-        new = cls.from_config({**layer.get_config(), cls.argument: depth_multiplier})
-        new.build_from_config(layer.get_build_config())
-        own = {weight.name: weight for weight in layer.weights}
-        for weight in new.weights:
-            if weight.name in own:
-                weight.assign(own[weight.name])
-        replaced.append(new)
-        return new
+        replaced.append(chosen_method.expand(layer))
+        return replaced[-1]
 
     copy = _copy(model, rich)
     if not replaced:
@@ -85,7 +78,7 @@ def fold(model: Any) -> Any:
     Raises:
         UnsupportedError: for a model that is not built or subclassed, or a DO-Conv layer inside a wrapper.
     """
-    return _copy(model, lambda layer: layer.fold() if isinstance(layer, DOLayer) else None, folding=True)
+    return _copy(model, lambda layer: layer.fold() if isinstance(layer, FoldableLayer) else None, folding=True)
 
 
 def _copy(model: Any, replace: Any, folding: bool = False) -> Any:
@@ -97,7 +90,7 @@ def _copy(model: Any, replace: Any, folding: bool = False) -> Any:
         new = replace(layer)
         if new is None:
             within = layer._flatten_layers() if isinstance(layer, keras.Layer) else []
-            if folding and any(isinstance(inner, DOLayer) for inner in within):
+            if folding and any(isinstance(inner, FoldableLayer) for inner in within):
                 raise UnsupportedError(f"{layer.name}: it holds a DO-Conv layer inside; call that one's fold()")
             new = type(layer).from_config(layer.get_config())
             kept.append((layer, new))

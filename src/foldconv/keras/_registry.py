@@ -1,0 +1,81 @@
+"""The methods that `expand` knows by name: each a frozen dataclass of its options, one file per method."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, TypeVar
+
+from ..errors import UnsupportedError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Base of all methods: options as fields, the rest as class attributes.
+
+    Attributes:
+        name: what users write.
+        layers: the method's layer for each of Keras' own.
+        takes_norm: does the layer take in the BatchNormalization that follows the convolution?
+    """
+
+    name: ClassVar[str]
+    layers: ClassVar[dict[Any, Any]]
+    takes_norm: ClassVar[bool] = False
+
+    def reason_against(self, layer: Any, norm: Any = None) -> str | None:
+        """Why a layer of one of the classes in `layers` stays as it is (a clause for a message), or None."""
+        raise NotImplementedError
+
+    def options_for(self, layer: Any, norm: Any = None) -> dict[str, Any]:
+        """The arguments of the method's layer besides those of `layer`."""
+        return dataclasses.asdict(self)
+
+    def expand(self, layer: Any, norm: Any = None) -> Any:
+        """The method's layer in the place of `layer`; built, and of the same function, if `layer` is built."""
+        new = self.layers[type(layer)].from_config({**layer.get_config(), **self.options_for(layer, norm)})
+        if layer.built:
+            new.build_from_config(layer.get_build_config())
+            own = {weight.name: weight for weight in layer.weights}
+            for weight in new.weights:
+                if weight.name in own:
+                    weight.assign(own[weight.name])
+            self.preserve(new)
+        return new
+
+    def preserve(self, layer: Any) -> None:
+        """Change what is new in a layer so that it adds nothing yet; called where it has the trained weights."""
+
+
+_METHODS: dict[str, type[Method]] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+def register(cls: M) -> M:
+    """Class decorator: make a method known by its name."""
+    _METHODS[cls.name] = cls
+    return cls
+
+
+def method_of(name: Any, options: dict[str, Any]) -> Method:
+    """The method of a name with options.
+
+    Raises:
+        UnsupportedError: for an unknown name or option, with the nearest known one.
+
+    >>> method_of("doconv", {"depth_multiplier": 12})
+    DOConv(depth_multiplier=12)
+    """
+    if name not in _METHODS:
+        raise UnsupportedError(
+            f"unknown method {name!r}{nearest(str(name), _METHODS)}; expected one of those there are for Keras: "
+            f"{', '.join(sorted(_METHODS))}"
+        )
+    cls = _METHODS[name]
+    known = [field.name for field in dataclasses.fields(cls)]
+    for option in options:
+        if option not in known:
+            raise UnsupportedError(
+                f"method {name!r} has no option {option!r}{nearest(option, known)}; expected some of: "
+                f"{', '.join(known) or 'none, it has no options'}"
+            )
+    return cls(**options)

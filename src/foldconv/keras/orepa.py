@@ -1,0 +1,300 @@
+"""OREPA (Hu et al., CVPR 2022) for Keras: the kernel is a sum of branches, each with a learned scale per output.
+
+The equation, the cosines and the initial values are those at the top of `foldconv.methods.orepa`; the variables have
+the names of its parameters, in Keras' layout. ``kernel`` is the origin branch. Constructed directly the layer starts as in
+the paper, where a norm follows it; `expand` gives only the origin branch a scale, so that the function is kept.
+"""
+
+# Keras is not installed where types are checked.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+
+import keras
+
+from .. import mathematics
+from ..errors import UnsupportedError
+from . import _algebra
+from ._registry import Method, register
+from .composed import ComposedConv, ComposedDepthwise, ComposedLayer
+
+DEPTHWISE_FILTERS = 8
+
+
+class OREPALayer(ComposedLayer):
+    """What all OREPA layers of Keras share.
+
+    Attributes:
+        vector: ``(branches, filters)``, the scales.
+    """
+
+    method = "orepa"
+    options = ("point",)
+    no_decay = frozenset({"vector"})
+    factors = ("avg_conv", "prior_conv", "kxk_idconv1", "kxk_conv2", "conv_1x1", "gconv_dw", "gconv_pw")
+    factors += ("l2i_conv1", "l2i_conv2", "vector")
+    avg_conv = prior_conv = kxk_idconv1 = kxk_conv2 = conv_1x1 = gconv_dw = gconv_pw = None
+    l2i_conv1 = l2i_conv2 = None
+    vector: Any = None
+
+    def add_factors(self: Any) -> None:
+        """Draw the branches and set the scales as the paper does."""
+        (groups, i), size = self.decomposition, self.kernel_size
+        out = math.prod(self._kernel.shape[-2:]) // i
+        if math.prod(size) == 1:
+            inner = min(i, out)
+            for name, shape, identity in (
+                ("l2i_conv1", (*size, i, inner), out > i),
+                ("l2i_conv2", (*size, inner, out), out <= i),
+            ):
+                variable = self.add_factor(name, shape, _kaiming(shape[-2], 1.0))
+                if identity:  # the wider one is drawn
+                    variable.assign(np.eye(inner).reshape(shape))
+            scales = [1.0, 0.5]
+        else:
+            # OREPA_VGG, which has the 1×1 outside, draws by 1/√2 smaller.
+            a, taps, point = 0.0 if self.point else 1.0, math.prod(size), (1,) * len(size)
+            # More groups than this leave a group few channels; the inner 1×1 is then twice as wide.
+            inner = i * (1 if groups <= 4 else 2)
+            one, filters = (*point, i, out), DEPTHWISE_FILTERS
+            shapes = {
+                "avg_conv": (one, i),
+                "prior_conv": (one, i),
+                "kxk_idconv1": ((*point, i, groups * inner), None),
+                "kxk_conv2": ((*size, inner, out), inner * taps),
+                **({"conv_1x1": (one, i)} if self.point else {}),
+                "gconv_dw": ((*size, groups * i, filters), taps),
+                "gconv_pw": ((*point, filters * i, out), filters * i),
+            }
+            for name, (shape, fan) in shapes.items():
+                self.add_factor(name, shape, "zeros" if fan is None else _kaiming(fan, a))
+            scales = [0.25, 0.25, 0.0, 0.5, *([1.0] if self.point else []), 0.5]
+        self.add_factor("vector", (len(scales), out), "zeros")
+        self.vector.assign(np.repeat(np.array(scales)[:, None], out, axis=1))
+
+    def composed(self, kernel: Any, factors: dict[str, Any], array: Any) -> Any:
+        """The sum of the scaled branches."""
+        (groups, i), p, size = self.decomposition, _algebra.primitives(array), kernel.shape[:-2]
+        f, taps = factors, math.prod(size)
+        vector = f["vector"]
+        if taps == 1:
+            first, second, own = (array.reshape(x, x.shape[-2:]) for x in (f["l2i_conv1"], f["l2i_conv2"], kernel))
+            return array.reshape(mathematics.orepa_1x1(own, first, second, [vector[0], vector[1]], p), kernel.shape)
+
+        def common(branch: Any, channels: int = i) -> Any:
+            return _algebra.common(branch, groups, channels, array)
+
+        out, inner, filters = vector.shape[1], f["kxk_conv2"].shape[-2], DEPTHWISE_FILTERS
+        identity = _algebra.constant(np.tile(np.eye(i), (1, inner // i)), kernel, array)
+        first = common(f["kxk_idconv1"])[:, :, 0] + identity  # (G, I, t)
+        second = common(f["kxk_conv2"], inner)  # (G, t, k, o)
+        product = array.matmul(first, array.reshape(second, (groups, inner, taps * (out // groups))))
+        depthwise = array.transpose(array.reshape(f["gconv_dw"], (taps, groups, i, filters)), (1, 2, 0, 3))
+        pointwise = array.transpose(array.reshape(f["gconv_pw"], (i, filters, groups, out // groups)), (2, 0, 1, 3))
+        # In single precision whatever the dtype, as the original stores them.
+        cosines = np.asarray(mathematics.cosines(out, size), np.float32)
+        cosines = cosines.reshape(groups, 1, out // groups, taps).swapaxes(2, 3)
+        point = f.get("conv_1x1")
+        composed = mathematics.orepa(
+            weight=common(kernel),
+            average=common(f["avg_conv"]),
+            prior=common(f["prior_conv"]),
+            product=array.reshape(product, (groups, i, taps, out // groups)),
+            point=None if point is None else common(point),
+            separable=(depthwise, pointwise),
+            scales=[_algebra.per_output(vector[n], groups, array) for n in range(vector.shape[0])],
+            cosines=_algebra.constant(cosines, kernel, array),
+            centre=None if point is None else _algebra.at_centre(size, kernel, array),
+            taps=taps,
+            p=p,
+        )
+        return _algebra.back(composed, kernel.shape, array)
+
+
+def _kaiming(fan: int, a: float) -> Any:
+    """The uniform initializer of torch's ``kaiming_uniform_`` with negative slope `a`."""
+    bound = math.sqrt(6 / ((1 + a * a) * fan))
+    return keras.initializers.RandomUniform(-bound, bound)
+
+
+class _OREPAConv(OREPALayer, ComposedConv):
+    """OREPA and OREPA_1x1 for `keras.layers.Conv1D` to `Conv3D`."""
+
+    def __init__(self: Any, *args: Any, point: bool = True, **kwargs: Any):
+        given = _given(self.plain, args, kwargs)
+        if "kernel_initializer" not in given:
+            kwargs["kernel_initializer"] = "he_uniform" if point and _taps(self.plain, given) > 1 else "lecun_uniform"
+        super().__init__(*args, **kwargs)
+        self.point = point
+        if math.prod(self.kernel_size) == 1 and self.groups > 1:
+            raise UnsupportedError(
+                f"{self.name}: groups: expected 1, received {self.groups}; OREPA of a kernel of one tap is defined for "
+                f"one group, use {self.plain.__name__}"
+            )
+
+
+class _OREPADepthwise(OREPALayer, ComposedDepthwise):
+    """OREPA for `keras.layers.DepthwiseConv1D` and `DepthwiseConv2D`: as of a convolution with a group per channel."""
+
+    def __init__(self: Any, *args: Any, point: bool = True, **kwargs: Any):
+        given = _given(self.plain, args, kwargs)
+        if "depthwise_initializer" not in given:
+            kwargs["depthwise_initializer"] = _kaiming(max(_taps(self.plain, given), 1), 0.0 if point else 1.0)
+        super().__init__(*args, **kwargs)
+        self.point = point
+        if math.prod(self.kernel_size) == 1:
+            raise UnsupportedError(
+                f"{self.name}: kernel_size: expected more than one tap, received {self.kernel_size}; OREPA of a kernel "
+                f"of one tap is defined for one group, use {self.plain.__name__}"
+            )
+
+
+def _given(plain: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor by name."""
+    given = inspect.signature(plain).bind_partial(*args, **kwargs).arguments
+    return {**given, **given.pop("kwargs", {})}
+
+
+def _taps(plain: Any, given: dict[str, Any]) -> int:
+    size = given.get("kernel_size", 1)
+    return math.prod(size) if hasattr(size, "__iter__") else size ** int(plain.__name__[-2])
+
+
+_registered = keras.saving.register_keras_serializable(package="foldconv")
+
+
+@_registered
+class OREPAConv1D(_OREPAConv, keras.layers.Conv1D):
+    """``keras.layers.Conv1D`` that trains as an OREPA; arguments, shapes, errors and source as in `OREPAConv2D`.
+
+    Example:
+        >>> OREPAConv1D(8, 3, padding="causal")(keras.ops.zeros((1, 9, 4))).shape[1:] == (9, 8)
+        True
+    """
+
+    plain = keras.layers.Conv1D
+
+
+@_registered
+class OREPAConv2D(_OREPAConv, keras.layers.Conv2D):
+    """``keras.layers.Conv2D`` that trains as an OREPA (1×1: as an OREPA_1x1): its arguments, then by keyword
+
+    Args:
+        point: has the 1×1 branch; without it this is the convolution inside OREPA_VGG, which draws 1/√2 smaller.
+
+    The default of ``kernel_initializer`` is the paper's. Regularizer and constraint of the kernel act on the origin
+    branch.
+
+    Shapes:
+        input, output, the variables ``kernel`` (the origin branch) and ``bias`` as in the plain layer; g groups;
+        ``avg_conv``, ``prior_conv``, ``conv_1x1``: ``(1, 1, in/g, filters)``; ``kxk_idconv1``: ``(1, 1, in/g, t)`` and
+        ``kxk_conv2``: ``(*kernel_size, t/g, filters)``, ``t = in``, for more than four groups ``2·in``; ``gconv_dw``:
+        ``(*kernel_size, in, 8)``, ``gconv_pw``: ``(1, 1, 8·in/g, filters)``; ``vector``: ``(branches, filters)``. 1×1:
+        ``l2i_conv1`` ``(1, 1, in, t)`` and ``l2i_conv2`` ``(1, 1, t, filters)``, ``t = min(in, filters)``.
+
+    Raises:
+        UnsupportedError: for a 1×1 kernel with groups.
+
+    Source: Hu et al., "Online Convolutional Re-parameterization", CVPR 2022, section 3; initial values as in its code.
+
+    Example:
+        >>> layer = OREPAConv2D(8, 3, padding="same")
+        >>> x = keras.random.normal((1, 6, 6, 4))
+        >>> y = layer(x)
+        >>> tuple(layer.vector.shape)
+        (6, 8)
+        >>> plain = layer.fold()
+        >>> type(plain).__name__, tuple(plain.kernel.shape)
+        ('Conv2D', (3, 3, 4, 8))
+        >>> bool(keras.ops.max(keras.ops.abs(plain(x) - y)) < 1e-4)
+        True
+    """
+
+    plain = keras.layers.Conv2D
+
+
+@_registered
+class OREPAConv3D(_OREPAConv, keras.layers.Conv3D):
+    """``keras.layers.Conv3D`` that trains as an OREPA; arguments, shapes, errors and source as in `OREPAConv2D`.
+
+    Example:
+        >>> OREPAConv3D(3, 3)(keras.ops.zeros((1, 5, 5, 5, 2))).shape[1:] == (3, 3, 3, 3)
+        True
+    """
+
+    plain = keras.layers.Conv3D
+
+
+@_registered
+class OREPADepthwiseConv1D(_OREPADepthwise, keras.layers.DepthwiseConv1D):
+    """``keras.layers.DepthwiseConv1D`` that trains as an OREPA; the rest as in `OREPADepthwiseConv2D`.
+
+    Example:
+        >>> OREPADepthwiseConv1D(3)(keras.ops.zeros((1, 5, 2))).shape[1:] == (3, 2)
+        True
+    """
+
+    plain = keras.layers.DepthwiseConv1D
+
+
+@_registered
+class OREPADepthwiseConv2D(_OREPADepthwise, keras.layers.DepthwiseConv2D):
+    """``keras.layers.DepthwiseConv2D`` that trains as an OREPA: its arguments, then by keyword
+
+    Args:
+        point: as in `OREPAConv2D`.
+
+    Shapes:
+        the variables ``kernel`` and ``bias`` as in the plain layer; the rest as in an `OREPAConv2D` of
+        ``filters = in · depth_multiplier`` and ``groups = in``.
+
+    Raises:
+        UnsupportedError: for a 1×1 kernel.
+
+    Source: as in `OREPAConv2D`.
+
+    Example:
+        >>> layer = OREPADepthwiseConv2D(3, depth_multiplier=2)
+        >>> layer(keras.ops.zeros((1, 5, 5, 4))).shape[1:] == (3, 3, 8)
+        True
+        >>> tuple(layer.vector.shape)
+        (6, 8)
+    """
+
+    plain = keras.layers.DepthwiseConv2D
+
+
+_LAYERS = (OREPAConv1D, OREPAConv2D, OREPAConv3D, OREPADepthwiseConv1D, OREPADepthwiseConv2D)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class OREPA(Method):
+    """OREPA for `expand`.
+
+    Args:
+        point: the 1×1 branch of k×k kernels.
+    """
+
+    point: bool = True
+
+    name: ClassVar[str] = "orepa"
+    layers: ClassVar[dict[Any, Any]] = {c.plain: c for c in _LAYERS}
+
+    def reason_against(self, layer: Any, norm: Any = None) -> str | None:
+        """One tap with groups."""
+        if math.prod(layer.kernel_size) == 1 and getattr(layer, "groups", 2) > 1:
+            return "its kernel has one tap and its groups are several; OREPA_1x1 is defined for one group"
+        return None
+
+    def preserve(self, layer: Any) -> None:
+        """Only the origin branch keeps a scale: 1."""
+        vector = np.zeros(layer.vector.shape)
+        vector[0] = 1
+        layer.vector.assign(vector)
