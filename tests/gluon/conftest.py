@@ -2,5 +2,4 @@
 
 import importlib.util
 
-collect_ignore = ["write_parity.py"]  # a script, for an environment with torch
 collect_ignore_glob = ["*.py"] if importlib.util.find_spec("mxnet") is None else []
