@@ -46,7 +46,7 @@ def keras(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def gluon(session: nox.Session) -> None:
     """foldconv.gluon beside MXNet's last release, which needs an old NumPy; without torch."""
-    # GluonCV's own requirements name a newer NumPy's packages; these four are what its networks import.
+    # The last four are those of GluonCV's requirements that its networks import.
     session.install("mxnet==1.9.1", "numpy<1.24", "pytest>=8", "pillow", "portalocker", "scipy", "tqdm")
     session.install("--no-deps", "gluoncv==0.10.5.post0", ".")
     paths = session.posargs or ["tests/gluon", "src/foldconv/gluon"]

@@ -1,4 +1,4 @@
-"""Layout NHWC. MXNet convolves it on GPUs only, so here its composition is run, with a convolution in NCHW behind it."""
+"""Layout NHWC. MXNet convolves it on GPUs only, so here its composition runs, with a convolution in NCHW behind it."""
 
 import mxnet as mx
 import numpy as np

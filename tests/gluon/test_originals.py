@@ -6,10 +6,10 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 import pytest
-from mxnet import autograd
+from mxnet import autograd, gluon
 
 from foldconv.errors import CheckpointError
-from foldconv.gluon import DOConv2D, load_original
+from foldconv.gluon import DOConv2D, expand, fold, load_original
 
 GOLDENS = Path(__file__).parent.parent / "fixtures" / "goldens"
 
@@ -55,9 +55,12 @@ def test_groups_keep_the_originals_pairing_of_channels():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v.pop("D"), r"expected the arrays \['D', 'bias', 'weight'\], received \['bias', 'weight'\]"),
+        (lambda v: v.pop("D"), "of its 3 parameters; missing: D; superfluous: nothing"),
         (lambda v: v.update(D=np.zeros((4, 9, 9))), r"D: expected \(9, 9, 4\), received \(4, 9, 9\)"),
-        (lambda v: v.update(weight=np.zeros((2, 3, 3, 3))), "weight|D"),
+        (
+            lambda v: v.update(weight=np.zeros((2, 3, 3, 3))),
+            r"weight: expected \(2, 4, 3, 3\), received \(2, 3, 3, 3\)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
@@ -69,3 +72,64 @@ def test_what_does_not_fit_is_refused(change, message):
     with pytest.raises(CheckpointError, match=message):
         load_original(layer, values)
     assert np.array_equal(layer.weight.data().asnumpy(), before)
+
+
+def original_network():
+    """A plain network, and the arrays of its parameters as the original layers would save them; D is random."""
+    net = gluon.nn.HybridSequential()
+    net.add(gluon.nn.Conv2D(4, 3), gluon.nn.BatchNorm(), gluon.nn.Conv2D(6, 1), gluon.nn.Conv2D(4, 3, groups=2))
+    net.add(gluon.nn.Dense(3))
+    plain = expand(net, "doconv")
+    plain.initialize()
+    x = mx.nd.random.normal(shape=(2, 3, 8, 8))
+    plain(x)
+    values = {
+        name: mx.nd.random.uniform(0.1, 1, shape=parameter.shape)
+        for name, parameter in plain._collect_params_with_prefix().items()
+    }
+    values |= {name: value.transpose((1, 2, 0)) for name, value in values.items() if name.endswith(".D")}
+    return net, values, x
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_a_file_of_a_whole_network(tmp_path, called):
+    net, values, x = original_network()
+    mx.nd.save(str(tmp_path / "original.params"), values)
+    rich = expand(net, "doconv")
+    if called:
+        rich.initialize()
+        rich(x)
+    load_original(rich, mx.nd.load(str(tmp_path / "original.params")))
+    for index in (0, 3):
+        alone = DOConv2D(4, 3, groups=(1, 1, 1, 2)[index])
+        load_original(alone, {name: values[f"{index}.{name}"] for name in ("weight", "bias", "D")})
+        assert np.array_equal(rich[index].D.data().asnumpy(), alone.D.data().asnumpy())
+    for name in ("1.gamma", "1.running_var", "2.weight", "4.bias"):
+        found = rich._collect_params_with_prefix()[name].data().asnumpy()
+        assert np.array_equal(found, values[name].asnumpy()), name
+    expected = rich(x)
+    difference = abs(fold(rich)(x) - expected).max() / abs(expected).max()
+    assert float(difference.asscalar()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.pop("3.D"), r"missing: 3\.D; superfluous: nothing"),
+        (lambda v: v.update({"5.weight": v.pop("4.weight")}), r"missing: 4\.weight; superfluous: 5\.weight"),
+        (lambda v: v.update({"3.D": v["0.D"]}), r"3: D: expected \(9, 9, 6\), received \(9, 9, 3\)"),
+        (lambda v: v.update({"1.gamma": v["2.bias"]}), r"1\.gamma: expected \(4,\).*received \(6,\)"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_left_alone(change, message):
+    net, values, x = original_network()
+    rich = expand(net, "doconv")
+    rich.initialize()
+    rich(x)
+    before = {name: p.data().asnumpy() for name, p in rich._collect_params_with_prefix().items()}
+    change(values)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_original(rich, values)
+    assert "\n" not in str(caught.value)
+    for name, parameter in rich._collect_params_with_prefix().items():
+        assert np.array_equal(parameter.data().asnumpy(), before[name]), name
