@@ -1,8 +1,9 @@
 """OREPA (Hu et al., CVPR 2022) for Keras: the kernel is a sum of branches, each with a learned scale per output.
 
 The equation, the cosines and the initial values are those at the top of `foldconv.methods.orepa`; the variables have
-the names of its parameters, in Keras' layout. ``kernel`` is the origin branch. Constructed directly the layer starts as in
-the paper, where a norm follows it; `expand` gives only the origin branch a scale, so that the function is kept.
+the names of its parameters, in Keras' layout, and ``kernel`` is the origin branch. Constructed directly the layer
+starts as in the paper, where a norm follows it; `expand` gives only the origin branch a scale, so that the function is
+kept.
 """
 
 # Keras is not installed where types are checked.
