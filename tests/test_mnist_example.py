@@ -4,10 +4,14 @@ import io
 import json
 import re
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+DOCS = Path(__file__).parent.parent / "docs"
+DEMOS = {"pytorch": ["torch"], "keras": ["keras", "tensorflow-cpu"], "gluon": ["mxnet"]}
 
 
 class Terminal(io.StringIO):
@@ -163,3 +167,20 @@ def test_threads_come_from_the_environment(shared, monkeypatch):
         assert shared.threads_of("SOME_THREADS") == threads
     monkeypatch.delenv("SOME_THREADS")
     assert shared.threads_of("SOME_THREADS") is None
+
+
+@pytest.mark.parametrize("demo", DEMOS)
+def test_the_docs_are_the_measurements(shared, demo):
+    sections = re.split(r"\n## ", (DOCS / "mnist.md").read_text(encoding="utf-8"))
+    (section,) = (section for section in sections if f"examples/mnist_{demo}.py" in section)
+    report = json.loads((DOCS / f"results-mnist-{demo}.json").read_text(encoding="utf-8"))
+    assert f"--seeds {len(report['seeds'])} " in section
+    assert f"--out docs/results-mnist-{demo}.json" in section.replace("\\\n", "").replace("        ", "")
+    assert shared.summarize(report["accuracies"]) == report["summary"]
+    assert shared.table(report) in section
+    assert f"{report['epochs']} epochs" in section
+    assert f"The run took {report['seconds']:.0f} s" in section
+    assert report["machine"]["threads"] == 1
+    assert f"{report['machine']['processor']}, one thread" in section
+    for name in ["python", "foldconv", "numpy", *DEMOS[demo]]:
+        assert f"{name} {report['versions'][name]}".lower() in section.lower()
