@@ -11,6 +11,7 @@ This part needs Keras and its backend alone; torch only where it is that backend
 """
 
 from .doconv import DOConv1D, DOConv2D, DOConv3D, DODepthwiseConv1D, DODepthwiseConv2D
+from .exporting import export
 from .foldable import FoldableLayer
 from .imports import import_doconv
 from .orepa import OREPAConv1D, OREPAConv2D, OREPAConv3D, OREPADepthwiseConv1D, OREPADepthwiseConv2D
@@ -18,4 +19,4 @@ from .surgery import expand, fold
 
 __all__ = ["DOConv1D", "DOConv2D", "DOConv3D", "DODepthwiseConv1D", "DODepthwiseConv2D", "FoldableLayer"]
 __all__ += ["OREPAConv1D", "OREPAConv2D", "OREPAConv3D", "OREPADepthwiseConv1D", "OREPADepthwiseConv2D"]
-__all__ += ["expand", "fold", "import_doconv"]
+__all__ += ["expand", "export", "fold", "import_doconv"]
