@@ -23,6 +23,7 @@ _HOMES = {
     "optimization": ["parameter_groups", "regularization"],
     "serialization": ["save", "load"],
     "checkpoints": ["import_checkpoint"],
+    "convert": ["convert_weights"],
     "permutation": ["absorb_permutations"],
     "layers.permuted": ["PermutedConv1d", "PermutedConv2d", "PermutedConv3d"],
     "methods": ["list_methods", "get_method"],
@@ -62,6 +63,7 @@ __all__ = sorted(_WHERE)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if _TYPE_CHECKING:
     from .checkpoints import import_checkpoint as import_checkpoint
+    from .convert import convert_weights as convert_weights
     from .errors import CheckpointError as CheckpointError
     from .errors import FoldConvError as FoldConvError
     from .errors import FoldMismatchError as FoldMismatchError

@@ -1,6 +1,6 @@
-"""The command line: ``foldconv train | eval | fold | inspect | bench | import-checkpoint``, one file per command.
+"""The command line: ``foldconv train | eval | fold | inspect | bench | import-checkpoint | convert-weights``.
 
-Nothing heavy is imported before a command runs, so that help and usage errors come at once.
+One file per command. Nothing heavy is imported before a command runs, so that help and usage errors come at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from .. import __version__
-from . import _bench, _eval, _fold, _import_checkpoint, _inspect, _train
+from . import _bench, _convert_weights, _eval, _fold, _import_checkpoint, _inspect, _train
 from ._common import COMMON, Parser, UsageError, parse
 
 _COMMANDS = {
@@ -22,6 +22,7 @@ _COMMANDS = {
     "inspect": _inspect,
     "bench": _bench,
     "import-checkpoint": _import_checkpoint,
+    "convert-weights": _convert_weights,
 }
 _EXTRAS = {"lightning", "timm", "torchvision", "torchmetrics", "sklearn", "matplotlib", "rich", "yaml"}
 
