@@ -84,5 +84,5 @@ def test_what_cannot_be_copied_says_so():
     with pytest.raises(UnsupportedError, match="it has no weights yet"):
         expand(keras.Sequential([keras.layers.Conv2D(2, 3)]))
     wrapper = keras.layers.TimeDistributed(DOConv2D(2, 3), name="wrapper")
-    with pytest.raises(UnsupportedError, match="wrapper: it holds a DO-Conv layer inside"):
+    with pytest.raises(UnsupportedError, match="wrapper: it holds a foldable layer inside"):
         fold(keras.Sequential([keras.Input((2, 5, 5, 1)), wrapper]))

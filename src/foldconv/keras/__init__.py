@@ -15,8 +15,24 @@ from .exporting import export
 from .foldable import FoldableLayer
 from .imports import import_doconv
 from .orepa import OREPAConv1D, OREPAConv2D, OREPAConv3D, OREPADepthwiseConv1D, OREPADepthwiseConv2D
+from .repvgg import (
+    NormPlace,
+    RepVGGConv1D,
+    RepVGGConv2D,
+    RepVGGConv3D,
+    RepVGGDepthwiseConv1D,
+    RepVGGDepthwiseConv2D,
+)
 from .surgery import expand, fold
 
 __all__ = ["DOConv1D", "DOConv2D", "DOConv3D", "DODepthwiseConv1D", "DODepthwiseConv2D", "FoldableLayer"]
 __all__ += ["OREPAConv1D", "OREPAConv2D", "OREPAConv3D", "OREPADepthwiseConv1D", "OREPADepthwiseConv2D"]
-__all__ += ["expand", "export", "fold", "import_doconv"]
+__all__ += [
+    "NormPlace",
+    "RepVGGConv1D",
+    "RepVGGConv2D",
+    "RepVGGConv3D",
+    "RepVGGDepthwiseConv1D",
+    "RepVGGDepthwiseConv2D",
+]
+__all__ += ["NormPlace", "expand", "export", "fold", "import_doconv"]

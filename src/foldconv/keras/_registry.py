@@ -39,10 +39,11 @@ class Method:
             for weight in new.weights:
                 if weight.name in own:
                     weight.assign(own[weight.name])
-            self.preserve(new)
+            new.trainable = layer.trainable
+            self.preserve(new, norm)
         return new
 
-    def preserve(self, layer: Any) -> None:
+    def preserve(self, layer: Any, norm: Any = None) -> None:
         """Change what is new in a layer so that it adds nothing yet; called where it has the trained weights."""
 
 

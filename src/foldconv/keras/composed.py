@@ -4,26 +4,17 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 import keras
 
-from .foldable import FoldableLayer, float64
+from .foldable import FoldableConv, FoldableDepthwise, FoldableLayer, float64
 
 
 class ComposedLayer(FoldableLayer):
-    """A layer with more variables than ``kernel`` that its kernel is composed from.
-
-    A subclass names them in `factors` and has an attribute of each name, None where there is no such variable.
-    """
-
-    factors: ClassVar[tuple[str, ...]] = ()
-
-    def add_factors(self) -> None:
-        """Make the variables besides Keras' own; called at the end of ``build``."""
-        raise NotImplementedError
+    """A layer with more variables than ``kernel`` that its kernel is composed from."""
 
     def composed(self, kernel: Any, factors: dict[str, Any], array: Any) -> Any:
         """The kernel, in the shape of `kernel`, in operations of `array`: ``keras.ops`` or ``numpy``."""
@@ -35,22 +26,12 @@ class ComposedLayer(FoldableLayer):
             kwargs["autocast"] = False
         return super().add_weight(*args, **kwargs)  # pyright: ignore
 
-    def add_factor(self: Any, name: str, shape: tuple[int, ...], initializer: Any) -> Any:
-        """Make one of `factors`."""
-        variable = self.add_weight(name=name, shape=shape, initializer=initializer, dtype=self.variable_dtype)
-        setattr(self, name, variable)
-        return variable
-
-    def present(self) -> dict[str, Any]:
-        """Those of `factors` that there are, by name."""
-        own = {name: getattr(self, name) for name in self.factors}
-        return {name: variable for name, variable in own.items() if variable is not None}
-
     def compose(self: Any, kernel: Any) -> Any:
         """The kernel to convolve with, composed in float32 or better, in the compute dtype."""
         factors = self.present()
         if factors:
-            precise = keras.backend.result_type(self.variable_dtype, "float32")
+            # Not Keras' result_type, which on two of its backends says float32 of float64.
+            precise = "float64" if self.variable_dtype == "float64" else "float32"
             cast = {name: keras.ops.cast(factor, precise) for name, factor in factors.items()}
             kernel = self.composed(keras.ops.cast(kernel, precise), cast, keras.ops)
         return keras.ops.cast(kernel, self.compute_dtype)
@@ -67,58 +48,17 @@ class ComposedLayer(FoldableLayer):
         return {**super().get_config(), **{name: getattr(self, name) for name in self.options}}  # pyright: ignore
 
 
-class ComposedConv(ComposedLayer):
-    """For `keras.layers.Conv1D` to `Conv3D`, whose kernel may have a part by LoRA."""
-
-    def build(self: Any, input_shape: Any) -> None:
-        """Make Keras' own weights, then what else the kernel is composed from, then LoRA's."""
-        # Keras closes the layer to new weights where it makes LoRA's.
-        rank, self.lora_rank = self.lora_rank, None
-        super().build(input_shape)  # pyright: ignore
-        self.add_factors()
-        if rank:
-            self.enable_lora(rank, lora_alpha=self.lora_alpha)
-
-    @property
-    def own_kernel(self) -> Any:
-        """Keras' own kernel, before it is composed; with LoRA's part where that is enabled."""
-        return super().kernel  # pyright: ignore
+class ComposedConv(ComposedLayer, FoldableConv):
+    """For `keras.layers.Conv1D` to `Conv3D`."""
 
     @property
     def kernel(self) -> Any:
         """The composed kernel, in the compute dtype; the variable that is trained is among ``weights``."""
         return self.compose(self.own_kernel)
 
-    def save_own_variables(self: Any, store: Any) -> None:
-        """Keras' own keys, and the other variables by name; as in Keras, LoRA is merged into the kernel."""
-        if not self.built:
-            return
-        store["0"] = self.own_kernel
-        if self.use_bias:
-            store["1"] = self.bias
-        for name, factor in self.present().items():
-            store[name] = factor
 
-    def load_own_variables(self: Any, store: Any) -> None:
-        """The inverse of `save_own_variables`."""
-        super().load_own_variables(store)  # pyright: ignore
-        if self.built:
-            for name, factor in self.present().items():
-                factor.assign(store[name])
-
-
-class ComposedDepthwise(ComposedLayer):
+class ComposedDepthwise(ComposedLayer, FoldableDepthwise):
     """For `keras.layers.DepthwiseConv1D` and `DepthwiseConv2D`."""
-
-    def build(self, input_shape: Any) -> None:
-        """Make Keras' own weights, then what else the kernel is composed from."""
-        super().build(input_shape)  # pyright: ignore
-        self.add_factors()
-
-    @property
-    def own_kernel(self) -> Any:
-        """Keras' own kernel, before it is composed."""
-        return self._kernel
 
     @property
     def kernel(self) -> Any:

@@ -42,7 +42,7 @@ class DOLayer(ComposedLayer):
     D: Any = None
     kernel_extra: Any = None
 
-    def add_factors(self: Any) -> None:
+    def add_factors(self: Any, input_shape: Any) -> None:
         """Make D, which adds nothing yet, and the surplus taps, drawn so that D has something to learn."""
         (groups, channels), shape, multiplier = self.decomposition, self._kernel.shape, getattr(self, self.options[0])
         taps = math.prod(shape[:-2])

@@ -1,4 +1,4 @@
-"""What all layers of `foldconv.keras` share: they fold, and say what of them does not decay."""
+"""What all layers of `foldconv.keras` share: more variables than Keras' own, and that they fold."""
 
 # Keras is not installed where types are checked.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
@@ -16,17 +16,36 @@ from ..errors import UnsupportedError
 class FoldableLayer:
     """A Keras layer that folds; a mixin before Keras' own layer.
 
+    A method names its variables in `factors` and has an attribute of each name, None where there is no such variable.
+
     Attributes:
         plain: the Keras layer that it folds to.
         method: the name that `foldconv.keras.expand` knows it by.
         options: the arguments that `plain` lacks.
-        no_decay: variables, by name, that weight decay leaves alone.
+        factors: the variables that `plain` lacks.
+        no_decay: those of them that weight decay leaves alone.
     """
 
     plain: ClassVar[Any]
     method: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
+    factors: ClassVar[tuple[str, ...]] = ()
     no_decay: ClassVar[frozenset[str]] = frozenset()
+
+    def add_factors(self, input_shape: Any) -> None:
+        """Make the variables besides Keras' own; called in ``build`` after those are made."""
+        raise NotImplementedError
+
+    def add_factor(self: Any, name: str, shape: tuple[int, ...], initializer: Any, **more: Any) -> Any:
+        """Make one of `factors`."""
+        variable = self.add_weight(name=name, shape=shape, initializer=initializer, dtype=self.variable_dtype, **more)
+        setattr(self, name, variable)
+        return variable
+
+    def present(self) -> dict[str, Any]:
+        """Those of `factors` that there are, by name."""
+        own = {name: getattr(self, name) for name in self.factors}
+        return {name: variable for name, variable in own.items() if variable is not None}
 
     def folded(self) -> tuple[np.ndarray, np.ndarray | None]:
         """The kernel, in the plain layer's shape, and the bias or None, computed in float64."""
@@ -40,19 +59,23 @@ class FoldableLayer:
         Raises:
             UnsupportedError: for a layer that has no weights yet.
         """
+        self.check_built()
+        kernel, bias = self.folded()
+        return self.realize(kernel, bias)
+
+    def check_built(self: Any) -> None:
+        """Raise an UnsupportedError for a layer that has no weights yet."""
         if not self.built:
             raise UnsupportedError(f"{self.name}: it has no weights yet; call it, or build it, before folding")
-        kernel, bias = self.folded()
-        return self.realize(kernel, bias, use_bias=bias is not None)
 
-    def realize(self: Any, kernel: np.ndarray, bias: np.ndarray | None, use_bias: bool) -> Any:
+    def realize(self: Any, kernel: np.ndarray, bias: np.ndarray | None) -> Any:
         """A plain layer with this layer's arguments and these weights."""
         config = self.get_config()
         for name in (*self.options, "lora_rank", "lora_alpha"):
             config.pop(name, None)
-        layer = self.plain.from_config({**config, "use_bias": use_bias})
+        layer = self.plain.from_config({**config, "use_bias": bias is not None})
         layer.build_from_config(self.get_build_config())
-        layer.set_weights([kernel, *([bias] if use_bias else [])])
+        layer.set_weights([kernel] if bias is None else [kernel, bias])
         layer.trainable = self.trainable
         return layer
 
@@ -61,6 +84,64 @@ class FoldableLayer:
         """Groups of the convolution, and input channels of one."""
         kernel = self._kernel
         return (self.groups, kernel.shape[-2]) if hasattr(self, "groups") else (kernel.shape[-2], 1)
+
+
+class FoldableConv(FoldableLayer):
+    """For `keras.layers.Conv1D` to `Conv3D`, whose kernel may have a part by LoRA."""
+
+    def build(self: Any, input_shape: Any) -> None:
+        """Make Keras' own weights, then the method's, then LoRA's."""
+        # Keras closes the layer to new weights where it makes LoRA's.
+        rank, self.lora_rank = self.lora_rank, None
+        super().build(input_shape)  # pyright: ignore
+        self.add_factors(input_shape)
+        if rank:
+            self.enable_lora(rank, lora_alpha=self.lora_alpha)
+
+    @property
+    def own_kernel(self) -> Any:
+        """Keras' own kernel, with LoRA's part where that is enabled."""
+        return super().kernel  # pyright: ignore
+
+    def save_own_variables(self: Any, store: Any) -> None:
+        """Keras' own keys, and the other variables by name; as in Keras, LoRA is merged into the kernel."""
+        if not self.built:
+            return
+        store["0"] = self.own_kernel
+        if self.use_bias:
+            store["1"] = self.bias
+        for name, factor in self.present().items():
+            store[name] = factor
+
+    def load_own_variables(self: Any, store: Any) -> None:
+        """The inverse of `save_own_variables`."""
+        super().load_own_variables(store)  # pyright: ignore
+        if self.built:
+            for name, factor in self.present().items():
+                factor.assign(store[name])
+
+
+class FoldableDepthwise(FoldableLayer):
+    """For `keras.layers.DepthwiseConv1D` and `DepthwiseConv2D`."""
+
+    def build(self, input_shape: Any) -> None:
+        """Make Keras' own weights, then the method's."""
+        super().build(input_shape)  # pyright: ignore
+        self.add_factors(input_shape)
+
+    @property
+    def own_kernel(self) -> Any:
+        """Keras' own kernel."""
+        return self._kernel
+
+    @property
+    def kernel(self) -> Any:
+        """Keras' own kernel."""
+        return self._kernel
+
+    @kernel.setter
+    def kernel(self, variable: Any) -> None:
+        self._kernel = variable  # Keras' build assigns it
 
 
 def float64(variable: Any) -> np.ndarray:

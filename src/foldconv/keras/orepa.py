@@ -11,6 +11,7 @@ kept.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 from typing import Any, ClassVar
@@ -44,7 +45,7 @@ class OREPALayer(ComposedLayer):
     l2i_conv1 = l2i_conv2 = None
     vector: Any = None
 
-    def add_factors(self: Any) -> None:
+    def add_factors(self: Any, input_shape: Any) -> None:
         """Draw the branches and set the scales as the paper does."""
         (groups, i), size = self.decomposition, self.kernel_size
         out = math.prod(self._kernel.shape[-2:]) // i
@@ -98,9 +99,6 @@ class OREPALayer(ComposedLayer):
         product = array.matmul(first, array.reshape(second, (groups, inner, taps * (out // groups))))
         depthwise = array.transpose(array.reshape(f["gconv_dw"], (taps, groups, i, filters)), (1, 2, 0, 3))
         pointwise = array.transpose(array.reshape(f["gconv_pw"], (i, filters, groups, out // groups)), (2, 0, 1, 3))
-        # In single precision whatever the dtype, as the original stores them.
-        cosines = np.asarray(mathematics.cosines(out, size), np.float32)
-        cosines = cosines.reshape(groups, 1, out // groups, taps).swapaxes(2, 3)
         point = f.get("conv_1x1")
         composed = mathematics.orepa(
             weight=common(kernel),
@@ -110,12 +108,19 @@ class OREPALayer(ComposedLayer):
             point=None if point is None else common(point),
             separable=(depthwise, pointwise),
             scales=[_algebra.per_output(vector[n], groups, array) for n in range(vector.shape[0])],
-            cosines=_algebra.constant(cosines, kernel, array),
+            cosines=_algebra.constant(_cosines(out, tuple(size), groups), kernel, array),
             centre=None if point is None else _algebra.at_centre(size, kernel, array),
             taps=taps,
             p=p,
         )
         return _algebra.back(composed, kernel.shape, array)
+
+
+@functools.cache
+def _cosines(out: int, size: tuple[int, ...], groups: int) -> np.ndarray:
+    """``(G, 1, k, o)``; in single precision whatever the dtype, as the original stores them."""
+    values = np.asarray(mathematics.cosines(out, size), np.float32)
+    return values.reshape(groups, 1, out // groups, -1).swapaxes(2, 3)
 
 
 def _kaiming(fan: int, a: float) -> Any:
@@ -294,7 +299,7 @@ class OREPA(Method):
             return "its kernel has one tap and its groups are several; OREPA_1x1 is defined for one group"
         return None
 
-    def preserve(self, layer: Any) -> None:
+    def preserve(self, layer: Any, norm: Any = None) -> None:
         """Only the origin branch keeps a scale: 1."""
         vector = np.zeros(layer.vector.shape)
         vector[0] = 1

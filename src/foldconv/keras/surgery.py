@@ -11,74 +11,118 @@ from typing import Any
 import keras
 
 from ..errors import NoMatchError, UnsupportedError, nearest
+from ._graph import is_graph, links, takes_in
 from ._registry import method_of
 from .foldable import FoldableLayer
+from .repvgg import NormPlace, RepVGGLayer
 
 Patterns = str | Iterable[str] | None
 
 
 def expand(
-    model: Any,
-    method: str = "doconv",
-    *,
-    include: Patterns = None,
-    exclude: Patterns = None,
-    **options: Any,
+    model: Any, method: str = "doconv", *, include: Patterns = None, exclude: Patterns = None, **options: Any
 ) -> Any:
-    """A new model whose convolutions train as DO-Conv and which computes the same function.
+    """A new model whose convolutions train by a method and which computes the same function.
 
-    Sequential and functional models, nested in each other to any depth. What stays as it is: kernels of one tap,
-    subclasses of Keras' convolutions, transposed and separable ones, and those inside wrappers.
+    Sequential and functional models, nested in each other to any depth. What stays as it is: convolutions to which the
+    method adds nothing, subclasses of Keras' convolutions, transposed and separable ones, and those inside wrappers.
 
     Args:
         model: built; it is not touched. The copy is not compiled unless a Sequential model was.
-        method: ``"doconv"``, the one there is for Keras.
+        method: ``"doconv"``, ``"orepa"`` or ``"repvgg"``. RepVGG takes in the BatchNormalization that alone follows a
+            convolution and leaves a `foldconv.keras.NormPlace` of its name.
         include, exclude: glob patterns on layer names.
-        depth_multiplier: S of every layer; None: its taps.
+        options: the method's: ``depth_multiplier`` of DO-Conv (S of every layer; None: its taps), ``point`` of OREPA
+            (the 1×1 branch).
 
     Raises:
         NoMatchError: when nothing was replaced, or a pattern matches no convolution.
-        UnsupportedError: for another method, a model that is not built, or a subclassed one (also within another).
+        UnsupportedError: for an unknown method or option, a model that is not built, or a subclassed one (also within
+            another).
 
     Example:
         >>> net = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Conv2D(8, 3)])
-        >>> rich = expand(net)
+        >>> rich = expand(net, "doconv")
         >>> type(rich.layers[0]).__name__, type(fold(rich).layers[0]).__name__
         ('DOConv2D', 'Conv2D')
     """
-    chosen_method = method_of(method, options)
-    classes = chosen_method.layers
+    chosen = method_of(method, options)
     included, excluded = _as_list(include), _as_list(exclude)
-    names = [layer.name for layer in _leaves(model) if type(layer) in classes or isinstance(layer, FoldableLayer)]
+    known = [layer for layer in _leaves(model) if type(layer) in chosen.layers or isinstance(layer, FoldableLayer)]
+    names = [layer.name for layer in known]
     for pattern in (included or []) + (excluded or []):
         if not fnmatch.filter(names, pattern):
             raise NoMatchError(f"the pattern {pattern!r} matches no convolution{nearest(pattern, names)}")
-    replaced = []
-
-    def rich(layer: Any) -> Any:
-        chosen = type(layer) in classes and chosen_method.reason_against(layer) is None
-        chosen = chosen and (included is None or any(fnmatch.fnmatchcase(layer.name, p) for p in included))
-        if not chosen or any(fnmatch.fnmatchcase(layer.name, p) for p in excluded or []):
-            return None
-        replaced.append(chosen_method.expand(layer))
-        return replaced[-1]
-
-    copy = _copy(model, rich)
-    if not replaced:
-        raise NoMatchError(f"nothing to expand in {model.name}: {len(names)} convolutions, none of them replaceable")
-    return copy
+    followers: dict[int, Any] = {}
+    if chosen.takes_norm:
+        pairs = [pair for graph in _graphs(model) for pair in links(graph)]
+        followers = {id(a): b for a, b in pairs if type(a) in chosen.layers and takes_in(a, b)}
+    plans: dict[int, Any] = {}
+    reasons: dict[str, str] = {}
+    for layer in known:
+        wanted = included is None or any(fnmatch.fnmatchcase(layer.name, p) for p in included)
+        if type(layer) not in chosen.layers or not wanted:
+            continue
+        if any(fnmatch.fnmatchcase(layer.name, p) for p in excluded or []):
+            continue
+        norm = followers.get(id(layer))
+        reason = chosen.reason_against(layer, norm)
+        if reason is not None:
+            reasons[layer.name] = reason
+            continue
+        plans[id(layer)] = lambda layer=layer, norm=norm: chosen.expand(layer, norm)
+        if norm is not None:
+            plans[id(norm)] = lambda norm=norm: _place_of(norm)
+    if not plans:
+        why = "".join(f"; {name}: {reason}" for name, reason in list(reasons.items())[:1])
+        raise NoMatchError(
+            f"nothing to expand in {model.name}: {len(names)} convolutions, none of them replaceable{why}"
+        )
+    return _copy(model, lambda layer: plans[id(layer)]() if id(layer) in plans else None)
 
 
 def fold(model: Any) -> Any:
-    """A new model with a plain Keras layer for each DO-Conv layer; its weights fit the model before `expand`.
+    """A new model with a plain Keras layer for each foldable layer; its weights fit the model before `expand`.
 
     Args:
         model: Sequential or functional, nested or not; it is not touched.
 
     Raises:
-        UnsupportedError: for a model that is not built or subclassed, or a DO-Conv layer inside a wrapper.
+        UnsupportedError: for a model that is not built or subclassed, a foldable layer inside a wrapper, or a
+            `NormPlace` that does not follow its layer.
     """
-    return _copy(model, lambda layer: layer.fold() if isinstance(layer, FoldableLayer) else None, folding=True)
+    places = {
+        id(layer): place
+        for graph in _graphs(model)
+        for layer, place in links(graph)
+        if isinstance(layer, RepVGGLayer) and isinstance(place, NormPlace)
+    }
+    norms: dict[int, Any] = {}
+
+    def plain(layer: Any) -> Any:
+        if id(layer) in places:  # comes before its place
+            place = places[id(layer)]
+            new, norms[id(place)] = layer.fold_before(place.config)
+            return new
+        if not isinstance(layer, NormPlace):
+            return layer.fold() if isinstance(layer, FoldableLayer) else None
+        if id(layer) not in norms:
+            raise UnsupportedError(
+                f"{layer.name}: it keeps a norm's place, but no RepVGG layer is right before it; keep the two together"
+            )
+        return norms[id(layer)]
+
+    return _copy(model, plain, folding=True)
+
+
+def _place_of(norm: Any) -> NormPlace:
+    return NormPlace(norm.get_config(), name=norm.name, dtype=norm.dtype_policy)
+
+
+def _graphs(model: Any) -> list[Any]:
+    """The Sequential and functional models in a model, itself among them."""
+    within = [layer for layer in model._flatten_layers(include_self=False) if is_graph(layer)]
+    return [model, *within]
 
 
 def _copy(model: Any, replace: Any, folding: bool = False) -> Any:
@@ -91,11 +135,11 @@ def _copy(model: Any, replace: Any, folding: bool = False) -> Any:
         if new is None:
             within = layer._flatten_layers() if isinstance(layer, keras.Layer) else []
             if folding and any(isinstance(inner, FoldableLayer) for inner in within):
-                raise UnsupportedError(f"{layer.name}: it holds a DO-Conv layer inside; call that one's fold()")
+                raise UnsupportedError(f"{layer.name}: it holds a foldable layer inside; call that one's fold()")
             new = type(layer).from_config(layer.get_config())
             kept.append((layer, new))
-        if isinstance(layer, keras.Layer):
-            new.trainable = layer.trainable
+            if isinstance(layer, keras.Layer):
+                new.trainable = layer.trainable
         return new
 
     copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
@@ -107,10 +151,7 @@ def _copy(model: Any, replace: Any, folding: bool = False) -> Any:
 
 def _leaves(model: Any) -> list[Any]:
     """The layers of a model and of the models within it."""
-    functional = isinstance(model, keras.Sequential) or (
-        isinstance(model, keras.Model) and hasattr(model, "operations")
-    )
-    if not functional:
+    if not is_graph(model):
         raise UnsupportedError(
             f"{type(model).__name__}: expected a Sequential or functional model; in a subclassed one, use the "
             "layers of foldconv.keras where it makes its own"
