@@ -163,7 +163,12 @@ def _network(thing: Any) -> Network:
         if not os.path.isfile(path):
             raise CheckpointError(f"{path}: no such file; expected a checkpoint of {framework}")
         if framework == "torch":
-            from ._torch import read_file
+            try:
+                from ._torch import read_file
+            except ModuleNotFoundError as error:
+                raise UnsupportedError(
+                    f"{path}: reading it needs {error.name}; convert where that is installed, between files"
+                ) from None
         elif framework == "keras":
             from ._keras_files import read_file
         else:

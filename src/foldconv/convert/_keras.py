@@ -211,7 +211,7 @@ def read_model(model: Any) -> Network:
         if cls not in KNOWN or len(values) != len(layer.weights):
             raise UnsupportedError(
                 f"{model.name}: {name}: no rule to convert {cls}; expected convolutions, doconv, dense layers and "
-                "norms of Keras and foldconv"
+                "norms; fold the layers of other methods first"
             )
         if name in variables:
             raise UnsupportedError(f"{model.name}: two layers are called {name}; give each its own name")

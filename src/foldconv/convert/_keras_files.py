@@ -142,7 +142,7 @@ def _slots_of_paths(groups: dict[str, Any], path: str) -> list[tuple[Slot, str]]
 def _no_rule(path: str, name: str, cls: str) -> UnsupportedError:
     return UnsupportedError(
         f"{path}: {name}: no rule to convert {cls}; expected convolutions, doconv, dense layers and norms in "
-        "Sequential and functional models; of a subclassed model, give the model itself"
+        "Sequential and functional models; give a subclassed model itself, fold layers of other methods first"
     )
 
 

@@ -1,0 +1,337 @@
+"""`foldconv.convert_weights` between Keras and torch: the function survives, the order of layers is not guessed."""
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import foldconv
+import keras
+from foldconv.errors import CheckpointError, UnsupportedError
+from foldconv.keras import DOConv2D, DODepthwiseConv2D, expand
+from keras import layers, ops
+
+RANDOM = np.random.default_rng(0)
+
+
+def stir(model):
+    """Random values everywhere; variances positive, D small."""
+    for variable in model.weights:
+        drawn = RANDOM.normal(size=variable.shape) * 0.3
+        variable.assign(np.abs(drawn) + 0.2 if "variance" in variable.name or "gamma" in variable.name else drawn)
+    return model
+
+
+def small(rich):
+    """conv, norm, depthwise, norm, grouped, separable, transposed, Flatten, dense, norm, dense."""
+    conv = layers.Conv2D if not rich else lambda *a, **k: DOConv2D(*a, depth_multiplier=12, **k)
+    x = given = keras.Input((9, 9, 3))
+    x = conv(8, 3, name="stem", use_bias=False)(x)
+    x = layers.ReLU()(layers.BatchNormalization(name="stem_norm")(x))
+    x = (DODepthwiseConv2D if rich else layers.DepthwiseConv2D)(3, depth_multiplier=2, name="depthwise")(x)
+    x = layers.BatchNormalization(scale=False, epsilon=2e-3, name="unscaled")(x)
+    x = conv(8, 3, groups=2, name="grouped")(x)
+    x = layers.SeparableConv2D(6, 2, name="separable")(x)
+    x = layers.Conv2DTranspose(4, 2, strides=2, name="up")(x)
+    x = layers.Dropout(0.5)(layers.Flatten()(x))
+    x = layers.BatchNormalization(center=False, name="flat_norm")(x)
+    x = layers.Dense(7, name="hidden", activation="relu")(x)
+    return keras.Model(given, layers.Dense(5, name="head")(x))
+
+
+class Small(nn.Module):
+    """The same in torch."""
+
+    def __init__(self, rich):
+        super().__init__()
+        conv, more = (foldconv.DOConv2d, {"depth_multiplier": 12}) if rich else (nn.Conv2d, {})
+        self.stem, self.n1 = conv(3, 8, 3, bias=False, **more), nn.BatchNorm2d(8)
+        self.depthwise, self.n2 = conv(8, 16, 3, groups=8), nn.BatchNorm2d(16)
+        self.grouped = conv(16, 8, 3, groups=2, **more)
+        self.cut, self.mix = nn.Conv2d(8, 8, 2, groups=8, bias=False), nn.Conv2d(8, 6, 1)
+        self.up = nn.ConvTranspose2d(6, 4, 2, stride=2)
+        self.n3, self.hidden, self.head = nn.BatchNorm1d(4 * 4 * 4), nn.Linear(4 * 4 * 4, 7), nn.Linear(7, 5)
+
+    def forward(self, x):
+        x = self.n2(self.depthwise(self.n1(self.stem(x)).relu()))
+        x = self.up(self.mix(self.cut(self.grouped(x))))
+        return self.head(self.hidden(self.n3(x.flatten(1))).relu())
+
+
+def outputs(net, x):
+    """Of a network of either framework, for an input in channels_last."""
+    if not isinstance(net, keras.Model):  # which is an nn.Module too, on torch
+        with torch.no_grad():
+            y = net.eval()(torch.tensor(x).permute(0, 3, 1, 2))
+        return (y.permute(0, 2, 3, 1) if y.ndim == 4 else y).numpy()
+    return ops.convert_to_numpy(net(x))
+
+
+def same(received, wanted, tolerance=1e-5):
+    np.testing.assert_allclose(received, wanted, rtol=tolerance, atol=tolerance * np.abs(wanted).max())
+
+
+X = RANDOM.normal(size=(2, 9, 9, 3)).astype("float32")
+
+
+@pytest.mark.parametrize("rich_target", [False, True])
+@pytest.mark.parametrize("rich_source", [False, True])
+def test_a_network_goes_to_torch_and_back(tmp_path, rich_source, rich_target):
+    ours, theirs = stir(small(rich_source)), Small(rich_target)
+    wanted = outputs(ours, X)
+    found = foldconv.convert_weights(ours, theirs)
+    assert found.layers["cut"] == "separable/depthwise"
+    assert found.layers["n2"] == "unscaled"
+    same(outputs(theirs, X), wanted)
+
+    torch.save(theirs.state_dict(), tmp_path / "net.pth")
+    stir(again := small(rich_source))
+    foldconv.convert_weights(tmp_path / "net.pth", again)
+    same(outputs(again, X), wanted)
+
+
+def test_files_to_files(tmp_path):
+    ours, theirs = stir(small(True)), Small(True)
+    wanted = outputs(ours, X)
+    ours.save(tmp_path / "ours.keras")
+    torch.save(theirs.state_dict(), tmp_path / "made.pth")
+    foldconv.convert_weights(tmp_path / "ours.keras", tmp_path / "net.pth", like=tmp_path / "made.pth")
+    theirs.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
+    same(outputs(theirs, X), wanted)
+
+    made = small(False)
+    made.save(tmp_path / "made.keras")
+    for name, like in (("a.keras", tmp_path / "made.keras"), ("b.keras", made), ("c.weights.h5", made)):
+        foldconv.convert_weights(tmp_path / "net.pth", tmp_path / name, like=like)
+        back = small(False) if name.endswith("h5") else keras.models.load_model(tmp_path / name)
+        if name.endswith("h5"):
+            back.load_weights(tmp_path / name)
+        same(outputs(back, X), wanted)
+    with zipfile.ZipFile(tmp_path / "a.keras") as one, zipfile.ZipFile(tmp_path / "made.keras") as other:
+        assert one.read("config.json") == other.read("config.json")
+    with pytest.raises(FileExistsError):
+        foldconv.convert_weights(tmp_path / "net.pth", tmp_path / "a.keras", like=made)
+    stir(small(True)).save(tmp_path / "rich.keras")
+    foldconv.convert_weights(tmp_path / "net.pth", tmp_path / "d.keras", like=tmp_path / "rich.keras")
+    same(outputs(keras.models.load_model(tmp_path / "d.keras"), X), wanted)
+    keras.Sequential([keras.Input((9, 9, 3)), layers.Conv2D(4, 3)]).save_weights(tmp_path / "one.weights.h5")
+    one = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with pytest.raises(CheckpointError, match=r"e.keras: expected a name ending in .weights.h5 \(a .keras file needs"):
+        foldconv.convert_weights(one, tmp_path / "e.keras", like=tmp_path / "one.weights.h5")
+    assert not (tmp_path / "e.keras").exists()
+
+
+def branched(order):
+    """Two ways from 4 to 8 channels as `order` makes them, summed; named like the torch network below."""
+    given = keras.Input((9, 9, 3))
+    stem = layers.Conv2D(4, 3, name="k_stem")(given)
+    ways = {}
+    for way in order:
+        ways[way] = layers.BatchNormalization(name=f"k_{way}_norm")(layers.Conv2D(8, 1, name=f"k_{way}")(stem))
+    both = layers.Add()([ways["main"], layers.ReLU()(ways["side"])])
+    return keras.Model(given, layers.Conv2D(8, 3, name="k_last")(both))
+
+
+class Branched(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.main, self.main_norm = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8)
+        self.side, self.side_norm, self.last = nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.last(self.main_norm(self.main(x)) + self.side_norm(self.side(x)).relu())
+
+
+@pytest.mark.parametrize("order", [("main", "side"), ("side", "main")])
+def test_branches_of_equal_shapes_have_to_be_named_and_their_norms_follow(order):
+    theirs, ours = Branched(), stir(branched(order))
+    with pytest.raises(CheckpointError, match=r"k_(main|side) \(conv 8×4×1×1\), .* could each be any of main \(conv"):
+        foldconv.convert_weights(ours, theirs)
+    found = foldconv.convert_weights(ours, theirs, names={"k_side": "side"}).layers
+    assert found["side_norm"] == "k_side_norm"
+    same(outputs(theirs, X), outputs(ours, X))
+
+
+class Bottleneck(nn.Module):
+    """torchvision's, in its order of definition."""
+
+    def __init__(self, inputs, width, stride, shortcut):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, stride=stride), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1), nn.BatchNorm2d(4 * width)
+        self.downsample = None
+        if shortcut:
+            down = nn.Conv2d(inputs, 4 * width, 1, stride=stride), nn.BatchNorm2d(4 * width)
+            self.downsample = nn.Sequential(*down)
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())).relu()
+        return (self.bn3(self.conv3(y)) + (self.downsample(x) if self.downsample else x)).relu()
+
+
+class ResNet50(nn.Module):
+    """Keras': strides in the first 1×1, biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, stride=2), nn.BatchNorm2d(64)
+        inputs = 64
+        for i, (blocks, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)]):
+            stage = []
+            for j in range(blocks):
+                stage.append(Bottleneck(inputs, width, 2 if i and not j else 1, not j))
+                inputs = 4 * width
+            setattr(self, f"layer{i + 1}", nn.Sequential(*stage))
+        self.fc = nn.Linear(2048, 1000)
+
+    def forward(self, x):
+        x = self.bn1(self.conv1(nn.functional.pad(x, (3, 3, 3, 3)))).relu()
+        x = nn.functional.max_pool2d(nn.functional.pad(x, (1, 1, 1, 1)), 3, 2)
+        for i in range(4):
+            x = getattr(self, f"layer{i + 1}")(x)
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="files are the same on every backend, this one is large")
+def test_resnet50_needs_one_name(tmp_path):
+    ours, theirs = (
+        keras.applications.ResNet50(weights=None, classifier_activation=None, input_shape=(64, 64, 3)),
+        ResNet50().eval(),
+    )
+    for variable in ours.weights:
+        if "moving" in variable.name:
+            variable.assign(np.abs(RANDOM.normal(size=variable.shape)) * 0.3 + 0.5)
+    torch.save(theirs.state_dict(), tmp_path / "made.pth")
+    with pytest.raises(CheckpointError) as caught:
+        foldconv.convert_weights(ours, tmp_path / "net.pth", like=tmp_path / "made.pth")
+    for name in ("conv2_block1_0_conv", "conv2_block1_3_conv", "layer1.0.conv3", "layer1.0.downsample.0"):
+        assert name in str(caught.value)
+    names = {"conv2_block1_0_conv": "layer1.0.downsample.0"}
+    found = foldconv.convert_weights(ours, tmp_path / "net.pth", like=tmp_path / "made.pth", names=names).layers
+    theirs.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
+    x = RANDOM.normal(size=(1, 64, 64, 3)).astype("float32")
+    same(outputs(theirs, x), outputs(ours, x), 1e-4)
+    assert found["layer3.0.downsample.1"] == "conv4_block1_0_bn"
+
+
+def test_mobilenet_goes_through_its_weights_file(tmp_path):
+    made = {"input_shape": (32, 32, 3), "alpha": 0.35, "classes": 7, "weights": None}
+    one, other = (keras.applications.MobileNetV2(**made) for _ in range(2))
+    for variable in one.weights:
+        if "moving" in variable.name:
+            variable.assign(np.abs(RANDOM.normal(size=variable.shape)) * 0.1 + 0.9)
+    one.save_weights(tmp_path / "one.weights.h5")
+    other.save_weights(tmp_path / "made.weights.h5")
+    found = foldconv.convert_weights(
+        tmp_path / "one.weights.h5", tmp_path / "out.weights.h5", like=tmp_path / "made.weights.h5"
+    )
+    assert len(found.layers) == 105
+    other.load_weights(tmp_path / "out.weights.h5")
+    x = RANDOM.normal(size=(1, 32, 32, 3)).astype("float32")
+    same(outputs(other, x), outputs(one, x), 1e-7)
+    rich = expand(one)
+    foldconv.convert_weights(one, stir(rich))
+    same(outputs(rich, x), outputs(one, x))
+
+
+def flattened(tmp_path):
+    model = stir(keras.Sequential([keras.Input((5, 6, 2)), layers.Conv2D(3, 2), layers.Flatten(), layers.Dense(4)]))
+    torch_net = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Flatten(), nn.Linear(60, 4))
+    model.save_weights(tmp_path / "net.weights.h5")
+    return model, torch_net, tmp_path / "net.weights.h5"
+
+
+def test_a_weights_file_does_not_tell_a_flattened_map(tmp_path):
+    model, net, path = flattened(tmp_path)
+    x = RANDOM.normal(size=(2, 5, 6, 2)).astype("float32")
+    message = r"dense.* whether its 60 inputs are a flattened map is not told; say flatten=\{'dense.*': \(height"
+    with pytest.raises(UnsupportedError, match=message):
+        foldconv.convert_weights(path, net)
+    (name,) = (layer.name for layer in model.layers if isinstance(layer, layers.Dense))
+    with pytest.raises(UnsupportedError, match="with a product of 60, its inputs, received"):
+        foldconv.convert_weights(path, net, flatten={name: (5, 6, 3)})
+    foldconv.convert_weights(path, net, flatten={name: (4, 5, 3)})
+    same(outputs(net, x), outputs(model, x))
+    foldconv.convert_weights(path, net, flatten={name: None})
+    assert np.abs(outputs(net, x) - outputs(model, x)).max() > 1e-2
+    foldconv.convert_weights(model, net)  # a model tells
+    same(outputs(net, x), outputs(model, x))
+
+
+def test_nested_models_keep_their_order_and_have_paths_for_names(tmp_path):
+    inner = keras.Sequential(
+        [keras.Input((None, None, 4)), layers.Conv2D(4, 3), layers.BatchNormalization()], name="in"
+    )
+    model = keras.Sequential([keras.Input((9, 9, 3)), layers.Conv2D(4, 3, name="first"), inner, layers.Conv2D(4, 3)])
+    stir(model)
+    model.save(tmp_path / "net.keras")
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3))
+    found = foldconv.convert_weights(tmp_path / "net.keras", net).layers
+    assert found["0"] == "first"
+    assert found["2"].startswith("in/batch_normalization")
+    same(outputs(net, X), outputs(model, X))
+    foldconv.convert_weights(model, net)
+    same(outputs(net, X), outputs(model, X))
+    model.save_weights(tmp_path / "net.weights.h5")
+    with pytest.raises(CheckpointError, match=r"or give the model or its .keras file, which tells the order"):
+        foldconv.convert_weights(tmp_path / "net.weights.h5", net)
+
+
+def test_a_subclassed_model_converts_itself_not_its_file(tmp_path):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = DOConv2D(4, 3), layers.BatchNormalization()
+
+        def call(self, x):
+            return self.b(self.a(x))
+
+    model = Own()
+    model(X)
+    stir(model)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    foldconv.convert_weights(model, net)
+    same(outputs(net, X), outputs(model, X))
+    with pytest.raises(UnsupportedError, match=r"it has no weights yet; call it, or build it, before converting"):
+        foldconv.convert_weights(Own(), net)
+
+
+def test_what_cannot_be_read_says_so(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3))
+    model = stir(keras.Sequential([keras.Input((9, 9, 3)), layers.Conv2D(4, 3), layers.PReLU(name="odd")]))
+    model.save(tmp_path / "odd.keras")
+    for source in (model, tmp_path / "odd.keras"):
+        with pytest.raises(UnsupportedError, match="odd: no rule to convert PReLU; expected convolutions, doconv"):
+            foldconv.convert_weights(source, net)
+    whole = (tmp_path / "odd.keras").read_bytes()
+    (tmp_path / "half.keras").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"half.keras: not a whole .keras file"):
+        foldconv.convert_weights(tmp_path / "half.keras", net)
+    (tmp_path / "text.weights.h5").write_text("no")
+    with pytest.raises(CheckpointError, match=r"text.weights.h5: not a readable HDF5 file"):
+        foldconv.convert_weights(tmp_path / "text.weights.h5", net)
+    norm = keras.Sequential([keras.Input((9, 9, 3)), layers.BatchNormalization(scale=False, name="half")])
+    norm.save_weights(tmp_path / "norm.weights.h5")
+    with pytest.raises(UnsupportedError, match="half: has a scale or a shift, not both, and the file does not tell"):
+        foldconv.convert_weights(tmp_path / "norm.weights.h5", net)
+
+
+def test_reading_a_keras_file_needs_no_keras(tmp_path):
+    model = stir(small(True))
+    model.save(tmp_path / "net.keras")
+    torch.save(Small(False).state_dict(), tmp_path / "made.pth")
+    code = (
+        "import foldconv, json, sys\n"
+        f"foldconv.convert_weights({str(tmp_path / 'net.keras')!r}, {str(tmp_path / 'net.pth')!r}, "
+        f"like={str(tmp_path / 'made.pth')!r})\n"
+        "print(json.dumps([name for name in ('keras', 'tensorflow', 'jax', 'mxnet', 'h5py') if name in sys.modules]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout.splitlines()[-1]) == ["h5py"]
