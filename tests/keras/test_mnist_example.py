@@ -55,7 +55,8 @@ def test_training_takes_the_images_in_the_seeds_order(example, layer):
     example.train(net, images, labels, 7, 2, lambda: advanced.append(1))
     assert len(advanced) == 2
     assert int(net.optimizer.iterations) == 4  # none is lost where a bundle of steps is not full
-    by_hand.compile(optimizer=keras.optimizers.Adam(0.001), loss="sparse_categorical_crossentropy", jit_compile=False)
+    compiled = {"loss": "sparse_categorical_crossentropy", "jit_compile": keras.backend.backend() == "jax"}
+    by_hand.compile(optimizer=keras.optimizers.Adam(0.001), **compiled)
     for order in example._mnist.orders(40, 7, 2):
         for batch in np.split(order, [32]):
             by_hand.train_on_batch(images[batch], labels[batch])
