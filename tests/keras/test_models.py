@@ -62,6 +62,21 @@ def test_nested_and_shared():
     assert sorted(layer.name for layer in rich_layers(rich)) == ["first", "inner_conv", "per_channel"]
 
 
+def test_training_leaves_the_model_that_was_copied_alone():
+    # JAX gives a step's buffers away: what is shared would be deleted under the other model.
+    x, y = np.ones((2, 8, 8, 3), "float32"), np.zeros((2, 6, 6, 2), "float32")
+    model = nested()
+    before, rich = model.get_weights(), expand(model)
+    rich.compile("sgd", "mse")
+    rich.fit(x, y, verbose=0)
+    plain = fold(rich)
+    trained = rich.get_weights()
+    plain.compile("sgd", "mse")
+    plain.fit(x, y, verbose=0)
+    for left, kept in ((model, before), (rich, trained)):
+        assert all(np.array_equal(a, b) for a, b in zip(left.get_weights(), kept, strict=True))
+
+
 def test_patterns():
     model = nested()
     assert [layer.name for layer in rich_layers(expand(model, include="f*"))] == ["first"]

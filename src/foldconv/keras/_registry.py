@@ -1,9 +1,15 @@
 """The methods that `expand` knows by name: each a frozen dataclass of its options, one file per method."""
 
+# Keras is not installed where types are checked.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import dataclasses
 from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+import keras
 
 from ..errors import UnsupportedError, nearest
 
@@ -38,7 +44,8 @@ class Method:
             own = {weight.name: weight for weight in layer.weights}
             for weight in new.weights:
                 if weight.name in own:
-                    weight.assign(own[weight.name])
+                    # By way of NumPy: JAX would share the buffer, and a training step on one gives it away.
+                    weight.assign(np.array(keras.ops.convert_to_numpy(own[weight.name])))
             new.trainable = layer.trainable
             self.preserve(new, norm)
         return new
