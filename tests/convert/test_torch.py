@@ -301,3 +301,12 @@ def test_files_of_unknown_kinds():
         foldconv.convert_weights("a.params", nn.Sequential())
     with pytest.raises(UnsupportedError, match=r"expected a path, a torch module, a Keras model .*, received int"):
         foldconv.convert_weights(3, nn.Sequential())
+
+
+def test_equal_names_go_before_order():
+    source, target = residual(), residual("ba")
+    randomize(source)
+    found = foldconv.convert_weights(source, target).layers
+    assert list(found) == ["stem", "skip", "skip_norm", "last", "last_norm"]
+    assert all(ours == theirs for theirs, ours in found.items())
+    assert torch.equal(target.skip.weight, source.skip.weight)

@@ -12,6 +12,7 @@ from torch import nn
 
 import foldconv
 import keras
+from foldconv.convert._keras_graph import Graph
 from foldconv.errors import CheckpointError, UnsupportedError
 from foldconv.keras import DOConv2D, DODepthwiseConv2D, expand
 from keras import layers, ops
@@ -282,6 +283,17 @@ def test_nested_models_keep_their_order_and_have_paths_for_names(tmp_path):
     model.save_weights(tmp_path / "net.weights.h5")
     with pytest.raises(CheckpointError, match=r"or give the model or its .keras file, which tells the order"):
         foldconv.convert_weights(tmp_path / "net.weights.h5", net)
+
+
+def test_a_norm_behind_a_nested_model_belongs_to_its_last_kernel():
+    inner = keras.Sequential([keras.Input((None, None, 4)), layers.Conv2D(4, 3, name="conv")], name="in")
+    parts = [layers.Conv2D(4, 3), inner, layers.BatchNormalization(name="norm"), layers.ReLU()]
+    given = keras.Input((9, 9, 3))
+    x = given
+    for part in parts:
+        x = part(x)
+    for model in (keras.Sequential([keras.Input((9, 9, 3)), *parts]), keras.Model(given, x)):
+        assert Graph.of(json.loads(model.to_json())).norm_after("in/conv") == "norm"
 
 
 def test_a_subclassed_model_converts_itself_not_its_file(tmp_path):
