@@ -154,7 +154,7 @@ def _ordered(
         order = "".join(f", or give {better[framework]}, which tells the order" for framework in telling)
         raise CheckpointError(
             f"{source.where}: {_listed(a)} could each be any of {_listed(b)} in {target.where}, order and shapes do "
-            f"not tell{why}{more}; say which, as in names={{{a[0].name!r}: {b[0].name!r}}} "
+            f"not tell{why}{more}; say which: names={{{a[0].name!r}: ...}} "
             f"(--names {a[0].name}=...){order}"
         )
     return pairs
