@@ -75,6 +75,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, extra: dict[str, Any
         "layers": describe_layers(model),
         "shared": shared,
         "groups": groups,
+        "order": [*tensors],  # safetensors itself keeps the alphabet's
         "extra": extra or {},
     }
     with atomic_path(path) as temporary:

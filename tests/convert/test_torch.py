@@ -237,6 +237,10 @@ def test_safetensors_tell_no_order_but_numbers(tmp_path):
     save_file(other.state_dict(), tmp_path / "words.safetensors")
     with pytest.raises(CheckpointError, match=r"or give the module or a .pth file, which tells the order"):
         foldconv.convert_weights(tmp_path / "words.safetensors", net)
+    foldconv.save(other, tmp_path / "ours.safetensors")  # whose header has the order
+    again = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(11)))
+    foldconv.convert_weights(tmp_path / "ours.safetensors", again)
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(again, net, strict=True))
 
 
 @pytest.mark.parametrize(

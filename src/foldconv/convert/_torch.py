@@ -25,6 +25,10 @@ def read_file(path: str) -> Network:
     tensors = read_checkpoint(path)
     header = _header(path)
     groups = header.get("groups", {}) if header else {}
+    order = (header or {}).get("order")
+    told = isinstance(order, list) and set(map(str, order)) == tensors.keys()
+    if told:
+        tensors = {name: tensors[name] for name in order}
     for name, layer in (header or {}).get("layers", {}).items():
         if layer.get("method") != "doconv":
             raise UnsupportedError(
@@ -35,8 +39,8 @@ def read_file(path: str) -> Network:
     for layer in layers:
         if layer.kind == "kernel":
             layer.groups = groups.get(layer.name, 1 if header else None)
-    if is_safetensors(path):
-        # Their order is the alphabet's, so that names in numbers are all that tells.
+    if is_safetensors(path) and not told:
+        # But for `foldconv.save`'s, their order is the alphabet's, so that names in numbers are all that tells.
         layers.sort(key=lambda layer: _numbers(layer.name))
         for layer in layers:
             layer.track = re.sub(r"\d+", "#", layer.name)
