@@ -1,12 +1,26 @@
-"""What the tests of the MNIST demos share, in sessions with and without torch."""
+"""What tests share in sessions with and without torch."""
 
 import importlib
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="session")
+def readme_example():
+    """The one Python example of the README that holds a text, as a function of the text."""
+
+    def example(text):
+        examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+        (found,) = (code for code in examples if text in code)
+        return found
+
+    return example
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,10 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_example_runs(capsys):
+def test_the_example_runs(capsys, readme_example):
     pytest.importorskip("timm")
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
-    exec(code, names)
+    exec(readme_example("import foldconv, timm"), names)
     assert names["foldconv"].verify(names["rich"], names["net"], names["torch"].randn(1, 3, 64, 64)).ok(1e-4)
     assert "whole network" in capsys.readouterr().out
 
