@@ -37,10 +37,12 @@ def core(session: nox.Session) -> None:
 @nox.session
 def keras(session: nox.Session) -> None:
     """foldconv.keras on each of Keras' backends, in one environment."""
-    session.install(".[keras,test]", "tensorflow-cpu", "jax")
+    # Keras' exporters, and what runs their files; with these, FOLDCONV_ALL_EXPORTS lets no format be passed over.
+    exporters = ["ai-edge-litert", "jax2onnx", "onnx", "onnxruntime", "onnxscript", "tf2onnx"]
+    session.install(".[keras,test]", "tensorflow-cpu", "jax", *exporters)
     paths = session.posargs or ["tests/keras", "src/foldconv/keras"]
     for backend in ("tensorflow", "jax", "torch"):
-        session.run("pytest", *paths, env={"KERAS_BACKEND": backend})
+        session.run("pytest", *paths, env={"KERAS_BACKEND": backend, "FOLDCONV_ALL_EXPORTS": "1"})
 
 
 @nox.session(python="3.11")

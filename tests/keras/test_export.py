@@ -28,6 +28,9 @@ def need(format):
     """Skip where Keras' backend cannot write the format, or a package for it is absent where it may be."""
     if BACKEND not in exporting.NEEDED[format]:
         pytest.skip(f"Keras on {BACKEND} writes no {format}")
+    since = exporting.SINCE.get((format, BACKEND), (3,))
+    if tuple(int(part) for part in keras.__version__.split(".")[:2]) < since:
+        pytest.skip(f"Keras {keras.__version__} on {BACKEND} writes no {format}")
     missing = [package for package in exporting.NEEDED[format][BACKEND] if importlib.util.find_spec(package) is None]
     if missing and not ("FOLDCONV_ALL_EXPORTS" in os.environ and format in REQUIRED[BACKEND]):
         pytest.skip(f"{format} needs {missing[0]}")
@@ -116,6 +119,7 @@ def run(path, format, x):
 
 
 def test_every_format_runs_somewhere():
+    """`nox -s keras` sets FOLDCONV_ALL_EXPORTS, under which nothing of REQUIRED is skipped for want of a package."""
     assert set().union(*REQUIRED.values()) == set(exporting.NEEDED) == set(NAMES)
     assert all(backend in exporting.NEEDED[format] for backend in REQUIRED for format in REQUIRED[backend])
 
@@ -267,6 +271,7 @@ def test_a_signature_and_a_model_without_foldable_layers(format, tmp_path):
 def test_options_reach_the_converter(rich, tmp_path):
     if BACKEND != "tensorflow":
         pytest.skip("the option is TensorFlow's")
+    need("litert")
     import tensorflow as tf
 
     wide = keras.Sequential([keras.Input((9, 9, 64)), keras.layers.Conv2D(64, 3), keras.layers.Flatten()])
@@ -291,6 +296,18 @@ def test_groups(format, tmp_path):
     else:
         exported = export(model, path, format)
         assert exported.max_error <= 1e-5 * exported.scale
+
+
+@pytest.mark.parametrize("method", ["doconv", "orepa", "repvgg"])
+def test_each_method(method, tmp_path):
+    format = "torch" if BACKEND == "torch" else "tf_saved_model"
+    need(format)
+    rich = expand(network(), method)
+    random = np.random.default_rng(1)
+    for weight in rich.weights:
+        weight.assign(np.abs(keras.ops.convert_to_numpy(weight) + 0.1 * random.normal(size=weight.shape)))
+    exported = export(rich, tmp_path / NAMES[format], format)
+    assert exported.max_error <= 1e-5 * exported.scale
 
 
 def test_onnx_is_one_file(tmp_path):
@@ -320,6 +337,10 @@ def test_what_cannot_be_says_so(rich, tmp_path, monkeypatch):
     other = "litert" if BACKEND == "jax" else "tf_saved_model" if BACKEND == "torch" else "torch"
     with pytest.raises(UnsupportedError, match=rf"needs Keras on .*, received {BACKEND}; save the model as .keras"):
         export(rich, tmp_path / NAMES[other], other)
+    monkeypatch.setitem(exporting.SINCE, ("onnx", BACKEND), (4, 2))
+    with pytest.raises(UnsupportedError, match=rf"needs Keras 4.2, received {keras.__version__}; install it: pip inst"):
+        export(rich, tmp_path / "net.onnx", "onnx")
+    monkeypatch.delitem(exporting.SINCE, ("onnx", BACKEND))
     monkeypatch.setitem(exporting.NEEDED["onnx"], BACKEND, ())
     with pytest.raises(UnsupportedError, match=r"net.tflite: expected a name that ends in .onnx for 'onnx'"):
         export(rich, tmp_path / "net.tflite", "onnx")

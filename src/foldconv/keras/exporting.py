@@ -38,6 +38,13 @@ NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "torch": {"torch": ()},
 }
+#: The first Keras with what is younger than the oldest that foldconv takes.
+SINCE = {
+    ("litert", "tensorflow"): (3, 13),
+    ("litert", "torch"): (3, 15),
+    ("onnx", "jax"): (3, 14),
+    ("torch", "torch"): (3, 15),
+}
 _SUFFIX = {"litert": ".tflite", "onnx": ".onnx", "torch": ".pt2"}
 
 
@@ -90,8 +97,8 @@ def export(
         FoldMismatchError: what was written does not compute what the model does.
         FileExistsError: there is something at `path`.
         ModuleNotFoundError: a converter, or what runs its files, is not installed; the message names the package.
-        UnsupportedError: for a format that Keras' backend cannot write, a path with another suffix, a model that
-            cannot be folded, or one whose input shapes are not known and `inputs` is None; and when a
+        UnsupportedError: for a format that this Keras on its backend cannot write, a path with another suffix, a
+            model that cannot be folded, or one whose input shapes are not known and `inputs` is None; and when a
             converter, or what runs its files, gives up (tf2onnx does on grouped convolutions).
 
     Example:
@@ -160,6 +167,13 @@ def _known(format: str, path: Path) -> str:
         raise UnsupportedError(
             f"format: {format!r} needs Keras on {able}, received {backend}; save the model as .keras, load it where "
             f"KERAS_BACKEND is {able}, and export it there"
+        )
+    since = SINCE.get((name, backend), (3,))
+    if tuple(int(part) for part in keras.__version__.split(".")[:2]) < since:
+        least = ".".join(map(str, since))
+        raise UnsupportedError(
+            f"format: {format!r} with Keras on {backend} needs Keras {least}, received {keras.__version__}; "
+            f'install it: pip install "keras>={least}"'
         )
     for package in NEEDED[name][backend]:
         if importlib.util.find_spec(package) is None:
@@ -233,7 +247,9 @@ def _spec(array: Any, batch: int | None) -> Any:
 
 def _input(model: Any) -> Any:
     """The symbolic tensors of a model's inputs in their structure; None for a subclassed model."""
-    return model.inputs[0] if isinstance(model, keras.Sequential) else getattr(model, "input", None)
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0]
+    return model.input if hasattr(model, "operations") else None
 
 
 def _names(model: Any) -> list[str]:
