@@ -14,6 +14,7 @@ from .doconv import DOConv1D, DOConv2D, DOConv3D, DODepthwiseConv1D, DODepthwise
 from .exporting import export
 from .foldable import FoldableLayer
 from .imports import import_doconv
+from .optimization import exclude_from_weight_decay
 from .orepa import OREPAConv1D, OREPAConv2D, OREPAConv3D, OREPADepthwiseConv1D, OREPADepthwiseConv2D
 from .repvgg import (
     NormPlace,
@@ -35,4 +36,4 @@ __all__ += [
     "RepVGGDepthwiseConv1D",
     "RepVGGDepthwiseConv2D",
 ]
-__all__ += ["NormPlace", "expand", "export", "fold", "import_doconv"]
+__all__ += ["NormPlace", "exclude_from_weight_decay", "expand", "export", "fold", "import_doconv"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 # Keras is not installed where types are checked.
@@ -11,8 +11,10 @@ from typing import Any
 import keras
 
 from ..errors import NoMatchError, UnsupportedError, nearest
+from ._copying import Copier
 from ._graph import is_graph, links, takes_in
 from ._registry import method_of
+from ._subclassed import mark
 from .foldable import FoldableLayer
 from .repvgg import NormPlace, RepVGGLayer
 
@@ -24,21 +26,25 @@ def expand(
 ) -> Any:
     """A new model whose convolutions train by a method and which computes the same function.
 
-    Sequential and functional models, nested in each other to any depth. What stays as it is: convolutions to which the
-    method adds nothing, subclasses of Keras' convolutions, transposed and separable ones, and those inside wrappers.
+    Sequential, functional and subclassed models, nested in each other to any depth, wrappers such as
+    ``TimeDistributed``, and layers that hold layers in attributes, lists and dicts. What stays as it is: convolutions
+    to which the method adds nothing, subclasses of Keras' convolutions, transposed and separable ones.
+
+    The copy of a subclassed model is of a subclass of its class, and trains and saves as that does. Its attributes are
+    copied, its constructor does not run. For a ``.keras`` file its class has to be one that Keras can save.
 
     Args:
         model: built; it is not touched. The copy is not compiled unless a Sequential model was.
         method: ``"doconv"``, ``"orepa"`` or ``"repvgg"``. RepVGG takes in the BatchNormalization that alone follows a
-            convolution and leaves a `foldconv.keras.NormPlace` of its name.
+            convolution in a Sequential or functional model, and leaves a `foldconv.keras.NormPlace` of its name.
         include, exclude: glob patterns on layer names.
         options: the method's: ``depth_multiplier`` of DO-Conv (S of every layer; None: its taps), ``point`` of OREPA
             (the 1×1 branch).
 
     Raises:
         NoMatchError: when nothing was replaced, or a pattern matches no convolution.
-        UnsupportedError: for an unknown method or option, a model that is not built, or a subclassed one (also within
-            another).
+        UnsupportedError: for an unknown method or option, a model that is not built, or one that holds what cannot be
+            copied (a backend's own variables, a layer in an object without attributes).
 
     Example:
         >>> net = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Conv2D(8, 3)])
@@ -48,7 +54,8 @@ def expand(
     """
     chosen = method_of(method, options)
     included, excluded = _as_list(include), _as_list(exclude)
-    known = [layer for layer in _leaves(model) if type(layer) in chosen.layers or isinstance(layer, FoldableLayer)]
+    _check(model)
+    known = [layer for layer in _layers(model) if type(layer) in chosen.layers or isinstance(layer, FoldableLayer)]
     names = [layer.name for layer in known]
     for pattern in (included or []) + (excluded or []):
         if not fnmatch.filter(names, pattern):
@@ -78,19 +85,22 @@ def expand(
         raise NoMatchError(
             f"nothing to expand in {model.name}: {len(names)} convolutions, none of them replaceable{why}"
         )
-    return _copy(model, lambda layer: plans[id(layer)]() if id(layer) in plans else None)
+    return _copy(
+        model, lambda layer: plans[id(layer)]() if id(layer) in plans else None, lambda layer: id(layer) in plans
+    )
 
 
 def fold(model: Any) -> Any:
     """A new model with a plain Keras layer for each foldable layer; its weights fit the model before `expand`.
 
     Args:
-        model: Sequential or functional, nested or not; it is not touched.
+        model: any that `expand` takes; it is not touched.
 
     Raises:
-        UnsupportedError: for a model that is not built or subclassed, a foldable layer inside a wrapper, or a
-            `NormPlace` that does not follow its layer.
+        UnsupportedError: for a model that is not built or cannot be copied, and for a `NormPlace` that does not follow
+            its layer.
     """
+    _check(model)
     places = {
         id(layer): place
         for graph in _graphs(model)
@@ -112,56 +122,38 @@ def fold(model: Any) -> Any:
             )
         return norms[id(layer)]
 
-    return _copy(model, plain, folding=True)
+    return _copy(model, plain, lambda layer: isinstance(layer, (FoldableLayer, NormPlace)))
 
 
 def _place_of(norm: Any) -> NormPlace:
     return NormPlace(norm.get_config(), name=norm.name, dtype=norm.dtype_policy)
 
 
+def _layers(model: Any) -> list[Any]:
+    """All layers in a model, at whatever depth; those of a foldable layer's own aside."""
+    found, own = [], set()
+    for layer in model._flatten_layers(include_self=False):
+        if id(layer) not in own:
+            found.append(layer)
+        if isinstance(layer, FoldableLayer):
+            own |= {id(inner) for inner in layer._flatten_layers(include_self=False)}
+    return found
+
+
 def _graphs(model: Any) -> list[Any]:
     """The Sequential and functional models in a model, itself among them."""
-    within = [layer for layer in model._flatten_layers(include_self=False) if is_graph(layer)]
-    return [model, *within]
+    return [layer for layer in [model, *_layers(model)] if is_graph(layer)]
 
 
-def _copy(model: Any, replace: Any, folding: bool = False) -> Any:
-    """A clone with other layers where `replace` gives one, and all other weights copied."""
-    _leaves(model)  # raises for what cannot be copied
-    kept = []
-
-    def clone(layer: Any) -> Any:
-        new = replace(layer)
-        if new is None:
-            within = layer._flatten_layers() if isinstance(layer, keras.Layer) else []
-            if folding and any(isinstance(inner, FoldableLayer) for inner in within):
-                raise UnsupportedError(f"{layer.name}: it holds a foldable layer inside; call that one's fold()")
-            new = type(layer).from_config(layer.get_config())
-            kept.append((layer, new))
-            if isinstance(layer, keras.Layer):
-                new.trainable = layer.trainable
-        return new
-
-    copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
-    for layer, new in kept:
-        if isinstance(layer, keras.Layer) and layer.weights:
-            new.set_weights(layer.get_weights())
-    return copy
-
-
-def _leaves(model: Any) -> list[Any]:
-    """The layers of a model and of the models within it."""
-    if not is_graph(model):
-        raise UnsupportedError(
-            f"{type(model).__name__}: expected a Sequential or functional model; in a subclassed one, use the "
-            "layers of foldconv.keras where it makes its own"
-        )
+def _check(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise UnsupportedError(f"model: expected a keras.Model, received {type(model).__name__}; put layers into one")
     if not model.built:
         raise UnsupportedError(f"{model.name}: it has no weights yet; call it, or build it, first")
-    found = []
-    for layer in model.layers:
-        found += _leaves(layer) if isinstance(layer, keras.Model) else [layer]
-    return found
+
+
+def _copy(model: Any, replace: Callable[[Any], Any], changes: Callable[[Any], bool]) -> Any:
+    return Copier(lambda layer, steps: replace(layer), changes, mark).copy(model)
 
 
 def _as_list(patterns: Patterns) -> list[str] | None:
