@@ -91,7 +91,7 @@ class Copier:
         new = self.layer(model, (), in_graph=True)
         for old, copied in self.kept:
             if isinstance(old, keras.Layer) and old.weights:
-                copied.set_weights(old.get_weights())
+                copied.set_weights([np.array(value) for value in old.get_weights()])  # no shared buffers
         for old, copied in self.moved:
             _move(old, copied)
         for layer in new._flatten_layers():

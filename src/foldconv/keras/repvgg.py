@@ -378,7 +378,7 @@ class RepVGG(Method):
     def preserve(self, layer: Any, norm: Any = None) -> None:
         """The main branch gets the norm's own state; the others' norms get gamma zero."""
         if norm is not None:
-            layer.norm.set_weights(norm.get_weights())
+            layer.norm.set_weights([np.array(value) for value in norm.get_weights()])
             layer.norm.trainable = norm.trainable
         for new in (layer.point_norm, layer.identity_norm):
             if new is not None:
