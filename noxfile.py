@@ -41,8 +41,11 @@ def keras(session: nox.Session) -> None:
     exporters = ["ai-edge-litert", "jax2onnx", "onnx", "onnxruntime", "onnxscript", "tf2onnx"]
     session.install(".[keras,test]", "tensorflow-cpu", "jax", *exporters)
     paths = session.posargs or ["tests/keras", "src/foldconv/keras"]
+    # Small models compile longer than they run.
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     for backend in ("tensorflow", "jax", "torch"):
-        session.run("pytest", *paths, env={"KERAS_BACKEND": backend, "FOLDCONV_ALL_EXPORTS": "1"})
+        env = {"KERAS_BACKEND": backend, "FOLDCONV_ALL_EXPORTS": "1", "XLA_FLAGS": quick if backend == "jax" else ""}
+        session.run("pytest", *paths, env=env)
 
 
 @nox.session(python="3.11")
