@@ -1,4 +1,4 @@
-"""The command line: ``foldconv train | eval | fold | inspect | bench | import-checkpoint | convert-weights``.
+"""The command line: ``foldconv train | eval | fold | inspect | bench | compare | import-checkpoint | convert-weights``.
 
 One file per command. Nothing heavy is imported before a command runs, so that help and usage errors come at once.
 """
@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from .. import __version__
-from . import _bench, _convert_weights, _eval, _fold, _import_checkpoint, _inspect, _train
+from . import _bench, _compare, _convert_weights, _eval, _fold, _import_checkpoint, _inspect, _train
 from ._common import COMMON, Parser, UsageError, parse
 
 _COMMANDS = {
@@ -21,6 +21,7 @@ _COMMANDS = {
     "fold": _fold,
     "inspect": _inspect,
     "bench": _bench,
+    "compare": _compare,
     "import-checkpoint": _import_checkpoint,
     "convert-weights": _convert_weights,
 }
