@@ -1,15 +1,25 @@
 """Architectures that timm and torchvision lack, one family per file, and one `create` for all three sources."""
 
 from ._registry import create, input_shape, list_architectures
+from .cifar_quick import CifarQuick
+from .cifar_resnet import CifarResNet
+from .expandnets import SmallNet
 from .g_resnext import GResNeXt, g_resnext50, g_resnext101
+from .gluoncv_resnet import GluonCVResNet
 from .orepa_resnet import OREPAResNet
+from .plain_resnet import PlainNet
 from .repvgg import RepVGG
 from .small_resnet import SmallResNet, digits_resnet
 
 __all__ = [
+    "CifarQuick",
+    "CifarResNet",
     "GResNeXt",
+    "GluonCVResNet",
     "OREPAResNet",
+    "PlainNet",
     "RepVGG",
+    "SmallNet",
     "SmallResNet",
     "create",
     "digits_resnet",
