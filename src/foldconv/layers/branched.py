@@ -36,6 +36,7 @@ from ..algebra.rules import conv_geometry
 from ..errors import UnsupportedError
 from ..ops import is_recorded
 from .foldable import CONVOLUTIONS, Foldable, realize_like
+from .terms import terms_of
 
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _PADS = {
@@ -65,6 +66,10 @@ class BranchTree(Foldable):
     def feature_forward(self, input: Tensor) -> Tensor:
         """Run the body."""
         return self.body(input)
+
+    def branch_kernels(self, dtype: torch.dtype = torch.float64) -> dict[str, Kernel]:
+        """The branches of the body (`terms_of`)."""
+        return terms_of(self.body, self.to_kernel(dtype))
 
     def forget(self) -> None:
         """Drop the kept convolution: the next forward in evaluation mode composes anew."""

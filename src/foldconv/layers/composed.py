@@ -107,14 +107,36 @@ class ComposedConv(Foldable):
 
     def to_kernel(self, dtype: torch.dtype | None = torch.float64) -> Kernel:
         """The layer as a `Kernel` of the algebra, composed in `dtype`."""
-        from ..algebra.rules import _conv, _conv_transpose
-
-        cast = (lambda t: t) if dtype is None else (lambda t: None if t is None else t.to(dtype))
-        parameters = [cast(getattr(self, name, None)) for name in self.composed_from]
+        parameters = self._parameters_in(dtype)
         with _without_autocast(next(p for p in parameters if p is not None).device.type):
             weight = self.compose(*parameters)
-        stand_in = _Plain(self, weight, cast(self.bias))
-        return (_conv_transpose if self.transposed else _conv)(stand_in, self.in_channels, len(self.kernel_size))
+        bias = self.bias if self.bias is None or dtype is None else self.bias.to(dtype)
+        return self._as_kernel(weight, bias)
+
+    def compose_branches(self, *parameters: Tensor | None) -> dict[str, Tensor]:
+        """The terms of `compose` by the names of the branches, each in ``weight``'s shape; they add up to it.
+
+        A method that composes a sum says here what it adds.
+        """
+        return {"kernel": self.compose(*parameters)}
+
+    def branch_kernels(self, dtype: torch.dtype = torch.float64) -> dict[str, Kernel]:
+        """What `compose_branches` gives, as kernels."""
+        parameters = self._parameters_in(dtype)
+        with _without_autocast(next(p for p in parameters if p is not None).device.type):
+            weights = self.compose_branches(*parameters)
+        return {name: self._as_kernel(weight, None) for name, weight in weights.items()}
+
+    def _parameters_in(self, dtype: torch.dtype | None) -> list[Tensor | None]:
+        """What the kernel is composed from, cast to `dtype` (None: as it is)."""
+        found = [getattr(self, name, None) for name in self.composed_from]
+        return found if dtype is None else [None if p is None else p.to(dtype) for p in found]
+
+    def _as_kernel(self, weight: Tensor, bias: Tensor | None) -> Kernel:
+        from ..algebra.rules import _conv, _conv_transpose
+
+        rule = _conv_transpose if self.transposed else _conv
+        return rule(_Plain(self, weight, bias), self.in_channels, len(self.kernel_size))
 
     # ------------------------------------------------------------------ torch's side
 

@@ -31,6 +31,17 @@ class Foldable(nn.Module):
         """The kernel of the evaluation-mode function, computed in `dtype` (None: the parameters' own)."""
         raise NotImplementedError
 
+    def branch_kernels(self, dtype: torch.dtype = torch.float64) -> dict[str, Kernel]:
+        """The parallel branches by name: kernels without bias whose weights add up to that of `to_kernel`, tap by tap.
+
+        A layer without branches beside each other is one, named ``kernel``.
+        """
+        return {"kernel": self.to_kernel(dtype).replace(bias=None)}
+
+    def measures(self) -> dict[str, Any]:
+        """What else the method's authors look at while training, by name, as plain numbers and lists of them."""
+        return {}
+
     def feature_forward(self, input: Tensor) -> Tensor:
         """The same function evaluated on feature maps, independently of `to_kernel`: what a fold is checked against."""
         return self(input)

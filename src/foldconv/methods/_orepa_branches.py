@@ -88,6 +88,29 @@ class Branches:
         )
         return ops.compose_orepa(branches, g).reshape(p["weight"].shape)
 
+    def kernels(self, p: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each branch with its scale, all of `compose`'s shape, which is their sum; written out one by one."""
+        (o, i), g, m = self.per_group, self.groups, math.prod(self.size)
+        first, second = self._inner(p).reshape(g, -1, i), p["kxk_conv2"].reshape(g, o, -1, m)
+        deep = p["gconv_dw"].reshape(g, i, DEPTHWISE_FILTERS, m)
+        wide = p["gconv_pw"].reshape(g, o, i, DEPTHWISE_FILTERS)
+        found = {
+            "origin": p["weight"].flatten(2),
+            "average": p["avg_conv"].flatten(2) / m,
+            "prior": p["prior_conv"].flatten(2) * self.prior(p["weight"]).unsqueeze(1),
+            "stack": torch.einsum("gotm,gti->goim", second, first),
+        }
+        if self.point:
+            at_centre = torch.zeros(m, dtype=p["weight"].dtype, device=p["weight"].device)
+            at_centre[self.centre] = 1
+            found["point"] = p["conv_1x1"].flatten(2) * at_centre
+        found["separable"] = torch.einsum("goit,gitm->goim", wide, deep)
+        shape = p["weight"].shape
+        return {
+            name: (kernel.reshape(g * o, i, -1) * scale.reshape(-1, 1, 1)).expand(-1, -1, m).reshape(shape)
+            for scale, (name, kernel) in zip(p["vector"], found.items())
+        }
+
     @property
     def centre(self) -> int:
         """The tap of the 1×1 branch among the flattened taps."""
@@ -185,9 +208,13 @@ class Pointwise(Branches):
             identity.copy_(torch.eye(len(identity), dtype=identity.dtype).reshape(identity.shape))
 
     def compose(self, p: dict[str, Tensor]) -> Tensor:
+        origin, product = self.kernels(p).values()
+        return origin + product
+
+    def kernels(self, p: dict[str, Tensor]) -> dict[str, Tensor]:
         product = (p["l2i_conv2"].flatten(1) @ p["l2i_conv1"].flatten(1)).reshape(p["weight"].shape)
         first, second = p["vector"].reshape(2, -1, *(1,) * (product.dim() - 1))
-        return first * p["weight"] + second * product
+        return {"origin": first * p["weight"], "product": second * product}
 
     def features(
         self,
@@ -220,6 +247,9 @@ class PlainKernel(Branches):
 
     def compose(self, p: dict[str, Tensor]) -> Tensor:
         return p["weight"]
+
+    def kernels(self, p: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"kernel": p["weight"]}
 
     def features(self, p: dict[str, Tensor], x: Tensor, **geometry: Any) -> Tensor:
         return Kernel(p["weight"], **geometry)(x)

@@ -153,6 +153,11 @@ class _DGConvNd(ComposedConv):
         gates = self.gates.to(torch.promote_types(self.gates.dtype, torch.float32))
         return 2.0 ** (self._straight_through(gates).sum() - len(gates)) * dense
 
+    def measures(self) -> dict[str, Any]:
+        """``groups``: those of the folded layer, the convolution's own included; ``gates``: their values."""
+        gates = [] if self.gates is None else self.gates.detach().tolist()
+        return {"groups": self.groups * 2 ** sum(gate < 0 for gate in gates), "gates": gates}
+
     def regularization(self) -> Tensor | None:
         """``complexity_weight`` times `complexity`; None without gates or weight."""
         return None if self.gates is None or not self.complexity_weight else self.complexity_weight * self.complexity()

@@ -88,6 +88,22 @@ class _DOConvNd(ComposedConv):
             return weight + torch.matmul(D, taps.transpose(1, 2)).transpose(1, 2).reshape(weight.shape)
         return ops.compose_depthwise(taps, D, self.groups).reshape(weight.shape)
 
+    def compose_branches(self, weight: Tensor, D: Tensor | None, weight_extra: Tensor | None) -> dict[str, Tensor]:  # pyright: ignore
+        """The two terms of K: the identity's, which is W, and what D learned to add to the identity."""
+        if D is None:
+            return {"kernel": weight}
+        added = D @ _rows(_taps_of(weight, weight_extra), self.groups, self.transposed)  # (in, k, outputs)
+        parts = self.in_channels if self.transposed else self.groups
+        added = added.unflatten(0, (parts, -1)).permute(0, 3, 1, 2)  # transposed: a group of its own for each channel
+        return {"identity": weight, "D": added.reshape(weight.shape)}
+
+    def measures(self) -> dict[str, Any]:
+        """``identity_distance``: ‖D - I‖ / ‖I‖, how far D is from the identity that it starts as."""
+        if self.D is None:
+            return {}
+        channels, taps, _ = self.D.shape
+        return {"identity_distance": self.D.detach().double().norm().item() / math.sqrt(channels * taps)}
+
     def composition_tensors(self) -> tuple[Tensor, ...] | None:
         """The weights and D, unless torch's own product does it."""
         if self.D is None or self.transposed:

@@ -89,6 +89,10 @@ class _OREPANd(ComposedConv):
         """The sum of the scaled branches as one kernel."""
         return self.branches.compose(dict(zip(self.composed_from, parameters)))
 
+    def compose_branches(self, *parameters: Tensor) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The scaled branches."""
+        return self.branches.kernels(dict(zip(self.composed_from, parameters)))
+
     def composition_tensors(self) -> tuple[Tensor, ...] | None:
         """The branches of a k×k kernel."""
         if isinstance(self.branches, Pointwise):
