@@ -1,0 +1,85 @@
+"""`create_data`: which set a name or a path means."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from ...errors import UnsupportedError, nearest
+from .arrays import Options, digits, image_data
+from .image_data import ImageData
+from .npz import read_npz
+from .transforms import check_augmentation
+
+_OPTIONS = re.compile(r":(?P<options>(holdout(=[1-9]\d*)?|unit)(,(holdout(=[1-9]\d*)?|unit))*)$")
+
+
+def create_data(
+    name: str,
+    *,
+    folder: str | os.PathLike[str] = "data",
+    download: bool = True,
+    image_size: int | None = None,
+    augmentation: str = "default",
+    corrupt_images: str = "error",
+) -> ImageData:
+    """A data set by name or path; cheap to ask for again.
+
+    Args:
+        name: one of `list_data`, or the path of an .npz file (Keras' layout, or JPEG bytes; `read_npz`).
+            Options may follow a colon: ``holdout`` tests on the last
+            training images, as many as the test split has, and trains on those before; ``holdout=5000`` says how
+            many; ``unit`` leaves pixels in [0, 1]. ``mnist-50k`` is ``mnist:holdout,unit``, the protocol of DO-Conv's
+            MNIST demonstration.
+        folder: where sets lie, or are downloaded to. ``NAME.npz`` in it is taken before torchvision's files.
+        download: whether a set that is not there may be fetched.
+        image_size: height and width of the images; None keeps those of the set (224 for folders).
+        augmentation: of training images: "default" (what is usual for the set), "none", "flip", "crop", "flip-crop".
+        corrupt_images: "error" raises at the first image that cannot be read; "skip" leaves it out and counts it in
+            `ImageData.images_skipped`.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        UnsupportedError: no such name (the nearest is given), or a set with something wrong in it.
+
+    >>> data = create_data("digits")
+    >>> len(data.train), len(data.test), data.train[0][0].shape
+    (1437, 360, torch.Size([1, 8, 8]))
+    """
+    check_augmentation(augmentation)
+    if corrupt_images not in ("error", "skip"):
+        raise UnsupportedError(f"corrupt_images: expected one of error, skip, received {corrupt_images!r}")
+    if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
+        raise UnsupportedError(f"image_size: expected a number of pixels ≥ 1, received {image_size!r}")
+    base, options = _parse(name)
+    if base == "digits":
+        if options != Options():
+            raise UnsupportedError(f"{name}: digits takes no options; its test images are split off already")
+        return digits(name, image_size, augmentation)
+    if base.endswith(".npz"):
+        return image_data(name, read_npz(base, image_size, corrupt_images), options, augmentation)
+    known = list_data()
+    raise UnsupportedError(
+        f"no data set named {name!r}{nearest(name, known)}; expected one of: {', '.join(known)}; or a path (.npz)"
+    )
+
+
+def list_data() -> list[str]:
+    """The names of all data sets.
+
+    >>> "digits" in list_data()
+    True
+    """
+    return ["digits"]
+
+
+def _parse(name: str) -> tuple[str, Options]:
+    found = _OPTIONS.search(name)
+    if not found:
+        return name, Options()
+    given = found["options"].split(",")
+    holdout = None
+    for option in given:
+        if option.startswith("holdout"):
+            holdout = int(option.partition("=")[2] or 0)
+    return name[: found.start()], Options(holdout=holdout, unit="unit" in given)
