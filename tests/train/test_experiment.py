@@ -12,9 +12,10 @@ from torch import nn
 
 import foldconv
 from foldconv import zoo
-from foldconv.errors import CheckpointError, FoldMismatchError, NoMatchError, UnsupportedError
+from foldconv.errors import CheckpointError, NoMatchError, UnsupportedError
 from foldconv.train import TrainConfig, create_data, evaluate, experiment, fit, open_network, resume
 from foldconv.train.classifier import Classifier
+from foldconv.train.divergence import DivergedError
 
 
 def read_rows(folder):
@@ -37,6 +38,7 @@ def test_run_folder_is_complete(finished):
         "folded.safetensors",
         "last.ckpt",
         "metrics.csv",
+        "previous.ckpt",
         "result.json",
     ]
     assert json.loads((folder / "result.json").read_text())["accuracy_folded"] == result.accuracy_folded
@@ -143,8 +145,11 @@ def test_a_network_without_convolutions(tiny, silent, tmp_path, monkeypatch):
 
 
 def test_diverged_weights_are_never_folded(tiny, silent, tmp_path):
-    with pytest.raises(FoldMismatchError, match=r"stem\.0"):
+    with pytest.raises(
+        DivergedError, match=r"not finite at step 2 \(epoch 1\); the last good checkpoint is .*last\.ckpt"
+    ):
         fit(tiny(lr=1e30, out=str(tmp_path / "run")), silent)
+    assert state(tmp_path / "run")["global_step"] == 0
     assert not (tmp_path / "run" / "folded.safetensors").exists()
 
 
@@ -249,6 +254,7 @@ def test_full_disk_keeps_the_checkpoint_before(tiny, silent, tmp_path, monkeypat
         with pytest.raises(OSError, match="No space left"):
             fit(tiny(out=str(tmp_path / "run")), silent)
     assert state(tmp_path / "run")["global_step"] == 6
+    assert not any(name.startswith(".tmp") for name in os.listdir(tmp_path / "run"))
     assert resume(tmp_path / "run", silent).epochs == 2
 
 
@@ -285,7 +291,7 @@ def test_decay_spares_norms_and_biases():
 
 def test_small_images_train_on_one_thread(tiny, silent, tmp_path, monkeypatch):
     before, seen = torch.get_num_threads(), []
-    monkeypatch.setattr(experiment, "_train", lambda *_: seen.append(torch.get_num_threads()) or [])
+    monkeypatch.setattr(experiment, "_train", lambda *_: seen.append(torch.get_num_threads()))
     monkeypatch.setattr(experiment, "_finish", lambda *_: experiment.TrainResult(*[""] * 13))
     torch.set_num_threads(2)
     try:

@@ -11,7 +11,7 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
-from ..train.config import TrainConfig, read_yaml
+from ..train.config import Patterns, TrainConfig, read_yaml
 from ._common import Parser, UsageError, add_pairs, pairs
 
 HELP = "train, fold and verify a network"
@@ -27,23 +27,39 @@ def add_arguments(parser: Parser) -> None:
     """``--config``, ``--resume``, and one option per field of `TrainConfig`."""
     parser.add_argument("--config", metavar="FILE", help="YAML file with options below, which override it")
     parser.add_argument("--resume", metavar="RUN", help="continue this run folder, with its own config")
-    group = parser.add_argument_group("training")
+    groups: dict[str, Any] = {}
     hints = typing.get_type_hints(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
-        option, hint = "--" + field.name.replace("_", "-"), hints[field.name]
-        help = field.metadata["help"].replace("%", "%%")
-        if typing.get_origin(hint) is dict:
-            add_pairs(typing.cast(Parser, group), option, help)
-            continue
-        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help}
-        if field.default is not None:
-            settings["help"] += f" (default: {field.default})"
-        if typing.get_origin(hint) is Literal:
-            settings["choices"] = typing.get_args(hint)
-        else:
-            settings["type"] = hint if hint in (int, float) else str
-            settings["metavar"] = {int: "N", float: "X"}.get(hint, "NAME" if field.default else "FOLDER")
-        group.add_argument(option, **settings)
+        title = field.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        _add_option(groups[title], field, hints[field.name])
+
+
+def _add_option(group: Any, field: dataclasses.Field, hint: Any) -> None:
+    """One field of the config as an option of its group."""
+    option, help = "--" + field.name.replace("_", "-"), field.metadata["help"].replace("%", "%%")
+    kinds = set(typing.get_args(hint)) or {hint}
+    if typing.get_origin(hint) is dict:
+        add_pairs(typing.cast(Parser, group), option, help)
+        return
+    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help}
+    if field.default not in (None, False, True):
+        settings["help"] += f" (default: {field.default})"
+    if typing.get_origin(hint) is Literal:
+        settings["choices"] = typing.get_args(hint)
+    elif hint is bool:
+        settings["action"] = argparse.BooleanOptionalAction
+        settings["help"] += f" (default: {'yes' if field.default else 'no'})"
+    elif bool in kinds:  # a switch that may name a file
+        settings |= {"nargs": "?", "const": True, "metavar": "CHECKPOINT"}
+    elif hint == Patterns:
+        settings |= {"nargs": "+", "metavar": "PATTERN"}
+    else:
+        number = next((kind for kind in (int, float) if kind in kinds), str)
+        settings["type"] = number
+        settings["metavar"] = {int: "N", float: "X"}.get(number, "NAME" if field.default else "FOLDER")
+    group.add_argument(option, **settings)
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

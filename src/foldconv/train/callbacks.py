@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import csv
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from .._files import atomic_path
-from ..checkpoints import read_safely
 from .data import epoch_seed
 
 COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
-
-
-class SafeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are never half written, and never unpickled."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write beside the previous checkpoint, then take its place."""
-        with atomic_path(path) as temporary:
-            torch.save(checkpoint, temporary)
-
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        """Tensors and plain values only, whatever was asked."""
-        return read_safely(path)
 
 
 class LastCheckpoint(pl.Callback):
@@ -62,7 +48,44 @@ class EpochSeed(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int):
         """Before the first batch; Lightning skips its epoch-start hook in the first epoch after a resume."""
         if batch_idx == 0:
-            torch.manual_seed(epoch_seed(self._seed, trainer.current_epoch))
+            # each process draws differently, as its images differ
+            torch.manual_seed(epoch_seed(self._seed, trainer.current_epoch) + (trainer.global_rank << 32))
+
+
+class Stopwatch(pl.Callback):
+    """The time spent in training epochs, without validation, over all parts of a run that was cut off."""
+
+    def __init__(self):
+        self.seconds = 0.0
+        self._begin: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seconds so far."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The seconds until the checkpoint was written."""
+        self.seconds = float(state_dict["seconds"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning skips its epoch-start hook in the first epoch after a resume."""
+        self._start()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Before the first batch is loaded."""
+        self._start()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validation comes at the end of each epoch."""
+        if self._begin is not None:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize(pl_module.device)  # steps are queued, not done, when they return
+            self.seconds += time.perf_counter() - self._begin
+            self._begin = None
+
+    def _start(self) -> None:
+        if self._begin is None:
+            self._begin = time.perf_counter()
 
 
 class MetricsTable(pl.Callback):
@@ -86,6 +109,8 @@ class MetricsTable(pl.Callback):
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         row = {"epoch": trainer.current_epoch + 1, "lr": float(lr), **values}
         self.rows = [*self.rows, {name: row[name] for name in COLUMNS}]
+        if not trainer.is_global_zero:
+            return
         with atomic_path(self._path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()

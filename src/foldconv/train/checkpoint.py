@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from torch import nn
 
 from .. import zoo
@@ -36,14 +37,18 @@ _WEIGHT_SOURCES = frozenset(
 timm unpickles what ``checkpoint_path`` names.
 """
 _PREFIX = "network."  # the attribute of `Classifier` that holds the network
+_AVERAGE = "average.module."  # and the average of its weights, which counts where there is one
 
 
-def build(config: TrainConfig, data: ImageData) -> tuple[nn.Module, Description]:
-    """A run's network, expanded and freshly initialized, and how to build it again as plain values.
+def build(config: TrainConfig, data: ImageData, console: Console | None = None) -> tuple[nn.Module, Description]:
+    """A run's network, expanded, and how to build it again as plain values.
+
+    It is freshly initialized, or starts from ``config.pretrained``; `console` is told when its classifier is new.
 
     Raises:
         UnsupportedError: an unknown architecture or method, or an option they do not take.
         NoMatchError: the method applies to no convolution of the network.
+        CheckpointError: the pretrained weights are those of another network.
     """
     options = {"num_classes": data.num_classes, "in_channels": data.input_shape[0], **config.architecture_args}
     network = zoo.create(config.architecture, **options)
@@ -51,9 +56,11 @@ def build(config: TrainConfig, data: ImageData) -> tuple[nn.Module, Description]
     if config.method not in known:
         hint = nearest(config.method, known)
         raise UnsupportedError(f"unknown method {config.method!r}{hint}; expected one of: {', '.join(known)}")
+    if config.pretrained:
+        start_from(network, _pretrained_tensors(config, options), str(config.pretrained), data.num_classes, console)
     if config.method != PLAIN:
         method = method_from_json({"method": config.method, **config.method_args})
-        network = expand(network, method, init=config.init)
+        network = expand(network, method, include=config.include, exclude=config.exclude, init=config.init)
     return network, {
         "architecture": config.architecture,
         "architecture_args": _without_weights(options),
@@ -62,6 +69,74 @@ def build(config: TrainConfig, data: ImageData) -> tuple[nn.Module, Description]
         "method": config.method,
         "layers": describe_layers(network),
     }
+
+
+def _pretrained_tensors(config: TrainConfig, options: Description) -> dict[str, Any]:
+    """The plain network's trained tensors: the library's own, or those of a file, folded when it is expanded."""
+    if isinstance(config.pretrained, str):
+        path = Path(config.pretrained)
+        try:
+            network, _ = open_network(path)
+        except CheckpointError as error:
+            if path.is_dir() or not path.exists() or "does not say which network" not in str(error):
+                raise
+            return read_checkpoint(path)  # bare weights: how many classes they are for, only their shapes say
+        return dict(fold(network).state_dict())
+    weights: Description = {key: value for key, value in options.items() if key not in ("num_classes", "in_channels")}
+    weights |= {"weights": "DEFAULT"} if config.architecture.startswith("torchvision/") else {"pretrained": True}
+    try:
+        network = zoo.create(config.architecture, **weights)
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"pretrained: no weights of {config.architecture!r}: {error}; name a checkpoint"
+        ) from None
+    return dict(network.state_dict())
+
+
+def start_from(
+    network: nn.Module, tensors: dict[str, Any], source: str, num_classes: int, console: Console | None = None
+) -> list[str]:
+    """Load a plain network's trained tensors; a classifier for another number of classes stays as it is.
+
+    Returns:
+        The names of the tensors that stay freshly initialized.
+
+    Raises:
+        CheckpointError: tensors are missing, unknown or misshapen, other than a classifier's.
+    """
+    own = network.state_dict()
+    other = [
+        name
+        for name, tensor in own.items()
+        if name in tensors
+        and tensor.shape != tensors[name].shape
+        and tensor.ndim > 0
+        and tensor.shape[0] == num_classes
+        and tensor.shape[1:] == tensors[name].shape[1:]
+    ]
+    load_exactly(network, {**tensors, **{name: own[name] for name in other}}, Path(source))
+    if other and console is not None:
+        classes = tensors[other[0]].shape[0]
+        console.print(
+            f"pretrained weights are for {classes} classes, the data has {num_classes}: new {', '.join(other)}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    return other
+
+
+def check_classes(content: Any, data: ImageData, path: str | os.PathLike[str]) -> None:
+    """Refuse a checkpoint of a run for another number of classes.
+
+    Raises:
+        CheckpointError: with both numbers.
+    """
+    arguments = _mapping(_mapping(_mapping(content).get("foldconv")).get("architecture_args"))
+    classes = arguments.get("num_classes", data.num_classes)
+    if classes != data.num_classes:
+        raise CheckpointError(
+            f"{path}: made for {classes} classes; {data.name!r} has {data.num_classes}: choose the data it was made for"
+        )
 
 
 def open_network(
@@ -98,7 +173,8 @@ def open_network(
         if described:
             network = expand_as_described(network, _mapping(description.get("layers")), path)
             state = _mapping(content.get("state_dict")).items()
-            tensors = {key.removeprefix(_PREFIX): value for key, value in state if key.startswith(_PREFIX)}
+            average = {key.removeprefix(_AVERAGE): value for key, value in state if key.startswith(_AVERAGE)}
+            tensors = average or {key.removeprefix(_PREFIX): value for key, value in state if key.startswith(_PREFIX)}
         else:
             tensors = read_checkpoint(path)
         load_exactly(network, tensors, path)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
-import logging
-import signal
-import threading
+import math
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ import lightning.pytorch as pl
 import torch
 from rich.console import Console
 from torch import nn
-from torch.utils.data import DataLoader
 
 from .._files import atomic_path
 from ..errors import CheckpointError
@@ -26,21 +23,26 @@ from ..folding import fold
 from ..inspection import summary
 from ..serialization import save
 from ..verification import verify
-from .callbacks import EpochProgress, EpochSeed, LastCheckpoint, MetricsTable, SafeCheckpointIO
-from .checkpoint import build
+from . import processes
+from .callbacks import EpochProgress, EpochSeed, LastCheckpoint, MetricsTable, Stopwatch
+from .checkpoint import build, check_classes
 from .classifier import Classifier
 from .config import TrainConfig
 from .curves import plot_curves
 from .data import ImageData, create_data, epoch_seed, evaluation_loader, training_loader
+from .divergence import StopWhenDiverged
 from .evaluation import evaluate
+from .optimizers import check_optimizer
+from .resuming import CHECKPOINT, kept_checkpoints, newest_readable
+from .trainer import device_name, make_trainer, peak_memory, quiet_lightning, restored_interrupt_handler
 
-CHECKPOINT, CONFIG, METRICS, FOLDED, CURVES, RESULT = (
-    "last.ckpt",
+CONFIG, METRICS, FOLDED, CURVES, RESULT, BRANCHES = (
     "config.yaml",
     "metrics.csv",
     "folded.safetensors",
     "curves.png",
     "result.json",
+    "branches.csv",
 )
 
 
@@ -61,6 +63,25 @@ class TrainResult:
     macs_training: int | None
     macs_folded: int | None
     seconds: float
+    seed: int = 0
+    training_seconds: float = 0.0
+    """Of `seconds`, those in training epochs without validation; over all parts of a run that was cut off."""
+    peak_memory: int | None = None
+    """Bytes: on a GPU its tensors' maximum, else the process' maximal resident set."""
+    device: str = ""
+    images_skipped: int = 0
+    """Images that could not be read (``corrupt_images: skip``)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """What training leaves to be folded and told."""
+
+    network: nn.Module
+    rows: list[dict[str, float]]
+    training_seconds: float
+    peak_memory: int | None
+    device: str
 
 
 def fit(config: TrainConfig, console: Console | None = None) -> TrainResult:
@@ -92,30 +113,67 @@ def resume(folder: str | Path, console: Console | None = None) -> TrainResult:
         CheckpointError: not a run folder, no checkpoint in it, or a damaged one.
         KeyboardInterrupt: after Ctrl-C; its text says how to continue.
     """
-    for name in (CONFIG, CHECKPOINT):
-        if not Path(folder, name).is_file():
+    folder = Path(folder)
+    for name, there in ((CONFIG, [folder / CONFIG]), (CHECKPOINT, kept_checkpoints(folder, 2))):
+        if not any(path.is_file() for path in there):
             raise CheckpointError(f"{folder}: cannot resume here: it has no {name}")
-    return _run(TrainConfig.load(Path(folder, CONFIG)), Path(folder), console)
+    return _run(TrainConfig.load(folder / CONFIG), folder, console)
 
 
 def _run(config: TrainConfig, old: Path | None, console: Console | None) -> TrainResult:
-    console = Console(stderr=True) if console is None else console
+    first = processes.is_first()
+    console = (console or Console(stderr=True)) if first else Console(quiet=True)
     begin = time.perf_counter()
-    data = create_data(config.data)
+    check_optimizer(config)
+    data = open_data(config)
     torch.manual_seed(epoch_seed(config.seed, -1))
-    network, description = build(config, data)
+    network, description = build(config, data, console)
+    start = None
+    if old is not None:
+        start, content, note = newest_readable(old, config.keep)
+        if note:
+            console.print(note, soft_wrap=True, highlight=False)
+        check_classes(content, data, start)
+    if not first:
+        folder = old or processes.shared_folder(config.out)
+        _train(network, config, data, description, folder, start, console)
+        raise SystemExit(0)  # the first process folds and reports
     folder = old or _new_folder(config)
-    with _left_in_order(folder, new=old is None):
-        if old is None:
-            config.save(folder / CONFIG)
-        console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
-        with _threads(config, data):
-            rows = _train(network, config, data, description, folder, old is not None, console)
-            result = _finish(network, config, data, description, folder, rows)
-        result = dataclasses.replace(result, seconds=round(time.perf_counter() - begin, 2))
-        with atomic_path(folder / RESULT) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n", encoding="utf-8")
+    processes.share_folder(folder)
+    try:
+        with _left_in_order(folder, new=old is None):
+            if old is None:
+                config.save(folder / CONFIG)
+            console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
+            with _threads(config, data):
+                trained = _train(network, config, data, description, folder, start, console)
+                result = _finish(trained, config, data, description, folder)
+            result = dataclasses.replace(result, seconds=round(time.perf_counter() - begin, 2))
+            with atomic_path(folder / RESULT) as temporary:
+                temporary.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n", encoding="utf-8")
+    finally:
+        processes.forget_folder()
     return result
+
+
+def open_data(config: TrainConfig) -> ImageData:
+    """The config's data set with the config's options."""
+    return create_data(
+        config.data,
+        **supported(
+            create_data,
+            folder=config.data_folder,
+            download=config.download,
+            image_size=config.image_size,
+            augmentation=config.augmentation,
+            corrupt_images=config.corrupt_images,
+        ),
+    )
+
+
+def supported(function: Any, **options: Any) -> dict[str, Any]:
+    """Those of the options that the function takes."""
+    return {name: value for name, value in options.items() if name in inspect.signature(function).parameters}
 
 
 def _new_folder(config: TrainConfig) -> Path:
@@ -144,53 +202,54 @@ def _train(
     data: ImageData,
     description: dict[str, Any],
     folder: Path,
-    continued: bool,
+    start: Path | None,
     console: Console,
-) -> list[dict[str, float]]:
-    metrics = MetricsTable(folder / METRICS)
-    with _quiet_lightning():
-        trainer = pl.Trainer(
-            accelerator=config.accelerator,
-            devices=1,
-            max_epochs=config.epochs,
-            callbacks=[EpochSeed(config.seed), metrics, EpochProgress(console), LastCheckpoint(folder / CHECKPOINT)],
-            plugins=[SafeCheckpointIO()],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        loader: DataLoader = training_loader(
-            data, config.batch_size, config.seed, epoch=lambda: trainer.global_step // len(loader)
+) -> _Trained:
+    metrics, stopwatch = MetricsTable(folder / METRICS), Stopwatch()
+    callbacks: list[pl.Callback] = [EpochSeed(config.seed), stopwatch, metrics, EpochProgress(console)]
+    if config.track_branches:
+        from .branch_history import BranchHistory  # pyright: ignore[reportMissingImports]
+
+        callbacks.append(BranchHistory(folder / BRANCHES))
+    # last: they look at, and keep, what the others left
+    callbacks += [StopWhenDiverged(folder / CHECKPOINT), LastCheckpoint(folder / CHECKPOINT)]
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    with quiet_lightning():
+        trainer = make_trainer(config, folder, callbacks)
+        device = trainer.strategy.root_device
+        share = {"device": device, "rank": trainer.global_rank, "world_size": trainer.world_size}
+        share["workers"] = config.workers
+        loader: Any = training_loader(
+            data,
+            processes.share_of_batch(config.batch_size, trainer.world_size),
+            config.seed,
+            epoch=lambda: trainer.global_step // math.ceil(len(loader) / config.accumulate),
+            **supported(training_loader, **share),
         )
         module = Classifier(network, config, data.num_classes, description)
-        with _restored_interrupt_handler():
+        validation: Any = evaluation_loader(data, **supported(evaluation_loader, **share))
+        with restored_interrupt_handler():
             try:
-                trainer.fit(
-                    module, loader, evaluation_loader(data), ckpt_path=str(folder / CHECKPOINT) if continued else None
-                )
+                trainer.fit(module, loader, validation, ckpt_path=str(start) if start else None)
             except SystemExit:  # what Lightning makes of Ctrl-C
                 if not trainer.interrupted:
                     raise
         if trainer.interrupted:
             raise KeyboardInterrupt
-    return metrics.rows
+    used = peak_memory(device)
+    name = device_name(device, trainer.world_size)
+    return _Trained(module.trained, metrics.rows, round(stopwatch.seconds, 3), used, name)
 
 
 def _finish(
-    network: nn.Module,
-    config: TrainConfig,
-    data: ImageData,
-    description: dict[str, Any],
-    folder: Path,
-    rows: list[dict[str, float]],
+    trained: _Trained, config: TrainConfig, data: ImageData, description: dict[str, Any], folder: Path
 ) -> TrainResult:
     """Fold the trained network, prove that nothing changed, write what is deployed."""
-    network.cpu().eval()
+    network = trained.network.cpu().eval()
     folded = fold(network).eval()
     save(folded, folder / FOLDED, extra={key: value for key, value in description.items() if key != "layers"})
-    plot_curves(rows, folder / CURVES, title=config.run_name)
+    plot_curves(trained.rows, folder / CURVES, title=config.run_name)
     images = next(iter(evaluation_loader(data)))[0]
     cost = summary(network, images[:1])
     return TrainResult(
@@ -207,37 +266,12 @@ def _finish(
         macs_training=cost.macs_training,
         macs_folded=cost.macs_folded,
         seconds=0.0,
+        seed=config.seed,
+        training_seconds=trained.training_seconds,
+        peak_memory=trained.peak_memory,
+        device=trained.device,
+        images_skipped=int(getattr(data, "images_skipped", 0)),
     )
-
-
-@contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Hide Lightning's notes on hardware, loader workers and its other products; errors are raised as ever."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\..*")
-            warnings.filterwarnings("ignore", category=UserWarning, message=".*does not have many workers")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _restored_interrupt_handler() -> Iterator[None]:
-    """Lightning ignores further Ctrl-C after the first and leaves it so; the caller's handler comes back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager
