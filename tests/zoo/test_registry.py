@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+import foldconv
 from foldconv import zoo
 from foldconv.errors import UnsupportedError
 
@@ -18,6 +19,23 @@ def test_every_architecture_runs_on_the_images_it_declares(name):
         shape = zoo.input_shape(model)
         assert shape[0] == 2
         assert model(torch.randn(3, *shape)).shape == (3, 7)
+
+
+@pytest.mark.parametrize("name", zoo.list_architectures())
+def test_every_architecture_can_be_summarized(name):
+    with torch.device("meta"):
+        model = zoo.create(name)
+        found = foldconv.summary(model, (1, *zoo.input_shape(model)))
+    assert found.parameters_folded == sum(p.numel() for p in model.parameters())
+    assert found.macs_folded > 0
+
+
+def test_names_hide_none_of_the_libraries():
+    timm, torchvision = pytest.importorskip("timm"), pytest.importorskip("torchvision")
+    theirs = torchvision.models.list_models()
+    # is_model knows timm's old names too, such as gluon_resnet50_v1b.
+    assert timm.is_model("gluon_resnet50_v1b")
+    assert [name for name in zoo.list_architectures() if timm.is_model(name) or name in theirs] == []
 
 
 def test_options_reach_the_architecture():
