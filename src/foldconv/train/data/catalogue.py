@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 from ...errors import UnsupportedError, nearest
 from .arrays import Options, digits, image_data
+from .folders import folder_data
 from .image_data import ImageData
+from .modules import is_data_module, module_data
+from .named import NAMED, read_named
 from .npz import read_npz
 from .transforms import check_augmentation
 
 _OPTIONS = re.compile(r":(?P<options>(holdout(=[1-9]\d*)?|unit)(,(holdout(=[1-9]\d*)?|unit))*)$")
+
+_ALIASES = {"mnist-50k": "mnist:holdout,unit"}
 
 
 def create_data(
@@ -26,11 +32,12 @@ def create_data(
     """A data set by name or path; cheap to ask for again.
 
     Args:
-        name: one of `list_data`, or the path of an .npz file (Keras' layout, or JPEG bytes; `read_npz`).
-            Options may follow a colon: ``holdout`` tests on the last
-            training images, as many as the test split has, and trains on those before; ``holdout=5000`` says how
-            many; ``unit`` leaves pixels in [0, 1]. ``mnist-50k`` is ``mnist:holdout,unit``, the protocol of DO-Conv's
-            MNIST demonstration.
+        name: one of `list_data`; or the path of an .npz file (Keras' layout, or JPEG bytes; `read_npz`) or of a folder
+            with train/ and val/ (`folder_data`); or the ``module.path:ClassName`` of a `LightningDataModule`
+            (`module_data`; its code runs). A test set is the official test split. Options may follow a colon:
+            ``holdout`` tests on the last training images, as many as the test split has, and trains on those before;
+            ``holdout=5000`` says how many; ``unit`` leaves pixels in [0, 1]. ``mnist-50k`` is
+            ``mnist:holdout,unit``, the protocol of DO-Conv's MNIST demonstration.
         folder: where sets lie, or are downloaded to. ``NAME.npz`` in it is taken before torchvision's files.
         download: whether a set that is not there may be fetched.
         image_size: height and width of the images; None keeps those of the set (224 for folders).
@@ -52,16 +59,31 @@ def create_data(
     if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
         raise UnsupportedError(f"image_size: expected a number of pixels ≥ 1, received {image_size!r}")
     base, options = _parse(name)
+    before, _, option = base.rpartition(":")
+    if before in list_data() or before.endswith(".npz"):
+        expected = "expected one or more, with commas, of: holdout, holdout=COUNT, unit"
+        raise UnsupportedError(f"{before}: unknown option {option!r}{nearest(option, ['holdout', 'unit'])}; {expected}")
     if base == "digits":
         if options != Options():
             raise UnsupportedError(f"{name}: digits takes no options; its test images are split off already")
         return digits(name, image_size, augmentation)
+    if base in NAMED:
+        arrays = read_named(base, folder, download, image_size, corrupt_images)
+        return image_data(name, arrays, options, augmentation, (NAMED[base].mean, NAMED[base].std))
     if base.endswith(".npz"):
         return image_data(name, read_npz(base, image_size, corrupt_images), options, augmentation)
+    if is_data_module(base):
+        return module_data(name, folder, download, image_size)
+    if Path(base).is_dir():
+        if options != Options():
+            raise UnsupportedError(f"{name}: a folder takes no options; its test images are those in val/")
+        return folder_data(name, base, image_size, augmentation, corrupt_images)
+    if os.sep in base or "/" in base:
+        remedy = "check the path, or name one of: " + ", ".join(list_data())
+        raise FileNotFoundError(f"{base}: expected a folder with train/ and val/, found no such folder; {remedy}")
     known = list_data()
-    raise UnsupportedError(
-        f"no data set named {name!r}{nearest(name, known)}; expected one of: {', '.join(known)}; or a path (.npz)"
-    )
+    expected = f"expected one of: {', '.join(known)}; or a path (.npz, or a folder with train/ and val/)"
+    raise UnsupportedError(f"no data set named {name!r}{nearest(name, known)}; {expected}")
 
 
 def list_data() -> list[str]:
@@ -70,10 +92,11 @@ def list_data() -> list[str]:
     >>> "digits" in list_data()
     True
     """
-    return ["digits"]
+    return sorted(["digits", *NAMED, *_ALIASES])
 
 
 def _parse(name: str) -> tuple[str, Options]:
+    name = _ALIASES.get(name, name)
     found = _OPTIONS.search(name)
     if not found:
         return name, Options()

@@ -201,6 +201,7 @@ class _FromDataset:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self._device.type == "cuda",
+            generator=torch.Generator(),  # the global one is the run's, and is left alone
             collate_fn=_Collate(getattr(dataset, "collate", default_collate)),
         )
 
