@@ -59,6 +59,27 @@ def test_the_authors_layer(name):
         np.testing.assert_allclose(grad["bias"], golden["grad.bias"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("channels", "filters", "groups", "S"), [(4, 6, 2, 9), (6, 6, 3, 20), (4, 8, 4, 11)])
+def test_groups_are_paired_as_the_authors_code_does(channels, filters, groups, S):
+    random = np.random.default_rng(0)
+    kernel, D = random.normal(size=(S, channels // groups, filters)), random.normal(size=(9, S, channels))
+    layer = DOConv2D(filters, 3, groups=groups, depth_multiplier=S, use_bias=False)
+    layer.build((1, 5, 5, channels))
+    import_doconv(layer, kernel, D)
+    # do_conv_tensorflow.py reads its kernel, row by row, as (S, channels, filters / groups).
+    expected = np.zeros((9, channels // groups, filters))
+    for a in range(channels // groups):
+        for b in range(filters):
+            i = (a * filters + b) // (filters // groups)
+            for m in range(9):
+                for s in range(S):
+                    one = float(s % 9 == m and s < S // 9 * 9)
+                    expected[m, a, b] += (D[m, s, i] + one) * kernel[s, a, b]
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(layer.kernel), expected.reshape(3, 3, channels // groups, filters), rtol=1e-4, atol=1e-4
+    )
+
+
 def test_arrays_of_another_layer_are_refused():
     layer = DOConv2D(8, 3, name="target", use_bias=False)
     layer.build((1, 5, 5, 4))

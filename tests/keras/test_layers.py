@@ -117,6 +117,9 @@ def test_channels_first(name):
         stir(last)
         layer.set_weights(last.get_weights())
         near(layer.kernel, last.kernel, 1e-7)
+        plain = layer.fold()
+        assert plain.data_format == "channels_first"
+        near(plain.kernel, last.kernel, 1e-6)
         return
     turned = np.moveaxis(x, -1, 1)
     layer(turned)

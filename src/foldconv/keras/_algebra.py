@@ -39,11 +39,11 @@ def primitives(array: Any) -> Any:
     return _NumPy() if array is np else _Keras()
 
 
-def constant(values: Any, like: Any, array: Any) -> Any:
+def constant(values: np.ndarray, like: Any, array: Any) -> Any:
     """Fixed numbers as an array of `array`'s library and of `like`'s dtype."""
     if array is np:
         return np.asarray(values, like.dtype)
-    return array.convert_to_tensor(np.asarray(values), keras.backend.standardize_dtype(like.dtype))
+    return array.convert_to_tensor(values, keras.backend.standardize_dtype(like.dtype))
 
 
 def common(kernel: Any, groups: int, channels: int, array: Any) -> Any:
@@ -69,7 +69,7 @@ def per_output(values: Any, groups: int, array: Any) -> Any:
     return array.reshape(values, (groups, 1, 1, -1))
 
 
-def at_centre(size: Sequence[int], like: Any, array: Any) -> Any:
+def at_centre(size: Sequence[int]) -> np.ndarray:
     """``(1, 1, k, 1)``: one at the tap of a 1×1 branch, else zero."""
     taps = int(np.prod(size))
-    return constant(np.eye(taps)[mathematics.centre_tap(size)].reshape(1, 1, taps, 1), like, array)
+    return np.eye(taps)[mathematics.centre_tap(size)].reshape(1, 1, taps, 1)

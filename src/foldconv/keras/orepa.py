@@ -11,7 +11,6 @@ kept.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import math
 from typing import Any, ClassVar
@@ -44,6 +43,9 @@ class OREPALayer(ComposedLayer):
     avg_conv = prior_conv = kxk_idconv1 = kxk_conv2 = conv_1x1 = gconv_dw = gconv_pw = None
     l2i_conv1 = l2i_conv2 = None
     vector: Any = None
+    _identity: np.ndarray
+    _cosines: np.ndarray
+    _centre: np.ndarray
 
     def add_factors(self: Any, input_shape: Any) -> None:
         """Draw the branches and set the scales as the paper does."""
@@ -77,6 +79,10 @@ class OREPALayer(ComposedLayer):
             for name, (shape, fan) in shapes.items():
                 self.add_factor(name, shape, "zeros" if fan is None else _kaiming(fan, a))
             scales = [0.25, 0.25, 0.0, 0.5, *([1.0] if self.point else []), 0.5]
+            # What is not learned, made here: compilers would otherwise trace how.
+            self._identity = np.tile(np.eye(i), (1, inner // i))
+            self._cosines = _cosines(out, size, groups)
+            self._centre = _algebra.at_centre(size)
         self.add_factor("vector", (len(scales), out), "zeros")
         self.vector.assign(np.repeat(np.array(scales)[:, None], out, axis=1))
 
@@ -93,8 +99,7 @@ class OREPALayer(ComposedLayer):
             return _algebra.common(branch, groups, channels, array)
 
         out, inner, filters = vector.shape[1], f["kxk_conv2"].shape[-2], DEPTHWISE_FILTERS
-        identity = _algebra.constant(np.tile(np.eye(i), (1, inner // i)), kernel, array)
-        first = common(f["kxk_idconv1"])[:, :, 0] + identity  # (G, I, t)
+        first = common(f["kxk_idconv1"])[:, :, 0] + _algebra.constant(self._identity, kernel, array)  # (G, I, t)
         second = common(f["kxk_conv2"], inner)  # (G, t, k, o)
         product = array.matmul(first, array.reshape(second, (groups, inner, taps * (out // groups))))
         depthwise = array.transpose(array.reshape(f["gconv_dw"], (taps, groups, i, filters)), (1, 2, 0, 3))
@@ -108,15 +113,14 @@ class OREPALayer(ComposedLayer):
             point=None if point is None else common(point),
             separable=(depthwise, pointwise),
             scales=[_algebra.per_output(vector[n], groups, array) for n in range(vector.shape[0])],
-            cosines=_algebra.constant(_cosines(out, tuple(size), groups), kernel, array),
-            centre=None if point is None else _algebra.at_centre(size, kernel, array),
+            cosines=_algebra.constant(self._cosines, kernel, array),
+            centre=None if point is None else _algebra.constant(self._centre, kernel, array),
             taps=taps,
             p=p,
         )
         return _algebra.back(composed, kernel.shape, array)
 
 
-@functools.cache
 def _cosines(out: int, size: tuple[int, ...], groups: int) -> np.ndarray:
     """``(G, 1, k, o)``; in single precision whatever the dtype, as the original stores them."""
     values = np.asarray(mathematics.cosines(out, size), np.float32)

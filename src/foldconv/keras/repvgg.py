@@ -168,7 +168,7 @@ class RepVGGLayer(FoldableLayer):
             point=_algebra.common(float64(self.point_kernel), groups, i, np),
             identity=None if self.identity_norm is None else np.eye(i).reshape(1, i, 1, i),
             scales=scales,
-            centre=_algebra.at_centre(self.kernel_size, kernel, np),
+            centre=_algebra.at_centre(self.kernel_size),
         )
         return _algebra.back(composed, kernel.shape, np), shift
 
