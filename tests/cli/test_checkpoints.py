@@ -61,6 +61,22 @@ def test_eval_asks_for_the_architecture(fails, tmp_path):
         assert "name it with --architecture" in fails("eval", tmp_path / name)
 
 
+def test_eval_on_other_data(call, call_json, fails, run_folder, tmp_path):
+    """The test images of an npz file, resized to what the network takes."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 12, 12), dtype=np.uint8)
+    labels = np.arange(40) % 10
+    path = tmp_path / "other.npz"
+    np.savez(path, x_train=images, y_train=labels, x_test=images[:30], y_test=labels[:30])
+    result = call_json("eval", run_folder / "last.ckpt", "--data", path, "--image-size", 8, "--workers", 0)
+    assert (result["images"], result["images_skipped"], result["data"]) == (30, 0, str(path))
+    np.savez(path, x_train=images, y_train=labels % 5, x_test=images, y_test=labels % 5)
+    assert "made for 10 classes" in fails("eval", run_folder / "last.ckpt", "--data", path)
+    assert "nowhere.npz" in fails("eval", run_folder / "last.ckpt", "--data", tmp_path / "nowhere.npz", "--no-download")
+
+
 def test_eval_prints_a_line(call, run_folder, expected):
     code, out, err = call("eval", run_folder / "last.ckpt")
     assert (code, err, out.count("\n")) == (0, "", 1)
@@ -71,9 +87,10 @@ def test_eval_of_another_number_of_classes(fails, tmp_path):
     network = zoo.create("digits_resnet", num_classes=7)
     extra = {"architecture": "digits_resnet", "architecture_args": {"num_classes": 7}, "data": "digits"}
     foldconv.save(network, tmp_path / "seven.safetensors", extra=extra)
-    assert "expected logits of shape (256, 10) for 'digits', received (256, 7)" in fails(
-        "eval", tmp_path / "seven.safetensors"
-    )
+    message = "seven.safetensors: made for 7 classes; 'digits' has 10"
+    assert message in fails("eval", tmp_path / "seven.safetensors")
+    foldconv.save(network, tmp_path / "bare.safetensors", extra={**extra, "architecture_args": {}})
+    assert "does not fit" in fails("eval", tmp_path / "bare.safetensors")
 
 
 def test_evaluate_counts_right_answers():
@@ -183,7 +200,7 @@ def test_fold_writes_a_network_that_computes_the_same(call, call_json, run_folde
     assert "stem.0" in text
     assert "whole network" in text
     assert "max error" in text
-    assert os.listdir(tmp_path) == [out.name]
+    assert sorted(os.listdir(tmp_path)) == ["deploy.report.json", out.name]
     assert_complete(call_json("eval", out), expected)
     norms = [name for name in load_file(out) if "running_mean" in name]
     assert len(norms) == (0 if batchnorm else 9)
@@ -195,6 +212,18 @@ def test_fold_json(call_json, run_folder, tmp_path, expected):
     assert 0 < result["max_error"] < 1e-4
     assert result["parameters_before"] == expected["parameters_training"]
     assert result["parameters_after"] == expected["parameters_folded"]
+
+
+def test_fold_writes_its_verification_beside_it(call_json, fails, run_folder, tmp_path):
+    result = call_json("fold", run_folder / "last.ckpt", tmp_path / "deploy.safetensors", "--batchnorm")
+    report = json.loads((tmp_path / "deploy.report.json").read_text())
+    assert report == result
+    assert report["architecture_args"]["width"] == 4
+    assert (report["batchnorm_folded"], report["input_shape"]) == (True, [1, 8, 8])
+    (tmp_path / "deploy.safetensors").unlink()
+    message = fails("fold", run_folder / "last.ckpt", tmp_path / "deploy.safetensors")
+    assert "deploy.report.json: file exists and is not overwritten" in message
+    assert not (tmp_path / "deploy.safetensors").exists()
 
 
 def test_fold_twice_changes_nothing(call_json, run_folder, tmp_path):

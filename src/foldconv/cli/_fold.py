@@ -1,10 +1,16 @@
-"""Fold a checkpoint into the plain network, verify it layer by layer, and write its weights as safetensors."""
+"""Fold a checkpoint into the plain network, verify it layer by layer, and write its weights as safetensors.
+
+OUT says itself which network it is for. The verification is written beside it: deploy.safetensors gets
+deploy.report.json.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 from ._common import Parser, add_network_arguments, pairs
@@ -27,8 +33,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Fold, verify, write; the report as plain values and as a table."""
-    if os.path.lexists(options.out):  # before the work; the writing itself checks again
-        raise FileExistsError(f"{options.out}: file exists and is not overwritten; choose another name")
+    report_path = Path(options.out).with_suffix(".report.json")
+    for path in (options.out, report_path):
+        if os.path.lexists(path):  # before the work; the writing itself checks again
+            raise FileExistsError(f"{path}: file exists and is not overwritten; choose another name")
 
     import torch
 
@@ -57,12 +65,21 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         save(folded, temporary, extra=extra)
     result = {
         "out": options.out,
+        "report": str(report_path),
+        "source": options.checkpoint,
+        "architecture": description["architecture"],
+        "architecture_args": description.get("architecture_args", {}),
+        "batchnorm_folded": extra["batchnorm_folded"],
+        "input_shape": list(shape),
+        "tolerance": _TOLERANCE,
         "max_error": report.max_error,
         "layers": [dataclasses.asdict(layer) for layer in report.layers],
         "parameters_before": sum(parameter.numel() for parameter in network.parameters()),
         "parameters_after": sum(parameter.numel() for parameter in folded.parameters()),
     }
+    with atomic_path(report_path, overwrite=False) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result, (
         f"{report}\n\n{options.out}: {result['parameters_after']:,} parameters (before: "
-        f"{result['parameters_before']:,})"
+        f"{result['parameters_before']:,})\nthe verification: {report_path}"
     )

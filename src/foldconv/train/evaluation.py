@@ -14,17 +14,27 @@ from .data import ImageData, evaluation_loader
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, data: ImageData) -> dict[str, Any]:
+def evaluate(
+    network: nn.Module, data: ImageData, *, device: str | torch.device = "cpu", workers: int = 0
+) -> dict[str, Any]:
     """``accuracy`` (share of right answers), ``loss`` (mean cross-entropy) and ``images`` (how many were tested).
 
     Runs in evaluation mode and gives every module its own mode back.
+
+    Args:
+        network: images (batch, channels, height, width) → logits (batch, classes); it is moved to `device`.
+        data: whose test images are used.
+        device: where to compute.
+        workers: processes that decode images, for sets that are read from files.
 
     Raises:
         UnsupportedError: the network's outputs are not one number per class and image.
     """
     right, loss, count = 0, 0.0, 0
+    network = network.to(device)
     with evaluation(network):
-        for images, labels in evaluation_loader(data):
+        for images, labels in evaluation_loader(data, device=device, workers=workers):
+            images, labels = images.to(device), labels.to(device)
             logits = network(images)
             expected = (len(images), data.num_classes)
             if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
