@@ -119,7 +119,8 @@ def test_what_is_not_defined_is_none():
     assert [branch.share for branch in layer.branches] == [None, None]
     (layer,) = branches(two_branches([float("nan")], [1.0])).layers
     assert layer.branches[0].share is None
-    json.dumps(branches(two_branches([float("nan")], [1.0])).to_json(), allow_nan=False)
+    for first, second in ((math.nan, 1.0), (math.inf, -math.inf), (math.inf, 1.0)):  # a network that diverged
+        json.dumps(branches(two_branches([first], [second])).to_json(), allow_nan=False)
 
 
 def test_a_new_layer_is_its_first_branch_alone():

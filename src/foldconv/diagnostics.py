@@ -124,8 +124,8 @@ def _layer(name: str, layer: Any, dtype: torch.dtype) -> LayerBranches:
     kernels = {key: kernel.weight.flatten() for key, kernel in layer.branch_kernels(dtype).items()}
     products = _products(list(kernels.values()))
     # K is the sum of the branches, so its products are sums of theirs; the shares then add up to one by themselves.
-    with_whole = [math.fsum(row) for row in products]
-    whole = max(math.fsum(with_whole), 0.0)
+    with_whole = [sum(row) for row in products]
+    whole = max(sum(with_whole), 0.0)
     norms = [math.sqrt(row[i]) for i, row in enumerate(products)]
     similarities = tuple(
         tuple(_ratio(value, norm * other) for value, other in zip(row, norms)) for row, norm in zip(products, norms)

@@ -53,7 +53,8 @@ class BranchHistory(pl.Callback):
     def _add(self, epoch: int, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        network: nn.Module = getattr(pl_module, "network", pl_module)
+        # What counts in the end: an average of the weights where there is one.
+        network: nn.Module = getattr(pl_module, "trained", getattr(pl_module, "network", pl_module))
         # A compiled module is a wrapper; the layers' names are those of what it wraps.
         report = branches(getattr(network, "_orig_mod", network))
         found = [
