@@ -49,12 +49,14 @@ def add_arguments(parser: Parser) -> None:
         "--config", metavar="FILE", help="YAML file with options below, which override it", **suppressed
     )
     parser.add_argument("--seed", metavar="N", type=int, help="the first of the seeds (default: 0)", **suppressed)
-    group = parser.add_argument_group("training, the same for all runs")
     train = Parser(add_help=False)
     _train.add_arguments(train)
-    for action in train._actions:
-        if action.dest not in _NOT_SHARED:
-            group._add_action(action)
+    for group in train._action_groups:
+        shared = [action for action in group._group_actions if action.dest not in _NOT_SHARED]
+        if shared:
+            copy = parser.add_argument_group(f"{group.title}, the same for all runs")
+            for action in shared:
+                copy._add_action(action)
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -75,7 +77,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         chosen["methods"] = tuple(word.strip() for word in options.methods.split(","))
     config = CompareConfig(train=train, **chosen)
 
-    from ..compare.run import compare
+    from ..compare.runner import compare
 
     values, failures = compare(config, options.out, getattr(options, "jobs", 1))
     if failures:
@@ -95,7 +97,7 @@ def _report(options: argparse.Namespace, given: list[str]) -> tuple[dict[str, An
     if given:
         option = "--" + given[0].replace("_", "-")
         raise UsageError("foldconv compare report", f"takes the folder and nothing else, not {option}")
-    from ..compare.report import report
+    from ..compare.reporting import report
 
     values = report(options.folder)
     return values, _text(values, options.folder)

@@ -15,10 +15,10 @@ from .config import CompareConfig as CompareConfig
 from .config import Job as Job
 
 if TYPE_CHECKING:
-    from .report import report as report
-    from .run import compare as compare
+    from .reporting import report as report
+    from .runner import compare as compare
 
-_HOME = {"compare": "run", "report": "report"}
+_HOME = {"compare": "runner", "report": "reporting"}
 
 __all__ = ["CompareConfig", "Job", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -26,7 +26,4 @@ __all__ = ["CompareConfig", "Job", *_HOME]  # pyright: ignore[reportUnsupportedD
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # A function has its module's name here, as `report`; the module stays reachable by its full name.
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

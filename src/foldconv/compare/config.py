@@ -41,11 +41,6 @@ class Job:
         """A file of ours about this job, beside its run folder: ``.yaml``, ``.log`` or ``.json``."""
         return self.folder.with_name(self.folder.name + suffix)
 
-    @property
-    def done(self) -> bool:
-        """Whether the run has ended well; its result is the last thing that it writes."""
-        return (self.folder / "result.json").is_file()
-
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:

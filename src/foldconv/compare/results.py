@@ -50,12 +50,21 @@ def outcomes(config: CompareConfig, root: Path) -> list[Outcome]:
     found = []
     for job in config.jobs(root):
         result = read_json(job.folder / "result.json")
-        if number(result.get("accuracy_folded")) is None:
+        if not _complete(result):
             continue
         record = read_json(job.beside(".json"))
         wall = number(record.get("wall_seconds"))
         found.append(Outcome(job, result, int(record.get("starts", 1)), int(record.get("parallel", 1)), wall))
     return found
+
+
+def finished(job: Job) -> bool:
+    """Whether the run has ended well; its result is the last thing that it writes."""
+    return _complete(read_json(job.folder / "result.json"))
+
+
+def _complete(result: dict[str, Any]) -> bool:
+    return number(result.get("accuracy_folded")) is not None
 
 
 def curve(job: Job) -> Curve:

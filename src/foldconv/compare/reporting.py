@@ -105,7 +105,7 @@ def summarize(config: CompareConfig, found: Sequence[Outcome]) -> dict[str, Any]
         "time_is_of": "training epochs" if all("training_seconds" in o.result for o in found) else "whole runs",
         "devices": sorted({str(outcome.result["device"]) for outcome in found if outcome.result.get("device")}),
         "methods": methods,
-        "config": config.shared(),
+        "config": {k: portable(v) if isinstance(v, str) else v for k, v in config.shared().items()},
     }
 
 
@@ -139,13 +139,15 @@ def command(config: CompareConfig, root: str) -> str:
     for name, value in config.shared().items():
         if value == getattr(defaults, name):
             continue
-        words.append("--" + name.replace("_", "-"))
-        if isinstance(value, dict):
-            words += [f"{key}={json.dumps(each)}" for key, each in value.items()]
-        elif isinstance(value, (list, tuple)):
-            words.append(",".join(map(str, value)))
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        elif isinstance(value, dict):
+            words += [option, *(f"{key}={json.dumps(each)}" for key, each in value.items())]
+        elif isinstance(value, list):
+            words += [option, *map(str, value)]
         else:
-            words.append(portable(value) if isinstance(value, str) else json.dumps(value))
+            words += [option, portable(str(value))]
     return shlex.join([*words, "--out", portable(root)])
 
 

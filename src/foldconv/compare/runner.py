@@ -24,8 +24,8 @@ from ..bench.machine import machine, versions
 from ..errors import UnsupportedError
 from .config import CONFIG, CompareConfig, Job
 from .display import Display
-from .report import MACHINES, report
-from .results import Outcome, number, outcomes, read_json
+from .reporting import MACHINES, report
+from .results import Outcome, finished, number, outcomes, read_json
 
 _CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 _PATIENCE = 20.0
@@ -107,27 +107,30 @@ class Running:
 def _run_all(
     config: CompareConfig, jobs: Sequence[Job], at_once: int, lock: int | None, display: Display
 ) -> dict[str, str]:
-    waiting = [job for job in jobs if not job.done]
+    waiting = [job for job in jobs if not finished(job)]
     running: list[Running] = []
     failures: dict[str, str] = {}
-    finished = len(jobs) - len(waiting)
-    with display.shown(config, len(jobs), finished, at_once), _terminable():
+    ended = len(jobs) - len(waiting)
+    at_once = max(1, min(at_once, len(waiting)))
+    with display.shown(config, len(jobs), ended, at_once), _asked_to_stop() as asked:
         try:
             while waiting or running:
+                if asked:
+                    raise KeyboardInterrupt
                 while waiting and len(running) < at_once:
                     running.append(_start(config, waiting.pop(0), at_once, lock))
                 for each in [each for each in running if each.process.poll() is not None]:
                     running.remove(each)
                     error = _end(each)
-                    finished += 1
+                    ended += 1
                     if error is not None:
                         failures[each.job.folder.relative_to(each.job.root).as_posix()] = error
-                    display.ended(each.job, time.perf_counter() - each.begin, finished, error)
+                    display.ended(each.job, time.perf_counter() - each.begin, ended, error)
                 display.update([each.job for each in running])
                 if running:
                     time.sleep(0.1)
         except KeyboardInterrupt:
-            _stop(running)
+            _stop(running, asked)
             left = len(waiting) + len(running)
             raise KeyboardInterrupt(
                 f"stopped with {left} of {len(jobs)} runs to go; continue with the same command"
@@ -148,13 +151,12 @@ def _start(config: CompareConfig, job: Job, at_once: int, lock: int | None) -> R
     starts = int(number(record.get("starts")) or 0) + 1 if continued else 1
     parallel = max(at_once, int(number(record.get("parallel")) or 0) if continued else 0)
     _write_json(job.beside(".json"), {"starts": starts, "parallel": parallel})
-    what = ["--resume", str(job.folder)] if continued else ["--config", str(file), "--out", str(job.folder)]
     environment = dict(os.environ)
     if at_once > 1:  # else every run takes all cores, and they wait for each other
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (machine()["cores"] or 1) // at_once)))
     with open(job.beside(".log"), "ab" if continued else "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "foldconv", "train", *what],
+            _command(job, file, continued),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -165,10 +167,15 @@ def _start(config: CompareConfig, job: Job, at_once: int, lock: int | None) -> R
     return Running(job, process, time.perf_counter())
 
 
+def _command(job: Job, file: Path, continued: bool) -> list[str]:
+    what = ["--resume", str(job.folder)] if continued else ["--config", str(file), "--out", str(job.folder)]
+    return [sys.executable, "-m", "foldconv", "train", *what]
+
+
 def _end(each: Running) -> str | None:
     """Note the time that it took; its last line of log when it failed."""
     job, code = each.job, each.process.returncode
-    if code == 0 and job.done:
+    if code == 0 and finished(job):
         record = read_json(job.beside(".json"))
         _write_json(job.beside(".json"), {**record, "wall_seconds": round(time.perf_counter() - each.begin, 3)})
         return None
@@ -181,36 +188,38 @@ def _end(each: Running) -> str | None:
     return f"{how}: {last.removeprefix('foldconv: error: ')}"
 
 
-def _stop(running: Sequence[Running]) -> None:
+def _stop(running: Sequence[Running], asked: list[int]) -> None:
     """Ask all to end, then wait; who takes too long is killed, which costs the epoch that it was in."""
+    before, deadline = len(asked), time.monotonic() + _PATIENCE
     for each in running:
         with contextlib.suppress(OSError):
             each.process.terminate() if platform.system() == "Windows" else each.process.send_signal(signal.SIGINT)
-    deadline = time.monotonic() + _PATIENCE
-    for each in running:
-        try:
-            each.process.wait(max(0.0, deadline - time.monotonic()))
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C: at once, please
-            deadline = 0.0
-            each.process.kill()
-            each.process.wait()
+    while any(each.process.poll() is None for each in running):
+        if time.monotonic() > deadline or len(asked) > before:  # a second Ctrl-C: at once, please
+            for each in running:
+                each.process.kill()
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """A request to terminate, as schedulers of clusters send it, ends us as Ctrl-C does."""
+def _asked_to_stop() -> Iterator[list[int]]:
+    """A list that is no longer empty after Ctrl-C, or a request to terminate, as schedulers of clusters send it.
+
+    An exception could come in the middle of starting a run, which nobody would then stop.
+    """
+    asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield asked
         return
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+    for which, handler in before.items():
+        if handler != signal.SIG_IGN:  # as for a shell's background jobs
+            signal.signal(which, lambda received, _: asked.append(received))
     try:
-        yield
+        yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for which, handler in before.items():
+            signal.signal(which, handler)
 
 
 def _fastest(config: CompareConfig, root: Path, lock: int | None, console: Console) -> int:
