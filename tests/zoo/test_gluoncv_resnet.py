@@ -1,5 +1,9 @@
 """GluonCV's ResNets: MXNet's published sizes, torchvision's function for v1b, and what sets the versions apart."""
 
+import json
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -57,6 +61,24 @@ def test_v1b_is_torchvisions_function_under_its_names(bottleneck):
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("bottleneck", [False, True])
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_v1_and_v2_compute_what_mxnet_does(version, bottleneck):
+    mxnet = runpy.run_path(str(Path(__file__).with_name("mxnet_resnet_logits.py")))
+    net = GluonCVResNet(version, (1, 2, 1, 1), bottleneck, width=4, num_classes=3).double().eval()
+    shapes = {key: tuple(value.shape) for key, value in net.state_dict().items() if value.ndim}
+    if version == "v2":  # of the norm on the images, which has running statistics only
+        assert {key for key in shapes if key.startswith("features.0.")} == {
+            "features.0.running_mean",
+            "features.0.running_var",
+        }
+    state = {key: torch.from_numpy(array) for key, array in mxnet["values"](shapes).items()}
+    net.load_state_dict(state, strict=False)
+    expected = json.loads(mxnet["FILE"].read_text())[f"{version} {'bottle_neck' if bottleneck else 'basic_block'}"]
+    logits = net(torch.from_numpy(mxnet["image"]()))
+    torch.testing.assert_close(logits, torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("version", "first", "middle", "biases"),
     [("v1", "body.0", "body.3", True), ("v1b", "conv1", "conv2", False), ("v2", "conv1", "conv2", False)],
@@ -88,6 +110,8 @@ def test_last_gamma_starts_every_block_as_its_shortcut(version, bottleneck):
         x = torch.randn(2, convolution.in_channels, 8, 8)
         shortcut = x if block.downsample is None else block.downsample(x)
         torch.testing.assert_close(block(x), shortcut.relu())
+        norms = [m for key, m in block.named_modules() if isinstance(m, torch.nn.BatchNorm2d) and "down" not in key]
+        assert [bool(norm.weight.any()) for norm in norms] == [True] * (len(norms) - 1) + [False]
     plain = GluonCVResNet(version, (1, 1, 1, 1), bottleneck, width=8)
     assert all(m.weight.all() for m in plain.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
