@@ -17,6 +17,8 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#
 _MARKERS, _DASHES = "osv^Dx+*", ("-", "--", "-.", ":")
 _MANY = 40
 """From this number of layers on, a heat map's cells are too small for numbers."""
+_IN_LEGEND = 20
+"""From this number of layers on, a legend names only some of them."""
 
 
 def plot_branches(report: BranchReport, path: str | os.PathLike[str], title: str, history: list[Row] | None = None):
@@ -57,7 +59,7 @@ def plot_branches(report: BranchReport, path: str | os.PathLike[str], title: str
     if not panels:  # chains: one branch of share one everywhere
         panels.append(("shares", lambda axes: _heat_map(axes, list(layers))))
     height = max(4.0, 1.5 + 0.24 * len(layers))
-    figure = Figure(figsize=(5.5 * len(panels), height), layout="constrained")
+    figure = Figure(figsize=(6.0 * len(panels), height), layout="constrained")
     for axes, (_, draw) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         draw(axes)
     figure.suptitle(title)
@@ -88,34 +90,45 @@ def _heat_map(axes: Any, layers: list[LayerBranches]) -> None:
 
 def _shares(axes: Any, history: list[Row]) -> None:
     """One line per branch: its share, averaged over the layers that have it."""
-    epochs = sorted({row["epoch"] for row in history})
-    for n, name in enumerate(dict.fromkeys(row["branch"] for row in history)):
-        values = [_average(r["share"] for r in history if (r["branch"], r["epoch"]) == (name, e)) for e in epochs]
+    for n, (name, (epochs, values)) in enumerate(_lines(history, "branch", "share").items()):
         style = {"marker": _MARKERS[n % 8], "linestyle": _DASHES[n % 4], "color": _COLOURS[n % 8]}
         axes.plot(epochs, values, label=name, markersize=4, **style)
     axes.axhline(0, color="black", linewidth=0.6)
-    _over_epochs(axes, "share of the folded kernel, mean over layers", "shares over training")
+    _over_epochs(axes, "share, mean over layers", "shares over training")
 
 
 def _course(axes: Any, history: list[Row], column: str, label: str) -> None:
     """One line per layer, dark for the first and bright for the last."""
     from matplotlib import colormaps
 
-    names = list(dict.fromkeys(row["layer"] for row in history if row[column] is not None))
-    epochs = sorted({row["epoch"] for row in history})
-    for n, name in enumerate(names):
-        values = [_average(r[column] for r in history if (r["layer"], r["epoch"]) == (name, e)) for e in epochs]
+    lines = _lines(history, "layer", column)
+    last = len(lines) - 1
+    named = range(len(lines)) if last < _IN_LEGEND else {0, last // 3, 2 * last // 3, last}
+    for n, (name, (epochs, values)) in enumerate(lines.items()):
         # Up to 0.9: the brightest yellow is lost on white.
-        colour = colormaps["viridis"](0.9 * n / max(len(names) - 1, 1))
-        axes.plot(epochs, values, marker=".", linestyle=_DASHES[n % 4], color=colour, label=name or "(root)")
+        style = {"color": colormaps["viridis"](0.9 * n / max(last, 1)), "linestyle": _DASHES[n % 4], "marker": "."}
+        axes.plot(epochs, values, label=(name or "(root)") if n in named else None, **style)
     _over_epochs(axes, label, f"{label} over training")
+
+
+def _lines(history: list[Row], key: str, column: str) -> dict[str, tuple[list[int], list[float]]]:
+    """For each branch or layer that has the value: epochs, and the mean over what else the rows tell apart."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for row in history:
+        if row[column] is not None:
+            found.setdefault(row[key], {}).setdefault(row["epoch"], []).append(row[column])
+    return {
+        name: (list(by_epoch), [sum(values) / len(values) for values in by_epoch.values()])
+        for name, by_epoch in found.items()
+    }
 
 
 def _over_epochs(axes: Any, label: str, title: str) -> None:
     axes.set(xlabel="epoch", ylabel=label, title=title)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the lines, not on them
 
 
 def _bars(axes: Any, layers: list[LayerBranches], column: str, label: str) -> None:
@@ -134,8 +147,3 @@ def _by_layer(axes: Any, layers: list[LayerBranches], label: str) -> None:
     axes.invert_yaxis()
     axes.set(xlabel=label, title=f"{label} by layer")
     axes.grid(alpha=0.3, axis="x")
-
-
-def _average(values: Any) -> float:
-    found = [value for value in values if value is not None]
-    return sum(found) / len(found) if found else math.nan
