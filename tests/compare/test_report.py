@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 
 import pytest
 
@@ -166,11 +167,22 @@ def test_curves_of_runs_in_progress_or_damaged(tmp_path):
 
 
 def test_the_command_repeats_the_comparison():
-    train = TrainConfig(epochs=7, lr=0.05, seed=3, schedule="cosine", architecture_args={"width": 4, "depth": 14})
+    train = TrainConfig(
+        epochs=7,
+        lr=0.05,
+        seed=3,
+        schedule="cosine",
+        architecture_args={"width": 4, "depth": 14},
+        download=False,
+        channels_last=True,
+        data_folder="/home/someone/sets",
+        include=["stem*", "blocks.*"],
+    )
     config = CompareConfig(("plain", "orepa:large=plain"), 5, train)
     text = command(config, "/home/someone/out")
     assert "/home" not in text
-    options = parse(_parser(), text.split()[1:])
+    options = parse(_parser(), shlex.split(text)[1:])
     assert (options.methods, options.seeds, options.seed, options.out) == ("plain,orepa:large=plain", 5, 3, "out")
-    assert (options.epochs, options.lr, options.schedule) == (7, 0.05, "cosine")
+    assert (options.epochs, options.lr, options.schedule, options.data_folder) == (7, 0.05, "cosine", "sets")
+    assert (options.download, options.channels_last, options.include) == (False, True, ["stem*", "blocks.*"])
     assert options.architecture_args == [("width", 4), ("depth", 14)]
