@@ -87,6 +87,16 @@ def test_evaluation_is_shared_without_loss(world_size, count, monkeypatch):
     assert min(map(len, labels)) >= 1
 
 
+@pytest.mark.parametrize(("limit", "home"), [(2**30, "meta"), (10, "cpu")])
+def test_a_set_too_large_for_the_device_stays_in_memory(limit, home, monkeypatch):
+    monkeypatch.setattr("foldconv.train.data.loaders.ON_DEVICE", limit)
+    loader = evaluation_loader(colour(), device="meta")
+    (images, _), *_ = loader
+    assert images.device.type == "meta"
+    assert images.shape == IMAGES.shape
+    assert loader._begin._tensors[0].device.type == home
+
+
 def test_digits_can_be_augmented_and_resized():
     data = create_data("digits", image_size=16, augmentation="crop")
     assert data.input_shape == (1, 16, 16)

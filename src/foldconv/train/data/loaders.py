@@ -15,6 +15,8 @@ from ...errors import UnsupportedError
 from .image_data import ImageData
 
 EVALUATION_BATCH = 256
+ON_DEVICE = 4 * 2**30
+"""Bytes of images up to which a split is held on the device; a larger one stays in memory, and its batches travel."""
 
 
 class EpochShuffle(Sampler[int]):
@@ -169,16 +171,17 @@ class _FromTensors:
         self._tensors: Sequence[torch.Tensor] = dataset.tensors
 
     def __call__(self) -> Iterator[list[torch.Tensor]]:
-        self._tensors = [tensor.to(self._device) for tensor in self._tensors]  # copied in the first pass only
+        home = self._device if sum(tensor.nbytes for tensor in self._tensors) <= ON_DEVICE else "cpu"
+        self._tensors = [tensor.to(home) for tensor in self._tensors]  # copied in the first pass only
         plan = self._plan()
         draws = None
         if plan.seed is not None:  # another stream than that of the order
             generator = torch.Generator().manual_seed(plan.seed ^ 0x5DEECE66D)
             draws = self._transform.draw(len(plan.order), generator)
         draws = draws if draws is None else draws.to(self._device)
-        order = torch.tensor(plan.order, device=self._device)
+        order = torch.tensor(plan.order, device=home)
         for start, stop in self._shares:
-            images, *labels = [tensor[order[start:stop]] for tensor in self._tensors]
+            images, *labels = [tensor[order[start:stop]].to(self._device) for tensor in self._tensors]
             yield [self._transform(images, draws if draws is None else draws[start:stop]), *labels]
 
 
