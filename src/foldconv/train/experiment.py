@@ -208,7 +208,7 @@ def _train(
     metrics, stopwatch = MetricsTable(folder / METRICS), Stopwatch()
     callbacks: list[pl.Callback] = [EpochSeed(config.seed), stopwatch, metrics, EpochProgress(console)]
     if config.track_branches:
-        from .branch_history import BranchHistory  # pyright: ignore[reportMissingImports]
+        from .branch_history import BranchHistory
 
         callbacks.append(BranchHistory(folder / BRANCHES))
     # last: they look at, and keep, what the others left
