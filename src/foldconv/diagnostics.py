@@ -98,7 +98,7 @@ def branches(network: nn.Module, dtype: torch.dtype = torch.float64) -> BranchRe
         UnsupportedError: the network has no foldable layer, or one that has no exact kernel.
 
     Source: for the similarity Hu et al., "Online Convolutional Re-parameterization", CVPR 2022, section 3; for D's
-    distance Cao et al., "DO-Conv", TIP 2022, eq. 5; for the groups Zhang et al., ICCV 2019, section 5.
+    distance Cao et al., "DO-Conv", TIP 2022, eq. 5; for the groups Zhang et al., ICCV 2019.
 
     Example:
         >>> import foldconv
