@@ -1,5 +1,6 @@
 """OREPA layers of Keras: against torch's with the same parameters, against the authors' code, and in a network."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -277,3 +278,17 @@ def test_the_cosines_are_torchs(out, size):
 
     theirs = Branches(2, out, size, 1).prior(torch.zeros((), dtype=torch.float64)).numpy()
     np.testing.assert_allclose(mathematics.cosines(out, size), theirs, atol=1e-6)
+
+
+def test_float64_is_composed_in_float64():
+    context = contextlib.nullcontext()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        context = jax.enable_x64(True)
+    with context:
+        layer = OREPAConv2D(6, 3, dtype="float64")
+        layer.build((1, 5, 5, 4))
+        layer.set_weights([RANDOM.normal(size=w.shape) for w in layer.weights])
+        assert keras.backend.standardize_dtype(layer.kernel.dtype) == "float64"
+        near(layer.kernel, layer.folded()[0], 1e-12)
