@@ -6,6 +6,7 @@ from .cifar_resnet import CifarResNet
 from .expandnets import SmallNet
 from .g_resnext import GResNeXt, g_resnext50, g_resnext101
 from .gluoncv_resnet import GluonCVResNet
+from .mnist_demo import mnist_demo
 from .orepa_resnet import OREPAResNet
 from .plain_resnet import PlainNet
 from .repvgg import RepVGG
@@ -27,4 +28,5 @@ __all__ = [
     "g_resnext101",
     "input_shape",
     "list_architectures",
+    "mnist_demo",
 ]
