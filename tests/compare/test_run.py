@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -146,9 +144,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(fake, run, config,
     for name in ("last.ckpt", "result.json"):
         (folder / name).unlink()
     calls = fake()
-    values, _, _ = run(config(seeds=1))
-    assert calls == [("plain", 0, False)]
-    assert values["runs_continued"] == 0
+    values, failures, _ = run(config(seeds=1))
+    assert (calls, failures) == ([("plain", 0, False)], {})
+    assert (values["runs_finished"], values["runs_continued"]) == (2, 0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file locks of Unix")
@@ -164,9 +162,10 @@ def test_two_at_once_in_one_folder_are_refused(fake, run, config, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file locks of Unix")
-def test_a_run_that_outlives_us_keeps_the_folder(tmp_path):
+def test_a_run_that_outlives_us_keeps_the_folder(fake, config, tmp_path):
+    fake("wait")
     with runner._locked(tmp_path) as lock:
-        orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], pass_fds=(lock,))
+        orphan = runner._start(config(), Job("plain", 0, tmp_path), 1, lock).process
     try:
         with pytest.raises(UnsupportedError, match="another process"), runner._locked(tmp_path):
             pass
