@@ -58,7 +58,7 @@ _HOMES = {
     "errors": ["FoldConvError", "NoMatchError", "FoldMismatchError", "UnsupportedError", "CheckpointError"],
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
-_SUBMODULES = ("algebra", "checkpoints", "errors", "layers", "methods", "testing", "train", "zoo")
+_SUBMODULES = ("algebra", "checkpoints", "diagnostics", "errors", "layers", "methods", "testing", "train", "zoo")
 __all__ = sorted(_WHERE)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if _TYPE_CHECKING:

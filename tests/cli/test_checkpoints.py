@@ -37,6 +37,16 @@ def test_eval_of_the_checkpoint_and_the_folded_weights(call_json, run_folder, ex
     assert (rich["parameters"], plain["parameters"]) == (expected["parameters_training"], expected["parameters_folded"])
 
 
+def test_eval_runs_no_code_that_a_file_names_as_its_data(fails, tmp_path, monkeypatch):
+    (tmp_path / "trap.py").write_text("raise SystemExit('ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    description = {"architecture": "digits_resnet", "data": "trap:Data"}
+    foldconv.save(zoo.create("digits_resnet"), tmp_path / "a.safetensors", extra=description)
+    assert "names 'trap:Data' as its data, whose code would run; if you trust it, give --data" in fails(
+        "eval", tmp_path / "a.safetensors"
+    )
+
+
 def test_eval_of_a_saved_expanded_network(call_json, run_folder, expected, tmp_path):
     network, description = open_network(run_folder / "last.ckpt")
     foldconv.save(network, tmp_path / "rich.safetensors", extra=description)

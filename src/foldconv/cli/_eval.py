@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from ..errors import CheckpointError
     from ..surgery import foldable_layers
     from ..train.checkpoint import check_classes, open_network
+    from ..train.data import is_data_module
     from ..train.evaluation import evaluate
     from ..train.experiment import open_data
 
@@ -47,6 +48,11 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     name = options.data or description.get("data")
     if name is None:
         raise CheckpointError(f"{options.checkpoint}: does not say what it was trained on; name it with --data")
+    if options.data is None and (not isinstance(name, str) or is_data_module(name)):
+        # A file is not trusted: a module that it names would be run.
+        raise CheckpointError(
+            f"{options.checkpoint}: names {name!r} as its data, whose code would run; if you trust it, give --data"
+        )
     config = TrainConfig(
         data=name,
         data_folder=options.data_folder,
