@@ -217,6 +217,8 @@ def test_a_folder_that_appears_meanwhile_stays(tmp_path):
 @pytest.mark.parametrize("structure", [list, dict])
 def test_several_inputs_and_outputs(format, structure, tmp_path):
     need(format)
+    if (BACKEND, format, structure) == ("torch", "onnx", dict) and keras.__version__ < "3.15":
+        pytest.skip(f"Keras {keras.__version__} on torch writes no {format} with a dictionary of inputs")
     keras.utils.set_random_seed(0)
     # Names in another order than the inputs; twelve outputs, as output_10 sorts before output_2.
     z, a = keras.Input((6, 6, 2), name="z"), keras.Input((6, 6, 2), name="a")
