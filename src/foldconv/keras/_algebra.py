@@ -1,4 +1,4 @@
-"""How Keras' kernels are composed: `foldconv.mathematics` with Keras' primitives, or NumPy's, and Keras' layout.
+"""How Keras' kernels are composed: `foldconv.mathematics` on the arrays of Keras or of NumPy, in Keras' layout.
 
 A kernel of Keras is ``(*size, I, O)``, I the input channels of one of G groups. A depthwise one, ``(*size, C, m)``, has
 the same entries in the same order as one of C groups, ``(*size, 1, C · m)``, and is treated as such.
@@ -8,6 +8,7 @@ the same entries in the same order as one of C groups, ``(*size, 1, C · m)``, a
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,28 +16,21 @@ import numpy as np
 
 import keras
 
-from .. import mathematics
+from ..mathematics import centre_tap
 
 
-class _Keras:
-    """`foldconv.mathematics.Primitives` of the current Keras backend."""
+class _Primitives:
+    """`foldconv.mathematics.Primitives` of NumPy and of every backend of Keras."""
 
-    matmul = staticmethod(keras.ops.matmul)
+    # The arrays' own operator: Keras' matmul makes float32 of float64 on torch.
+    matmul = staticmethod(operator.matmul)
 
     @staticmethod
     def first_taps(x: Any, taps: int) -> Any:
         return x[:, :, :taps]
 
 
-class _NumPy(_Keras):
-    """The same in NumPy, for folding in float64 whatever the backend."""
-
-    matmul = staticmethod(np.matmul)
-
-
-def primitives(array: Any) -> Any:
-    """Those of ``keras.ops`` or of ``numpy``."""
-    return _NumPy() if array is np else _Keras()
+PRIMITIVES = _Primitives()
 
 
 def constant(values: np.ndarray, like: Any, array: Any) -> Any:
@@ -72,4 +66,4 @@ def per_output(values: Any, groups: int, array: Any) -> Any:
 def at_centre(size: Sequence[int]) -> np.ndarray:
     """``(1, 1, k, 1)``: one at the tap of a 1×1 branch, else zero."""
     taps = int(np.prod(size))
-    return np.eye(taps)[mathematics.centre_tap(size)].reshape(1, 1, taps, 1)
+    return np.eye(taps)[centre_tap(size)].reshape(1, 1, taps, 1)

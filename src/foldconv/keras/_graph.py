@@ -44,7 +44,11 @@ def links(model: Any) -> list[tuple[Any, Any]]:
 
 def takes_in(conv: Any, norm: Any) -> bool:
     """Can a convolution's layer take in the norm that follows it?"""
-    if type(norm) is not keras.layers.BatchNormalization or norm.renorm or conv.activity_regularizer is not None:
+    if (
+        type(norm) is not keras.layers.BatchNormalization
+        or getattr(norm, "renorm", False)
+        or conv.activity_regularizer is not None
+    ):
         return False
     linear = conv.activation is None or conv.activation is keras.activations.linear
     ndim = len(conv.kernel_size) + 2

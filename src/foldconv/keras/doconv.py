@@ -62,7 +62,7 @@ class DOLayer(ComposedLayer):
         if extra is not None:
             W = array.concatenate([W, _algebra.common(extra, groups, channels, array)], axis=2)
         D = array.reshape(D, (groups, channels, taps, multiplier))
-        return _algebra.back(mathematics.doconv(W, D, taps, _algebra.primitives(array)), kernel.shape, array)
+        return _algebra.back(mathematics.doconv(W, D, taps, _algebra.PRIMITIVES), kernel.shape, array)
 
 
 class _DOConv(DOLayer, ComposedConv):

@@ -88,7 +88,7 @@ class OREPALayer(ComposedLayer):
 
     def composed(self, kernel: Any, factors: dict[str, Any], array: Any) -> Any:
         """The sum of the scaled branches."""
-        (groups, i), p, size = self.decomposition, _algebra.primitives(array), kernel.shape[:-2]
+        (groups, i), p, size = self.decomposition, _algebra.PRIMITIVES, kernel.shape[:-2]
         f, taps = factors, math.prod(size)
         vector = f["vector"]
         if taps == 1:
@@ -101,7 +101,7 @@ class OREPALayer(ComposedLayer):
         out, inner, filters = vector.shape[1], f["kxk_conv2"].shape[-2], DEPTHWISE_FILTERS
         first = common(f["kxk_idconv1"])[:, :, 0] + _algebra.constant(self._identity, kernel, array)  # (G, I, t)
         second = common(f["kxk_conv2"], inner)  # (G, t, k, o)
-        product = array.matmul(first, array.reshape(second, (groups, inner, taps * (out // groups))))
+        product = p.matmul(first, array.reshape(second, (groups, inner, taps * (out // groups))))
         depthwise = array.transpose(array.reshape(f["gconv_dw"], (taps, groups, i, filters)), (1, 2, 0, 3))
         pointwise = array.transpose(array.reshape(f["gconv_pw"], (i, filters, groups, out // groups)), (2, 0, 1, 3))
         point = f.get("conv_1x1")
