@@ -232,6 +232,8 @@ def test_several_inputs_and_outputs(format, structure, tmp_path):
 @each_format
 def test_integers_in(format, tmp_path):
     need(format)
+    if (BACKEND, format) == ("torch", "litert"):
+        pytest.skip("litert-torch 0.10 passes integers of two kinds on to one function")
     keras.utils.set_random_seed(0)
     x = keras.Input((7,), dtype="int32")
     y = keras.layers.Conv1D(4, 3)(keras.layers.Embedding(5, 3, embeddings_initializer="normal")(x))
