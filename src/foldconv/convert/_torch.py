@@ -25,10 +25,10 @@ def read_file(path: str) -> Network:
     tensors = read_checkpoint(path)
     header = _header(path)
     groups = header.get("groups", {}) if header else {}
-    order = (header or {}).get("order")
+    order: Any = (header or {}).get("order")
     told = isinstance(order, list) and set(map(str, order)) == tensors.keys()
     if told:
-        tensors = {name: tensors[name] for name in order}
+        tensors = {str(name): tensors[str(name)] for name in order}
     for name, layer in (header or {}).get("layers", {}).items():
         if layer.get("method") != "doconv":
             raise UnsupportedError(
