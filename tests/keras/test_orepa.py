@@ -105,6 +105,8 @@ def test_torch_and_keras_agree(name):
 
 @EVERY
 def test_new_layers_start_as_torchs_do(name):
+    torch.manual_seed(0)
+    keras.utils.set_random_seed(0)
     layer, theirs, *_, depthwise = pair(name)
     fresh = type(layer).from_config(layer.get_config())
     fresh.build(layer.get_build_config()["input_shape"])
@@ -122,7 +124,7 @@ def test_new_layers_start_as_torchs_do(name):
             if not identity:
                 assert np.abs(ours).max() <= bound * 1.00001
                 assert np.abs(wanted).max() <= bound * 1.00001
-                if ours.size >= 24:
+                if ours.size >= 100:  # of fewer, chance gives such a deviation too
                     assert min(ours.std(), wanted.std()) > 0.4 * bound
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert again.get_config() == layer.get_config()
