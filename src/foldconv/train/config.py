@@ -125,7 +125,9 @@ class TrainConfig:
     compile: bool = _option(False, _MACHINE, "compile the network with torch.compile")
     accelerator: str = _option("auto", _MACHINE, "where to train: auto, cpu, gpu, mps")
     devices: int = _option(1, _MACHINE, "how many devices of one machine (on a CPU: processes); -1: all")
-    strategy: str = _option("auto", _MACHINE, "Lightning's name for how devices share the work: auto, ddp, fsdp")
+    strategy: str = _option(
+        "auto", _MACHINE, "Lightning's name for how devices share the work: auto, ddp, fsdp (GPUs only, untested)"
+    )
     nodes: int = _option(1, _MACHINE, "machines")
     sync_batchnorm: bool = _option(False, _MACHINE, "batch norms see the images of all devices (GPUs only)")
     threads: int = _option(0, _MACHINE, "processor threads; 0: one for images below 32x32 pixels, else torch decides")
