@@ -40,9 +40,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from ..errors import CheckpointError
     from ..surgery import foldable_layers
     from ..train.checkpoint import check_classes, open_network
-    from ..train.data import is_data_module
+    from ..train.data import is_data_module, open_data
     from ..train.evaluation import evaluate
-    from ..train.experiment import open_data
 
     network, description = open_network(options.checkpoint, options.architecture, pairs(options, "architecture_args"))
     name = options.data or description.get("data")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import json
 import math
 import time
@@ -29,7 +28,7 @@ from .checkpoint import build, check_classes
 from .classifier import Classifier
 from .config import TrainConfig
 from .curves import plot_curves
-from .data import ImageData, create_data, epoch_seed, evaluation_loader, training_loader
+from .data import ImageData, epoch_seed, evaluation_loader, open_data, training_loader
 from .divergence import StopWhenDiverged
 from .evaluation import evaluate
 from .optimizers import check_optimizer
@@ -156,26 +155,6 @@ def _run(config: TrainConfig, old: Path | None, console: Console | None) -> Trai
     return result
 
 
-def open_data(config: TrainConfig) -> ImageData:
-    """The config's data set with the config's options."""
-    return create_data(
-        config.data,
-        **supported(
-            create_data,
-            folder=config.data_folder,
-            download=config.download,
-            image_size=config.image_size,
-            augmentation=config.augmentation,
-            corrupt_images=config.corrupt_images,
-        ),
-    )
-
-
-def supported(function: Any, **options: Any) -> dict[str, Any]:
-    """Those of the options that the function takes."""
-    return {name: value for name, value in options.items() if name in inspect.signature(function).parameters}
-
-
 def _new_folder(config: TrainConfig) -> Path:
     """Create the run folder: ``config.out``, which must not exist, or the next free name under runs/."""
     if config.out:
@@ -218,17 +197,21 @@ def _train(
     with quiet_lightning():
         trainer = make_trainer(config, folder, callbacks)
         device = trainer.strategy.root_device
-        share = {"device": device, "rank": trainer.global_rank, "world_size": trainer.world_size}
-        share["workers"] = config.workers
+        share: dict[str, Any] = {
+            "device": device,
+            "rank": trainer.global_rank,
+            "world_size": trainer.world_size,
+            "workers": config.workers,
+        }
         loader: Any = training_loader(
             data,
             processes.share_of_batch(config.batch_size, trainer.world_size),
             config.seed,
             epoch=lambda: trainer.global_step // math.ceil(len(loader) / config.accumulate),
-            **supported(training_loader, **share),
+            **share,
         )
         module = Classifier(network, config, data.num_classes, description)
-        validation: Any = evaluation_loader(data, **supported(evaluation_loader, **share))
+        validation: Any = evaluation_loader(data, **share)
         with restored_interrupt_handler():
             try:
                 trainer.fit(module, loader, validation, ckpt_path=str(start) if start else None)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from ...errors import UnsupportedError, nearest
+from ..config import TrainConfig
 from .arrays import Options, digits, image_data
 from .folders import folder_data
 from .image_data import ImageData
@@ -84,6 +85,18 @@ def create_data(
     known = list_data()
     expected = f"expected one of: {', '.join(known)}; or a path (.npz, or a folder with train/ and val/)"
     raise UnsupportedError(f"no data set named {name!r}{nearest(name, known)}; {expected}")
+
+
+def open_data(config: TrainConfig) -> ImageData:
+    """The set that a config names, with its options; raises what `create_data` does."""
+    return create_data(
+        config.data,
+        folder=config.data_folder,
+        download=config.download,
+        image_size=config.image_size,
+        augmentation=config.augmentation,
+        corrupt_images=config.corrupt_images,
+    )
 
 
 def list_data() -> list[str]:
