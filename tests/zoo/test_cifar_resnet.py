@@ -58,3 +58,11 @@ def test_folds_with_its_norms():
 def test_depth_must_fit_the_family(depth):
     with pytest.raises(UnsupportedError, match=f"6n \\+ 2.*received {depth}"):
         CifarResNet(depth)
+
+
+def test_the_plain_network_is_the_same_without_shortcuts():
+    net, residual = zoo.create("cifar_plain20"), zoo.create("cifar_resnet20")
+    assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in residual.state_dict().items()}
+    block = net.get_submodule("layer1.0").eval()
+    torch.nn.init.zeros_(block.bn2.weight)
+    assert not block(torch.rand(2, 16, 6, 6)).any()

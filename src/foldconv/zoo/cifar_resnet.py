@@ -7,7 +7,7 @@ paper's option A: every second pixel, and zeros for the new channels.
 
 Modules are named, and the zeros lie on both sides of the old channels, as in the common reimplementation
 (akamaster/pytorch_resnet_cifar10); the paper does not say on which side. `digits_resnet` is the same family with
-convolutions in the shortcuts (option B).
+convolutions in the shortcuts (option B). `cifar_plain20` is the paper's plain network of 20 layers: no shortcuts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ._registry import register
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut without parameters: (batch, in, h, w) → (batch, out, h/stride, w/stride)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: bool = True):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
@@ -33,10 +33,13 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.stride = stride
         self.new_channels = out_channels - in_channels
+        self.shortcut = shortcut
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Residual sum, then the rectifier."""
+        """Residual sum (in a plain network nothing is added), then the rectifier."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if not self.shortcut:
+            return F.relu(y)
         if self.stride != 1:
             x = x[:, :, :: self.stride, :: self.stride]
         if self.new_channels:
@@ -53,6 +56,7 @@ class CifarResNet(nn.Module):
         width: channels of the first stage; the later stages have two and four times as many.
         num_classes: number of logits.
         in_channels: channels of the images.
+        shortcuts: False for the paper's plain networks.
 
     Raises:
         UnsupportedError: a depth that is not 6n + 2.
@@ -61,7 +65,9 @@ class CifarResNet(nn.Module):
     torch.Size([2, 10])
     """
 
-    def __init__(self, depth: int = 20, width: int = 16, num_classes: int = 10, in_channels: int = 3):
+    def __init__(
+        self, depth: int = 20, width: int = 16, num_classes: int = 10, in_channels: int = 3, shortcuts: bool = True
+    ):
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise UnsupportedError(f"depth must be 6n + 2 with n ≥ 1 (20, 32, 44, ...), received {depth}")
@@ -72,7 +78,8 @@ class CifarResNet(nn.Module):
         for stage in range(3):
             blocks, out_channels = nn.Sequential(), width * 2**stage
             for block in range((depth - 2) // 6):
-                blocks.append(BasicBlock(channels, out_channels, stride=2 if stage and not block else 1))
+                stride = 2 if stage and not block else 1
+                blocks.append(BasicBlock(channels, out_channels, stride, shortcuts))
                 channels = out_channels
             self.add_module(f"layer{stage + 1}", blocks)
         self.linear = nn.Linear(channels, num_classes)
@@ -99,3 +106,9 @@ def _builder(depth: int) -> Callable[..., nn.Module]:
 
 for _depth in (20, 32, 44, 56, 110):
     register(_builder(_depth))
+
+
+@register
+def cifar_plain20(num_classes: int = 10, in_channels: int = 3, width: int = 16) -> CifarResNet:
+    """Plain-20 for 32×32 images: ResNet-20 without its shortcuts."""
+    return CifarResNet(20, width, num_classes, in_channels, shortcuts=False)
