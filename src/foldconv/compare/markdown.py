@@ -22,7 +22,7 @@ def markdown(values: dict[str, Any]) -> str:
     parts += ["## Time and memory of training", cost_table(values), *_cost_remarks(values)]
     parts += ["## Size before and after folding", size_table(values), _size_remark(values)]
     parts += ["## Accuracy of each run", _seed_table(values), "Percent of the test images, folded network."]
-    parts += ["## How this was made", f"```\n{values['command']}\n```", _where(values)]
+    parts += ["## How this was made", f"```\n{values['command']}\n```", machines(values)]
     parts.append("```yaml\n" + yaml.safe_dump(values["config"], sort_keys=False, allow_unicode=True) + "```")
     return "\n\n".join(parts) + "\n"
 
@@ -78,6 +78,16 @@ def size_table(values: dict[str, Any]) -> str:
         for name, method in values["methods"].items()
     ]
     return table(rows)
+
+
+def machines(values: dict[str, Any]) -> str:
+    """What it was run on, a line each."""
+    lines = [f"- device: {', '.join(values['devices'])}"] if values["devices"] else []
+    for each in values["machines"]:
+        machine = each["machine"]
+        versions = ", ".join(f"{name} {version}" for name, version in each["versions"].items())
+        lines.append(f"- {machine['processor']}, {machine['cores']} cores, {machine['system']}; {versions}")
+    return "\n".join(lines)
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
@@ -154,15 +164,6 @@ def _seed_table(values: dict[str, Any]) -> str:
         cells = (_fixed(method["accuracies"].get(seed)) for method in values["methods"].values())
         rows.append((seed, *cells))
     return table(rows)
-
-
-def _where(values: dict[str, Any]) -> str:
-    lines = [f"- device: {', '.join(values['devices'])}"] if values["devices"] else []
-    for each in values["machines"]:
-        machine = each["machine"]
-        versions = ", ".join(f"{name} {version}" for name, version in each["versions"].items())
-        lines.append(f"- {machine['processor']}, {machine['cores']} cores, {machine['system']}; {versions}")
-    return "\n".join(lines)
 
 
 def _comparisons(values: dict[str, Any]) -> int:
