@@ -20,7 +20,7 @@ import numpy as np
 
 from foldconv._files import atomic_path
 from foldconv.bench.machine import machine, versions
-from foldconv.train._statistics import paired_difference
+from foldconv.compare.statistics import paired_difference
 
 
 def load(path, *parts):

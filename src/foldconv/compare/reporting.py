@@ -15,10 +15,10 @@ from typing import Any
 from .._files import atomic_path
 from ..bench.config import portable
 from ..errors import UnsupportedError
-from ..train._statistics import PairedDifference, paired_difference, seeds_to_resolve
 from ..train.config import TrainConfig
 from .config import FORMAT, CompareConfig
 from .results import Outcome, curve, outcomes, read_json
+from .statistics import PairedDifference, paired_difference, seeds_to_resolve
 
 MACHINES = "machines.json"
 CONFIDENCE = 0.95

@@ -5,8 +5,8 @@ import statistics
 
 import pytest
 
+from foldconv.compare.statistics import _two_sided, paired_difference, seeds_to_resolve, t_quantile
 from foldconv.errors import UnsupportedError
-from foldconv.train._statistics import _two_sided, paired_difference, seeds_to_resolve, t_quantile
 
 # Two-sided 95 % and 99 %, as printed in tables.
 TABLE = {1: (12.706, 63.657), 2: (4.303, 9.925), 3: (3.182, 5.841), 4: (2.776, 4.604), 5: (2.571, 4.032)}
