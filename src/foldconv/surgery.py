@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from ._patterns import Patterns, Selection
 from .algebra.norms import after_norm
 from .dataflow import conv_norm_pairs, read_elsewhere
-from .errors import NoMatchError, UnsupportedError, nearest
+from .errors import NoMatchError, UnsupportedError
 from .layers import Foldable, NormPlace
 from .layers.foldable import PLAIN
 from .methods import Method, as_method
 from .methods._registry import Init
-
-Patterns = str | Iterable[str] | None
 
 
 def expand(
@@ -71,7 +69,7 @@ def expand(
     expect_module(model)
     # Chosen on the caller's own model, so that `where` may compare modules by identity.
     pairs = conv_norm_pairs(model) if config.takes_norm else {}
-    chosen = _choose(model, config, _as_list(include), _as_list(exclude), where, pairs)
+    chosen = _choose(model, config, Selection(include, exclude), where, pairs)
     first = {module: name for name, module in reversed(list(walk(model)))}
     work = model if inplace else copy_of(model)
     modules = dict(walk(work))
@@ -235,8 +233,7 @@ def carry_over(source: nn.Module, target: nn.Module) -> nn.Module:
 def _choose(
     model: nn.Module,
     config: Method,
-    include: list[str] | None,
-    exclude: list[str] | None,
+    selection: Selection,
     where: Callable[[str, nn.Module], bool] | None,
     pairs: dict[nn.Module, nn.Module],
 ) -> list[str]:
@@ -246,22 +243,13 @@ def _choose(
         if isinstance(module, (*PLAIN, Foldable)):
             names.setdefault(module, []).append(name)
     everywhere = [name for group in names.values() for name in group]
-    for pattern in (include or []) + (exclude or []):
-        if not _any_match(everywhere, [pattern]):
-            container = _any_match(everywhere, [f"{pattern}.*"])
-            hint = f"; did you mean {f'{pattern}.*'!r}?" if container else nearest(pattern, everywhere)
-            raise NoMatchError(
-                f"the pattern {pattern!r} matches no convolution of {type(model).__name__}{hint}; "
-                f"expected a glob on names such as {_some(everywhere)}"
-            )
+    selection.check(everywhere, type(model).__name__)
     read = read_elsewhere(model)
     chosen: dict[str, nn.Module] = {}
     refused: dict[str, str] = {}
     for conv, group in names.items():
         name = group[0]
-        if include is not None and not _any_match(group, include):
-            continue
-        if exclude is not None and _any_match(group, exclude):
+        if not selection.takes(group):
             continue
         if where is not None and not where(name, conv):
             continue
@@ -270,7 +258,7 @@ def _choose(
             reason = "the model also reads its weight outside the layer, where the composed kernel would be missing"
         if reason is None:
             chosen[name] = conv
-        elif include is not None and set(include) & set(group) and not isinstance(conv, Foldable):
+        elif selection.spells_out(group) and not isinstance(conv, Foldable):
             where_ = name or "the root"
             raise UnsupportedError(f"{where_}: {type(conv).__name__} cannot become {config.name}: {reason}")
         else:
@@ -322,18 +310,3 @@ def _nothing(model: nn.Module, config: Method, everywhere: list[str], refused: d
         return f"{what}none of its {len(everywhere)} convolutions is selected by include, exclude and where"
     name, reason = next(iter(refused.items()))
     return f"{what}{len(refused)} convolutions selected, none of them replaceable; {name or 'the root'}: {reason}"
-
-
-def _as_list(patterns: Patterns) -> list[str] | None:
-    return None if patterns is None else [patterns] if isinstance(patterns, str) else list(patterns)
-
-
-def _any_match(names: list[str], patterns: list[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
-
-
-def _some(names: list[str]) -> str:
-    if not names:
-        return "(there are none)"
-    shown = ", ".join(repr(name) if name else "'' (the root)" for name in names[:3])
-    return shown + (", ..." if len(names) > 3 else "")

@@ -8,20 +8,18 @@ everything else: its name, its parameters, its hooks, and every reference that i
 from __future__ import annotations
 
 import copy
-import fnmatch
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from mxnet import autograd, gluon
 from mxnet.gluon.nn import conv_layers
 
+from .._patterns import Patterns, Selection
 from ..errors import FoldMismatchError, NoMatchError, UnsupportedError, nearest
 from . import _algebra
 from .layers import DOConv2D
-
-Patterns = str | Iterable[str] | None
 
 
 def expand(
@@ -60,7 +58,7 @@ def expand(
     """
     if method != "doconv":
         raise UnsupportedError(f"method: expected 'doconv', received {method!r}{nearest(str(method), ['doconv'])}")
-    chosen = _choose(block, _as_list(include), _as_list(exclude))
+    chosen = _choose(block, Selection(include, exclude))
     _check_ties(block, chosen)
     work = _copy_of(block)
     first: dict[int, Any] = {}
@@ -148,7 +146,7 @@ def _kernel(layer: DOConv2D) -> np.ndarray:
     return kernel
 
 
-def _choose(block: Any, include: list[str] | None, exclude: list[str] | None) -> dict[str, Any]:
+def _choose(block: Any, selection: Selection) -> dict[str, Any]:
     """The convolutions to replace, by their first names."""
     names: dict[int, list[str]] = {}
     layers = {}
@@ -157,23 +155,16 @@ def _choose(block: Any, include: list[str] | None, exclude: list[str] | None) ->
             names.setdefault(id(layer), []).append(name)
             layers[id(layer)] = layer
     everywhere = [name for group in names.values() for name in group]
-    for pattern in (include or []) + (exclude or []):
-        if not _any_match(everywhere, [pattern]):
-            container = _any_match(everywhere, [f"{pattern}.*"])
-            hint = f"; did you mean {f'{pattern}.*'!r}?" if container else nearest(pattern, everywhere)
-            raise NoMatchError(
-                f"the pattern {pattern!r} matches no convolution of {type(block).__name__}{hint}; expected a glob on "
-                f"names such as {', '.join(map(repr, everywhere[:3])) or '(there are none)'}"
-            )
+    selection.check(everywhere, type(block).__name__)
     chosen, refused = {}, {}
     for key, group in names.items():
         layer, name = layers[key], group[0]
-        if (include is not None and not _any_match(group, include)) or _any_match(group, exclude or []):
+        if not selection.takes(group):
             continue
         reason = _reason_against(layer)
         if reason is None:
             chosen[name] = layer
-        elif include is not None and set(include) & set(group) and not isinstance(layer, DOConv2D):
+        elif selection.spells_out(group) and not isinstance(layer, DOConv2D):
             raise UnsupportedError(f"{name or 'the root'}: {type(layer).__name__} cannot become doconv: {reason}")
         else:
             refused[name] = reason
@@ -225,14 +216,6 @@ def _check_ties(block: Any, chosen: dict[str, Any]) -> None:
                     f"{replaced[id(parameter)][0]} shares its weight with {name or 'the root'}, which would stay as it "
                     "is; folding would untie them: include both or exclude both"
                 )
-
-
-def _as_list(patterns: Patterns) -> list[str] | None:
-    return None if patterns is None else [patterns] if isinstance(patterns, str) else list(patterns)
-
-
-def _any_match(names: list[str], patterns: list[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def _initialize_like(weight: Any, *parameters: Any) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 # Keras is not installed where types are checked.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 import keras
 
-from ..errors import NoMatchError, UnsupportedError, nearest
+from .._patterns import Patterns, Selection
+from ..errors import NoMatchError, UnsupportedError
 from ._copying import Copier
 from ._graph import is_graph, links, takes_in
 from ._registry import method_of
 from ._subclassed import mark
 from .foldable import FoldableLayer
 from .repvgg import NormPlace, RepVGGLayer
-
-Patterns = str | Iterable[str] | None
 
 
 def expand(
@@ -53,13 +51,11 @@ def expand(
         ('DOConv2D', 'Conv2D')
     """
     chosen = method_of(method, options)
-    included, excluded = _as_list(include), _as_list(exclude)
+    selection = Selection(include, exclude)
     _check(model)
     known = [layer for layer in _layers(model) if type(layer) in chosen.layers or isinstance(layer, FoldableLayer)]
     names = [layer.name for layer in known]
-    for pattern in (included or []) + (excluded or []):
-        if not fnmatch.filter(names, pattern):
-            raise NoMatchError(f"the pattern {pattern!r} matches no convolution{nearest(pattern, names)}")
+    selection.check(names, model.name)
     followers: dict[int, Any] = {}
     if chosen.takes_norm:
         pairs = [pair for graph in _graphs(model) for pair in links(graph)]
@@ -67,10 +63,7 @@ def expand(
     plans: dict[int, Any] = {}
     reasons: dict[str, str] = {}
     for layer in known:
-        wanted = included is None or any(fnmatch.fnmatchcase(layer.name, p) for p in included)
-        if type(layer) not in chosen.layers or not wanted:
-            continue
-        if any(fnmatch.fnmatchcase(layer.name, p) for p in excluded or []):
+        if type(layer) not in chosen.layers or not selection.takes([layer.name]):
             continue
         norm = followers.get(id(layer))
         reason = chosen.reason_against(layer, norm)
@@ -154,7 +147,3 @@ def _check(model: Any) -> None:
 
 def _copy(model: Any, replace: Callable[[Any], Any], changes: Callable[[Any], bool]) -> Any:
     return Copier(lambda layer, steps: replace(layer), changes, mark).copy(model)
-
-
-def _as_list(patterns: Patterns) -> list[str] | None:
-    return None if patterns is None else [patterns] if isinstance(patterns, str) else list(patterns)
