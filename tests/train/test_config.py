@@ -9,8 +9,9 @@ import yaml
 
 from foldconv.errors import UnsupportedError
 from foldconv.train import TrainConfig
+from foldconv.train.config import read_yaml
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 UNUSUAL = TrainConfig(
     architecture="timm/resnet18",
     architecture_args={"drop_rate": 0.1},
@@ -35,7 +36,7 @@ def test_saved_config_starts_another_run(tmp_path):
     assert TrainConfig.load(tmp_path / "config.yaml").out is None
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_config_of_the_repository_loads(path):
     TrainConfig.load(path)
 
@@ -98,3 +99,53 @@ def test_bad_files_are_named(tmp_path, content, message):
 def test_empty_file_is_the_default(tmp_path):
     (tmp_path / "config.yaml").write_text("")
     assert TrainConfig.load(tmp_path / "config.yaml") == TrainConfig()
+
+
+def chain(folder, **files):
+    """Write files named after the arguments; their paths."""
+    paths = []
+    for name, values in files.items():
+        paths.append(folder / f"{name}.yaml")
+        paths[-1].write_text(yaml.safe_dump(values))
+    return paths
+
+
+def test_a_base_gives_what_the_file_leaves_out(tmp_path):
+    (tmp_path / "family").mkdir()
+    chain(tmp_path, root={"epochs": 7, "lr": 0.5, "method_args": {"rate": 2, "chain": "CL"}})
+    chain(tmp_path / "family", middle={"base": "../root.yaml", "epochs": 8, "seed": 3})
+    (path,) = chain(tmp_path, own={"base": "family/middle.yaml", "seed": 4, "method_args": {"chain": "CK"}})
+    assert read_yaml(path) == {"epochs": 8, "lr": 0.5, "seed": 4, "method_args": {"chain": "CK"}}
+    assert TrainConfig.load(path) == TrainConfig(epochs=8, lr=0.5, seed=4, method_args={"chain": "CK"})
+
+
+def test_a_saved_config_has_no_base(tmp_path):
+    _, path = chain(tmp_path, root={"epochs": 7}, own={"base": "root.yaml"})
+    TrainConfig.load(path).save(tmp_path / "saved.yaml")
+    (tmp_path / "root.yaml").unlink()
+    assert "base" not in (tmp_path / "saved.yaml").read_text()
+    assert TrainConfig.load(tmp_path / "saved.yaml").epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "message"),
+    [
+        ({"a": {"base": "b.yaml"}}, FileNotFoundError, r"a\.yaml: base: expected a YAML file, found none at .*b\.yaml"),
+        ({"a": {"base": "."}}, FileNotFoundError, "expected a YAML file, found none at"),
+        ({"a": {"base": "a.yaml"}}, UnsupportedError, r"received a loop: a\.yaml -> a\.yaml$"),
+        (
+            {"a": {"base": "b.yaml"}, "b": {"base": "c.yaml"}, "c": {"base": "./b.yaml"}},
+            UnsupportedError,
+            r"c\.yaml: base: .* a loop: a\.yaml -> b\.yaml -> c\.yaml -> b\.yaml$",
+        ),
+        ({"a": {"base": 3}}, UnsupportedError, "base: expected the path of a YAML file, received 3"),
+        ({"a": {"base": ["b.yaml"]}}, UnsupportedError, r"base: expected the path of a YAML file, received \['b"),
+        ({"a": {"base": "b.yaml"}, "b": [1]}, UnsupportedError, r"b\.yaml: expected a mapping"),
+        ({"a": {"base": "b.yaml"}, "b": {"epoch": 1}}, UnsupportedError, "unknown config key 'epoch'"),
+    ],
+)
+def test_bases_that_cannot_be_are_refused_in_one_line(tmp_path, files, error, message):
+    path, *_ = chain(tmp_path, **files)
+    with pytest.raises(error, match=message) as caught:
+        TrainConfig.load(path)
+    assert "\n" not in str(caught.value)

@@ -58,7 +58,13 @@ class TrainConfig:
     data_folder: str = _option("data", _DATA, "where data sets lie or are downloaded to")
     download: bool = _option(True, _DATA, "download a data set that is not there")
     image_size: int | None = _option(None, _DATA, "height and width the images are resized to; none: as they are")
-    augmentation: str = _option("default", _DATA, "random changes of the training images; 'none' for none")
+    augmentation: str = _option(
+        "default", _DATA, "random changes of the training images: none, flip, crop, or for folders a policy of timm"
+    )
+    augmentation_args: dict[str, Any] = dataclasses.field(
+        default_factory=dict,
+        metadata=_about(_DATA, "for folders of images: color_jitter, lighting, random_erasing, crop_scale"),
+    )
     corrupt_images: Literal["error", "skip"] = _option(
         "error", _DATA, "images that cannot be read: stop, or count them"
     )
@@ -199,10 +205,49 @@ class TrainConfig:
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A mapping from a YAML file, as plain values; never runs code.
 
+    The key ``base`` names another such file, relative to the one that names it, whose values stand where this one has
+    none. A value is replaced as a whole, a mapping such as `method_args` too: options of one method, schedule or
+    architecture mean nothing to another. The key itself is not among the values.
+
     Raises:
-        FileNotFoundError: no such file.
-        UnsupportedError: not YAML, or not a mapping.
+        FileNotFoundError: no such file, or no such base.
+        UnsupportedError: not YAML, not a mapping, or files that are each other's base.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "long.yaml").write_text("epochs: 100\\nlr: 0.4")
+    ...     _ = Path(folder, "short.yaml").write_text("base: long.yaml\\nepochs: 5")
+    ...     read_yaml(Path(folder, "short.yaml"))
+    {'epochs': 5, 'lr': 0.4}
     """
+    values: dict[str, Any] = {}
+    read: list[str] = []
+    file: Path | None = Path(path)
+    while file is not None:
+        mapping = _read_mapping(file)
+        read.append(os.path.realpath(file))
+        base = mapping.pop("base", None)
+        values = {**mapping, **values}
+        file = None if base is None else _base_of(file, base, read)
+    return values
+
+
+def _base_of(file: Path, base: Any, read: list[str]) -> Path:
+    """The file that another one names as its base, after those that were read on the way to it."""
+    if not isinstance(base, str) or not base:
+        raise UnsupportedError(f"{file}: base: expected the path of a YAML file, received {base!r}")
+    found = file.parent / base
+    if not found.is_file():
+        raise FileNotFoundError(
+            f"{file}: base: expected a YAML file, found none at {found}; give its path from the folder {file.parent}"
+        )
+    if os.path.realpath(found) in read:
+        names = " -> ".join(Path(name).name for name in [*read, os.path.realpath(found)])
+        raise UnsupportedError(f"{file}: base: expected a file without this one as its base, received a loop: {names}")
+    return found
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
     import yaml
 
     try:

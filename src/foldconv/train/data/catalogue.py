@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ...errors import UnsupportedError, nearest
 from ..config import TrainConfig
 from .arrays import Options, digits, image_data
+from .augmentation import check_augmentation, check_for_folders_only, image_options
 from .folders import folder_data
 from .image_data import ImageData
 from .modules import is_data_module, module_data
 from .named import NAMED, read_named
 from .npz import read_npz
-from .transforms import check_augmentation
 
 _OPTIONS = re.compile(r":(?P<options>(holdout(=[1-9]\d*)?|unit)(,(holdout(=[1-9]\d*)?|unit))*)$")
 
@@ -28,6 +30,7 @@ def create_data(
     download: bool = True,
     image_size: int | None = None,
     augmentation: str = "default",
+    augmentation_args: Mapping[str, Any] | None = None,
     corrupt_images: str = "error",
 ) -> ImageData:
     """A data set by name or path; cheap to ask for again.
@@ -42,7 +45,11 @@ def create_data(
         folder: where sets lie, or are downloaded to. ``NAME.npz`` in it is taken before torchvision's files.
         download: whether a set that is not there may be fetched.
         image_size: height and width of the images; None keeps those of the set (224 for folders).
-        augmentation: of training images: "default" (what is usual for the set), "none", "flip", "crop", "flip-crop".
+        augmentation: of training images: "default" (what is usual for the set), "none", "flip", "crop", "flip-crop";
+            for folders also a policy as timm names them (RandAugment ``rand-m9-mstd0.5``, AutoAugment ``original`` or
+            ``v0``, AugMix ``augmix-m3-w3``), behind a random crop and a flip.
+        augmentation_args: for folders: ``color_jitter``, ``lighting``, ``random_erasing``, ``crop_scale``
+            (`foldconv.train.data.augmentation.ImageOptions`).
         corrupt_images: "error" raises at the first image that cannot be read; "skip" leaves it out and counts it in
             `ImageData.images_skipped`.
 
@@ -60,6 +67,10 @@ def create_data(
     if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
         raise UnsupportedError(f"image_size: expected a number of pixels ≥ 1, received {image_size!r}")
     base, options = _parse(name)
+    given = augmentation_args or {}
+    image = image_options(given, augmentation)
+    if base == "digits" or base in NAMED or base.endswith(".npz") or is_data_module(base):
+        check_for_folders_only(name, augmentation, given)
     before, _, option = base.rpartition(":")
     if before in list_data() or before.endswith(".npz"):
         expected = "expected one or more, with commas, of: holdout, holdout=COUNT, unit"
@@ -78,7 +89,7 @@ def create_data(
     if Path(base).is_dir():
         if options != Options():
             raise UnsupportedError(f"{name}: a folder takes no options; its test images are those in val/")
-        return folder_data(name, base, image_size, augmentation, corrupt_images)
+        return folder_data(name, base, image_size, augmentation, corrupt_images, image)
     if os.sep in base or "/" in base:
         remedy = "check the path, or name one of: " + ", ".join(list_data())
         raise FileNotFoundError(f"{base}: expected a folder with train/ and val/, found no such folder; {remedy}")
@@ -95,6 +106,7 @@ def open_data(config: TrainConfig) -> ImageData:
         download=config.download,
         image_size=config.image_size,
         augmentation=config.augmentation,
+        augmentation_args=config.augmentation_args,
         corrupt_images=config.corrupt_images,
     )
 

@@ -12,10 +12,10 @@ import torch
 from torch.utils.data import Dataset
 
 from ...errors import UnsupportedError
+from .augmentation import IMAGENET_MEAN, IMAGENET_STD, ImageOptions, image_transform
 from .image_data import ImageData
 from .transforms import BatchTransform
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP_SHARE = 0.875
 """Of the resized image's side that evaluation sees: 224 of 256."""
 DEFAULT_SIZE = 224
@@ -27,7 +27,7 @@ class FolderImages(Dataset):
 
     Args:
         files: path and class of each image.
-        transform: from a PIL image to one of S×S pixels.
+        transform: from a PIL image to uint8 (3, S, S).
         substitute: for training, the next image takes the place of one that cannot be read, so that batches keep
             their size; else it is missing from its batch.
         skip: whether to go on after such an image.
@@ -48,7 +48,6 @@ class FolderImages(Dataset):
     def read(self, index: int) -> tuple[tuple[torch.Tensor, int] | None, list[tuple[str, str, bool]]]:
         """A sample, and path, reason and whether it ends the run, of what could not be read on the way to it."""
         from PIL import Image, UnidentifiedImageError
-        from torchvision.transforms.functional import pil_to_tensor
 
         unread: list[tuple[str, str, bool]] = []
         for attempt in range(len(self) if self._substitute and self._skip else 1):
@@ -61,22 +60,31 @@ class FolderImages(Dataset):
                 reason = "a file of no known format" if unknown else " ".join(str(error).split())
                 unread.append((path, reason, not self._skip))
                 continue
-            return (pil_to_tensor(self._transform(pixels)), label), unread
+            return (self._transform(pixels), label), unread
         return None, unread
 
 
-def folder_data(name: str, path: str, image_size: int | None, augmentation: str, corrupt_images: str) -> ImageData:
+def folder_data(
+    name: str,
+    path: str,
+    image_size: int | None,
+    augmentation: str,
+    corrupt_images: str,
+    options: ImageOptions,
+) -> ImageData:
     """The set in a folder.
 
-    Training: RandomResizedCrop and a flip ("crop" and "flip" are one of them, "none" is what evaluation does).
-    Evaluation: the shorter side to 8/7 of the size, then the middle.
+    Training: RandomResizedCrop and a flip ("crop" and "flip" are one of them, "none" is what evaluation does), with a
+    policy of timm behind them if `augmentation` names one, then what `options` say. Evaluation: the shorter side to
+    8/7 of the size, then the middle.
 
     Args:
         name: what the set is called.
         path: of the folder that has train/ and val/ (or test/).
         image_size: 224 by default.
-        augmentation: one of `AUGMENTATIONS`.
+        augmentation: one of `AUGMENTATIONS`, or a policy of timm.
         corrupt_images: "error" or "skip".
+        options: colours, erasing, the crop's area.
 
     Raises:
         UnsupportedError: a split or the images of a class are missing, or the splits have other classes.
@@ -101,14 +109,11 @@ def folder_data(name: str, path: str, image_size: int | None, augmentation: str,
         )
     size = image_size or DEFAULT_SIZE
     middle = [transforms.Resize(round(size / CROP_SHARE)), transforms.CenterCrop(size)]
-    augmentation = "flip-crop" if augmentation == "default" else augmentation
-    steps: list[Any] = [transforms.RandomResizedCrop(size)] if "crop" in augmentation else list(middle)
-    steps += [transforms.RandomHorizontalFlip()] if "flip" in augmentation else []
     skip = corrupt_images == "skip"
     return ImageData(
         name,
-        FolderImages(train, transforms.Compose(steps), substitute=True, skip=skip),
-        FolderImages(test, transforms.Compose(middle), substitute=False, skip=skip),
+        FolderImages(train, image_transform(size, augmentation, options, middle), substitute=True, skip=skip),
+        FolderImages(test, transforms.Compose([*middle, transforms.PILToTensor()]), substitute=False, skip=skip),
         len(classes),
         (3, size, size),
         tuple(classes),

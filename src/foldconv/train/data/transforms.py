@@ -7,10 +7,8 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
-from ...errors import UnsupportedError, nearest
-
 AUGMENTATIONS: tuple[str, ...] = ("default", "none", "flip", "crop", "flip-crop")
-"""What `create_data` takes as `augmentation`; "default" is what is usual for the set."""
+"""What `create_data` takes as `augmentation` for any set; "default" is what is usual for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +63,3 @@ class BatchTransform:
         scale = torch.tensor([1 / (255 * std) for std in self.std], device=images.device).view(-1, 1, 1)
         shift = torch.tensor([-mean / std for mean, std in zip(self.mean, self.std)], device=images.device)
         return images.to(torch.float32).mul_(scale).add_(shift.view(-1, 1, 1))
-
-
-def check_augmentation(name: str) -> None:
-    """Refuse an augmentation that nobody knows.
-
-    >>> check_augmentation("flp")
-    Traceback (most recent call last):
-    foldconv.errors.UnsupportedError: unknown augmentation 'flp'; did you mean 'flip'?; expected one of: ...
-    """
-    if name not in AUGMENTATIONS:
-        expected = f"expected one of: {', '.join(AUGMENTATIONS)}"
-        raise UnsupportedError(f"unknown augmentation {name!r}{nearest(str(name), AUGMENTATIONS)}; {expected}")

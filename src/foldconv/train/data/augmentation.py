@@ -1,0 +1,199 @@
+"""What happens to a training image of a folder before it joins a batch: crop, mirror, policies, colours, erasing."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...errors import UnsupportedError, nearest
+from .transforms import AUGMENTATIONS
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+_POLICY = re.compile(r"(rand|augmix|original|originalr|v0|v0r|3a)(-(t\w*|[a-z]+\d[\d.]*))*")
+_BOUNDS = {
+    "color_jitter": (0.0, 10.0),
+    "lighting": (0.0, 10.0),
+    "random_erasing": (0.0, 1.0),
+    "crop_scale": (1e-6, 1.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOptions:
+    """What `augmentation_args` may hold.
+
+    Args:
+        color_jitter: brightness, contrast and saturation are each multiplied by a number from [1 - this, 1 + this].
+        lighting: standard deviation of `PCALighting`.
+        random_erasing: for which share of the images a rectangle is painted over with the mean colour.
+        crop_scale: smallest share of the image's area that a random crop shows.
+    """
+
+    color_jitter: float = 0.0
+    lighting: float = 0.0
+    random_erasing: float = 0.0
+    crop_scale: float = 0.08
+
+
+def image_options(given: Mapping[str, Any], augmentation: str = "default") -> ImageOptions:
+    """The options that a config gives.
+
+    Args:
+        given: `augmentation_args` of the config.
+        augmentation: the config's, which says whether there is a crop at all.
+
+    Raises:
+        UnsupportedError: an unknown option (the nearest is given), or a value out of range.
+
+    >>> image_options({"color_jitter": 0.4}).color_jitter
+    0.4
+    >>> image_options({"color_jiter": 0.4})
+    Traceback (most recent call last):
+    foldconv.errors.UnsupportedError: augmentation_args: no option 'color_jiter'; did you mean 'color_jitter'?; ...
+    """
+    known, values = [field.name for field in dataclasses.fields(ImageOptions)], {}
+    for key, value in given.items():
+        if key not in known:
+            expected = f"expected some of: {', '.join(known)}"
+            raise UnsupportedError(f"augmentation_args: no option {key!r}{nearest(str(key), known)}; {expected}")
+        low, high = _BOUNDS[key]
+        number = None if isinstance(value, bool) or not isinstance(value, int | float | str) else _number(value)
+        if number is None or not low <= number <= high:
+            raise UnsupportedError(
+                f"augmentation_args: {key}: expected a number from {low:g} to {high:g}, received {value!r}"
+            )
+        values[key] = number
+    if "crop_scale" in values and not ("crop" in augmentation or augmentation == "default" or is_policy(augmentation)):
+        raise UnsupportedError(
+            f"augmentation_args: crop_scale: expected an augmentation with a crop, received {augmentation!r}; "
+            "use augmentation: crop, or leave crop_scale out"
+        )
+    return ImageOptions(**values)
+
+
+def _number(value: Any) -> float | None:
+    try:  # YAML reads 1e-1 as text
+        return float(value)
+    except ValueError:
+        return None
+
+
+def is_policy(name: str) -> bool:
+    """Whether this is the name of a policy as timm writes them.
+
+    >>> is_policy("rand-m9-mstd0.5-inc1"), is_policy("flip")
+    (True, False)
+    """
+    return _POLICY.fullmatch(str(name)) is not None
+
+
+def check_augmentation(name: str) -> None:
+    """Refuse an augmentation that nobody knows.
+
+    >>> check_augmentation("flp")
+    Traceback (most recent call last):
+    foldconv.errors.UnsupportedError: unknown augmentation 'flp'; did you mean 'flip'?; expected one of: ...
+    """
+    if is_policy(name):
+        _policy(name, 224)
+    elif name not in AUGMENTATIONS:
+        policies = "or a policy of timm such as rand-m9-mstd0.5, augmix-m3-w3, original, v0"
+        expected = f"expected one of: {', '.join(AUGMENTATIONS)}; {policies}"
+        raise UnsupportedError(f"unknown augmentation {name!r}{nearest(str(name), AUGMENTATIONS)}; {expected}")
+
+
+def check_for_folders_only(name: str, augmentation: str, given: Mapping[str, Any]) -> None:
+    """Refuse what only a folder of images has, for any other set.
+
+    >>> check_for_folders_only("digits", "rand-m9", {})
+    Traceback (most recent call last):
+    foldconv.errors.UnsupportedError: digits: augmentation: 'rand-m9' is for folders of images; expected one of: ...
+    """
+    if is_policy(augmentation):
+        expected = f"expected one of: {', '.join(AUGMENTATIONS)}"
+        raise UnsupportedError(f"{name}: augmentation: {augmentation!r} is for folders of images; {expected}")
+    if given:
+        which = ", ".join(map(str, given))
+        raise UnsupportedError(
+            f"{name}: augmentation_args: for folders of images only, received {which}; leave it out, "
+            "or choose among the values of augmentation"
+        )
+
+
+def image_transform(size: int, augmentation: str, options: ImageOptions, middle: list[Any]) -> Any:
+    """From a PIL image to uint8 (3, size, size); random choices come from torch's, NumPy's and Python's generators.
+
+    Args:
+        size: height and width in pixels.
+        augmentation: one of `AUGMENTATIONS`, or a policy of timm, which crops and flips, too.
+        options: colours, erasing, the crop's area.
+        middle: the steps that give this size without a crop.
+    """
+    from torchvision import transforms
+
+    policy = [_policy(augmentation, size)] if is_policy(augmentation) else []
+    words = "flip-crop" if policy or augmentation == "default" else augmentation
+    crop = transforms.RandomResizedCrop(size, scale=(options.crop_scale, 1.0))
+    steps: list[Any] = [crop] if "crop" in words else list(middle)
+    steps += [transforms.RandomHorizontalFlip()] if "flip" in words else []
+    steps += policy
+    if options.color_jitter:
+        steps.append(transforms.ColorJitter(*[options.color_jitter] * 3))
+    steps.append(transforms.PILToTensor())
+    if options.lighting:
+        steps.append(PCALighting(options.lighting))
+    if options.random_erasing:
+        colour = tuple(255 * mean for mean in IMAGENET_MEAN)
+        steps.append(transforms.RandomErasing(options.random_erasing, value=colour))  # pyright: ignore[reportArgumentType]
+    return transforms.Compose(steps)
+
+
+class PCALighting:
+    """Shift all pixels along the principal components of ImageNet's colours, as other lights would.
+
+    Source: A. Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", NeurIPS 2012,
+    section 4.1; components and eigenvalues as in fb.resnet.torch and MXNet, of pixels in [0, 1].
+
+    Args:
+        deviation: standard deviation of the three factors; 0.1 in the paper.
+
+    Shapes:
+        uint8 (3, H, W), red first, to the same.
+
+    >>> PCALighting(0.0)(torch.full((3, 1, 1), 7, dtype=torch.uint8)).flatten()
+    tensor([7, 7, 7], dtype=torch.uint8)
+    """
+
+    eigenvalues = (0.2175, 0.0188, 0.0045)
+    components = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+    def __init__(self, deviation: float):
+        self.deviation = deviation
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """One image, shifted and clipped."""
+        factors = torch.randn(3) * self.deviation * torch.tensor(self.eigenvalues)
+        shift = 255 * torch.tensor(self.components) @ factors
+        return (image + shift.view(3, 1, 1)).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _policy(name: str, size: int) -> Any:
+    """timm's transform of PIL images for a policy's name."""
+    from timm.data import auto_augment as policies
+
+    mean = tuple(round(255 * each) for each in IMAGENET_MEAN)
+    options: dict[str, Any] = {"translate_const": int(size * 0.45), "img_mean": mean}  # as timm's own recipes
+    if name.startswith("augmix"):
+        options["translate_pct"] = 0.3
+    kinds = {"rand": policies.rand_augment_transform, "augmix": policies.augment_and_mix_transform}
+    make = kinds.get(name.partition("-")[0], policies.auto_augment_transform)
+    try:
+        return make(name, options)
+    except (AssertionError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split()) or "it has no such part"
+        raise UnsupportedError(f"augmentation: timm makes no policy of {name!r}: {reason}") from error
