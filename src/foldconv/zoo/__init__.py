@@ -6,7 +6,7 @@ from .cifar_resnet import CifarResNet
 from .expandnets import SmallNet
 from .g_resnext import GResNeXt, g_resnext50, g_resnext101
 from .gluoncv_resnet import GluonCVResNet
-from .mnist_demo import mnist_demo
+from .mnist_demo import mnist_demo, mnist_demo_gluon, mnist_demo_tensorflow
 from .orepa_resnet import OREPAResNet
 from .plain_resnet import PlainNet
 from .repvgg import RepVGG
@@ -29,4 +29,6 @@ __all__ = [
     "input_shape",
     "list_architectures",
     "mnist_demo",
+    "mnist_demo_gluon",
+    "mnist_demo_tensorflow",
 ]
