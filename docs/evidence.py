@@ -46,12 +46,11 @@ class Experiment:
     data: str
     about: str
     published: str = ""
-    options: tuple[str, ...] = ()
 
     def command(self, out: str, data: str | None = None) -> list[str]:
         """The comparison's command line."""
         words = ["foldconv", "compare", "--methods", ",".join(self.methods), "--seeds", str(self.seeds)]
-        return [*words, "--config", self.config, "--data", data or self.data, *self.options, "--out", out]
+        return [*words, "--config", self.config, "--data", data or self.data, "--out", out]
 
 
 CIFAR_METHODS = ("plain", "doconv", "orepa", "dbb", "repvgg", "expandnet")
@@ -90,16 +89,15 @@ EXPERIMENTS = {
         "CIFAR-10, Plain-20",
         CIFAR_METHODS,
         5,
-        "configs/cifar10-resnet20.yaml",
+        "configs/cifar/plain20.yaml",
         "cifar10_jpeg.npz",
         "ResNet-20 without its shortcuts, by the same recipe: the kind of network for which RepVGG was made.",
-        options=("--architecture", "cifar_plain20"),
     ),
     "expandnets-3x3": Experiment(
         "CIFAR-10, ExpandNets' SmallNet with 3×3 kernels",
         ("plain", "expandnet"),
         5,
-        "configs/expandnets/expandnets_3x3.yaml",
+        "configs/expandnets/3x3.yaml",
         "cifar10_jpeg.npz",
         "Three convolutions to 8, 16 and 32 channels, 150 epochs.",
         "The authors' README: 73.32 ± 0.20 → 73.96 ± 0.30, of the epoch that was best on the test images.",
@@ -108,7 +106,7 @@ EXPERIMENTS = {
         "CIFAR-10, ExpandNets' SmallNet with 7×7 kernels",
         ("plain", "expandnet:chain=CK"),
         5,
-        "configs/expandnets/expandnets_7x7.yaml",
+        "configs/expandnets/7x7.yaml",
         "cifar10_jpeg.npz",
         "The same with 7×7 kernels, each of which is trained as three of 3×3.",
         "The authors' README: 78.63 ± 0.41 → 80.27 ± 0.24, of the epoch that was best on the test images.",

@@ -42,6 +42,22 @@ def test_defaults(call, asked):
     assert config.train == TrainConfig(architecture_args={"width": 4})
 
 
+@pytest.mark.parametrize(
+    ("given", "methods"),
+    [
+        ([], ("plain", "expandnet:rate=2:chain=CK")),
+        (["--methods", "plain,expandnet,doconv"], ("plain", "expandnet:rate=2:chain=CK", "doconv")),
+        (["--methods", "plain,expandnet:rate=3"], ("plain", "expandnet:rate=3")),
+    ],
+)
+def test_a_recipes_method_options_go_to_its_method(given, methods, call, asked, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("method: expandnet\nmethod_args: {rate: 2, chain: CK}\nlr: 0.02\n")
+    call("compare", "--out", str(tmp_path / "out"), "--config", str(recipe), *given)
+    config, _, _ = asked[0]
+    assert (config.methods, config.train.method_args, config.train.lr) == (methods, {}, 0.02)
+
+
 def test_every_shared_option_of_train_is_there(call):
     _, train, _ = call("train", "--help")
     _, compare, _ = call("compare", "--help")

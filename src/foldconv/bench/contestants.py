@@ -14,7 +14,7 @@ from torch import nn
 from .. import ops, zoo
 from ..errors import UnsupportedError
 from ..layers import ComposedConv
-from ..methods import Method, method_from_json
+from ..methods import Method, method_from_json, method_from_text
 from ..surgery import expand, foldable_layers
 from .config import BenchConfig
 from .reference import commit, locate, swap
@@ -66,7 +66,7 @@ def build(config: BenchConfig) -> Field:
     Raises:
         UnsupportedError: an unknown network, method or option; no GPU; a folder without any original.
     """
-    methods = [_parse(text) for text in config.methods]
+    methods = [method_from_text(text) for text in config.methods]
     originals, notes = locate(config.reference, [m.name for m in methods]) if config.reference else ({}, [])
     plain = _plain_network(config)
     found = [Contestant(PLAIN, plain), Contestant(AGAIN, copy.deepcopy(plain))]
@@ -95,18 +95,6 @@ def _plain_network(config: BenchConfig) -> nn.Module:
         raise UnsupportedError("device: 'cuda' asked for, but torch finds no GPU; use --device cpu")
     torch.manual_seed(0)
     return zoo.create(config.network).to(config.device)
-
-
-def _parse(text: str) -> Method:
-    """A method with options: ``orepa:large=plain``."""
-    name, *options = text.split(":")
-    description: dict[str, Any] = {"method": name}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise UnsupportedError(f"methods: expected NAME:KEY=VALUE, received {text!r}")
-        description[key] = int(value) if value.isdigit() else {"true": True, "false": False}.get(value, value)
-    return method_from_json(description)
 
 
 def _expanded(config: BenchConfig, plain: nn.Module, text: str, method: Method) -> list[Contestant]:

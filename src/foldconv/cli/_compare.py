@@ -13,7 +13,7 @@ import typing
 from typing import Any
 
 from ..compare.config import CompareConfig
-from ..train.config import TrainConfig, read_yaml
+from ..train.config import PLAIN, TrainConfig, read_yaml
 from . import _train
 from ._common import Parser, UsageError
 
@@ -39,7 +39,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("action", metavar="report", nargs="?", help="only write the report again")
     parser.add_argument("folder", metavar="FOLDER", nargs="?", help="with report: what --out was")
     suppressed: dict[str, Any] = {"default": argparse.SUPPRESS}
-    methods = "methods, the baseline first; options follow a name as in orepa:large=plain (default: plain,doconv)"
+    methods = (
+        "methods, the baseline first; options follow a name as in orepa:large=plain (default: plain, and the config's "
+        "method or doconv)"
+    )
     parser.add_argument("--methods", metavar="NAME,...", help=methods, **suppressed)
     parser.add_argument("--seeds", metavar="N", type=int, help="runs of each method (default: 10)", **suppressed)
     parser.add_argument("--out", metavar="FOLDER", help="new, or one to continue in", **suppressed)
@@ -71,11 +74,10 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     given = {name: getattr(options, name) for name in names}
     given |= {name: dict(value) for name, value in given.items() if typing.get_origin(hints[name]) is dict}
     from_file = read_yaml(options.config) if "config" in options else {}
-    train = TrainConfig.from_dict({**from_file, **given})
+    recipe = TrainConfig.from_dict({**from_file, **given})
     chosen: dict[str, Any] = {"seeds": options.seeds} if "seeds" in options else {}
-    if "methods" in options:
-        chosen["methods"] = tuple(word.strip() for word in options.methods.split(","))
-    config = CompareConfig(train=train, **chosen)
+    methods = _methods(getattr(options, "methods", None), recipe)
+    config = CompareConfig(methods, train=dataclasses.replace(recipe, method_args={}), **chosen)
 
     from ..compare.runner import compare
 
@@ -87,6 +89,19 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         which = "; ".join(f"{name}: {error}" for name, error in failures.items())
         raise FoldConvError(f"{len(failures)} runs failed ({which}); the same command tries them again")
     return values, _text(values, options.out)
+
+
+def _methods(given: str | None, recipe: TrainConfig) -> tuple[str, ...]:
+    """The methods to compare. A recipe's options are those of its own method, wherever that is named without any.
+
+    >>> recipe = TrainConfig(method="expandnet", method_args={"chain": "CK"})
+    >>> _methods("plain,expandnet,doconv", recipe), _methods(None, recipe)
+    (('plain', 'expandnet:chain=CK', 'doconv'), ('plain', 'expandnet:chain=CK'))
+    """
+    own = recipe.method
+    words = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in recipe.method_args.items()]
+    names = [word.strip() for word in given.split(",")] if given else [PLAIN, *[own] * (own != PLAIN)]
+    return tuple(":".join([name, *words]) if name == own else name for name in names)
 
 
 def _report(options: argparse.Namespace, given: list[str]) -> tuple[dict[str, Any], str]:

@@ -149,10 +149,10 @@ def method_and_options(text: str) -> tuple[str, dict[str, Any]]:
     """
     if text == PLAIN:
         return PLAIN, {}
-    from ..bench.contestants import _parse  # the same notation as of foldconv bench; imports torch
+    from ..methods import method_from_text  # imports torch
 
     # Through JSON: what is a tuple here is a list in a YAML file.
-    options = json.loads(json.dumps(_parse(text).to_json()))
+    options = json.loads(json.dumps(method_from_text(text).to_json()))
     return options.pop("method"), options
 
 

@@ -5,6 +5,7 @@ from ._registry import as_method as as_method
 from ._registry import get_method as get_method
 from ._registry import list_methods as list_methods
 from ._registry import method_from_json as method_from_json
+from ._registry import method_from_text as method_from_text
 from ._registry import register as register
 from .acnet import ACNet as ACNet
 from .dbb import DBB as DBB

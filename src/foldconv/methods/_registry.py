@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import nn
@@ -122,3 +123,27 @@ def method_from_json(description: dict[str, Any]) -> Method:
                 f"{', '.join(known)}"
             )
     return cls(**options)
+
+
+def method_from_text(text: str) -> Method:
+    """A method as command lines write it: a name, and options as in ``expandnet:rate=2:chain=CK``.
+
+    Numbers, true, false and null are read as JSON; anything else is text.
+
+    Raises:
+        UnsupportedError: for an unknown method or option.
+
+    >>> method_from_text("expandnet:rate=2:chain=CK")
+    ExpandNet(rate=2, chain='CK')
+    """
+    name, *options = text.split(":")
+    description: dict[str, Any] = {"method": name}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise UnsupportedError(f"methods: expected NAME:KEY=VALUE, received {text!r}")
+        try:
+            description[key] = json.loads(value)
+        except ValueError:
+            description[key] = value
+    return method_from_json(description)
