@@ -62,8 +62,7 @@ def test_the_recipe_can_be_trained(path):
         net = rich = zoo.create(config.architecture, **config.architecture_args)
         if config.method != PLAIN:
             method = method_from_json({"method": config.method, **config.method_args})
-            patterns = {"include": config.include, "exclude": config.exclude}
-            rich = foldconv.expand(net, method, init=config.init, **patterns)
+            rich = foldconv.expand(net, method, init=config.init, include=config.include, exclude=config.exclude)
             assert len(list(rich.parameters())) > len(list(net.parameters()))
     groups = training_groups(rich, config.weight_decay, config.lr, config.stem_lr_factor, config.bias_lr_factor)
     optimizer = create_optimizer(groups, config)
