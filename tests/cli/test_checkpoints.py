@@ -3,14 +3,17 @@
 import json
 import os
 import pickle
+import shutil
 
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import foldconv
 from foldconv import zoo
-from foldconv.train import create_data, evaluate, open_network
+from foldconv.train import TrainConfig, create_data, evaluate, fit, open_network
 
 WIDTH = ["--architecture", "digits_resnet", "--architecture-args", "width=4", "in_channels=1"]
 
@@ -73,8 +76,6 @@ def test_eval_asks_for_the_architecture(fails, tmp_path):
 
 def test_eval_on_other_data(call, call_json, fails, run_folder, tmp_path):
     """The test images of an npz file, resized to what the network takes."""
-    import numpy as np
-
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 12, 12), dtype=np.uint8)
     labels = np.arange(40) % 10
@@ -85,6 +86,72 @@ def test_eval_on_other_data(call, call_json, fails, run_folder, tmp_path):
     np.savez(path, x_train=images, y_train=labels % 5, x_test=images, y_test=labels % 5)
     assert "made for 10 classes" in fails("eval", run_folder / "last.ckpt", "--data", path)
     assert "nowhere.npz" in fails("eval", run_folder / "last.ckpt", "--data", tmp_path / "nowhere.npz", "--no-download")
+
+
+def test_a_run_folder_stands_for_its_last_checkpoint(call_json, run_folder, tmp_path, expected):
+    assert_complete(call_json("eval", run_folder), expected)
+    folded = call_json("fold", run_folder, tmp_path / "deploy.safetensors")
+    assert (folded["source"], folded["parameters_after"]) == (str(run_folder), expected["parameters_folded"])
+    assert call_json("inspect", run_folder)["parameters_training"] == expected["parameters_training"]
+
+
+@pytest.fixture
+def small_images(tmp_path):
+    """A run on a folder of images at 12 pixels, of which one in val/ cannot be read, by a config in a run folder."""
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for label, shade in enumerate(("dark", "light")):
+            folder = tmp_path / "images" / split / shade
+            folder.mkdir(parents=True)
+            for i in range(3):
+                size = (20 + i, 16)
+                Image.effect_noise(size, 40 + 60 * label).convert("RGB").save(folder / f"{i}.png")
+    (tmp_path / "images" / "val" / "dark" / "0.png").write_bytes(b"no image")
+    run = tmp_path / "run"
+    config = TrainConfig(
+        data=str(tmp_path / "images"),
+        architecture_args={"width": 4},
+        image_size=12,
+        corrupt_images="skip",
+        epochs=1,
+        batch_size=4,
+        accelerator="cpu",
+        out=str(run),
+    )
+    return run, fit(config, Console(quiet=True))
+
+
+def test_eval_takes_the_data_as_training_did(call, call_json, fails, small_images, tmp_path):
+    """Size and what to do about unreadable images; a file that was moved away still tells the size."""
+    run, trained = small_images
+    found = call_json("eval", run)
+    assert (found["accuracy"], found["input_shape"]) == (trained.accuracy_folded, [3, 12, 12])
+    assert (found["images"], found["images_skipped"]) == (5, 1)
+    shutil.copy(run / "folded.safetensors", tmp_path / "moved.safetensors")
+    assert "0.png: expected an image" in fails("eval", tmp_path / "moved.safetensors")
+    assert "0.png: expected an image" in fails("eval", run, "--corrupt-images", "error")
+    good = tmp_path / "images" / "val" / "dark" / "1.png"
+    shutil.copy(good, good.with_name("0.png"))
+    assert call_json("eval", tmp_path / "moved.safetensors")["input_shape"] == [3, 12, 12]
+    elsewhere = call_json("eval", tmp_path / "moved.safetensors", "--data", tmp_path / "images")
+    assert elsewhere["input_shape"] == [3, 12, 12]
+    assert call_json("eval", run, "--image-size", 16)["input_shape"] == [3, 16, 16]
+    assert ", 12x12; " in call("eval", run)[1]
+
+
+def test_eval_looks_for_data_where_training_found_them(call_json, fails, run_folder, tmp_path, monkeypatch):
+    """A run on a named set in a folder of its own is evaluated there, and nothing is downloaded into ./data."""
+    monkeypatch.chdir(tmp_path)
+    images = np.zeros((20, 28, 28), np.uint8)
+    (tmp_path / "sets").mkdir()
+    labels = np.arange(20) % 10
+    np.savez(tmp_path / "sets" / "mnist.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    settings = {"architecture_args": {"width": 4}, "epochs": 1, "batch_size": 20, "accelerator": "cpu"}
+    fit(TrainConfig(data="mnist", data_folder="sets", download=False, out="run", **settings), Console(quiet=True))
+    assert call_json("eval", "run/last.ckpt")["images"] == 20
+    shutil.move("run/last.ckpt", "alone.ckpt")
+    assert "data: expected the data set mnist" in fails("eval", "alone.ckpt", "--no-download")
 
 
 def test_eval_prints_a_line(call, run_folder, expected):
@@ -188,7 +255,8 @@ def test_checkpoints_of_another_structure(fails, tmp_path, content):
 def test_missing_file_and_folder(fails, tmp_path):
     for message in all_commands(fails, tmp_path / "nowhere.ckpt", tmp_path):
         assert message.endswith("nowhere.ckpt: no such file")
-    assert "expected a checkpoint file, received a folder" in fails("eval", tmp_path)
+    for message in all_commands(fails, tmp_path, tmp_path / "out"):
+        assert "expected a checkpoint or a run folder, received a folder without last.ckpt" in message
 
 
 def test_checkpoint_of_another_network(fails, run_folder):
@@ -329,7 +397,28 @@ def test_inspect_other_peoples_networks(call_json):
     [
         (["digits_resnt"], "did you mean 'digits_resnet'?"),
         (["digits_resnet", "--method", "docon"], "unknown method 'docon'; did you mean 'doconv'?"),
-        (["digits_resnet", "--architecture-args", "widht=3"], "does not take these options"),
+        (["digits_resnet", "--architecture-args", "widht=3"], "has no option 'widht'; did you mean 'width'?"),
+        (
+            ["digits_resnet", "--architecture-args", "zz=3"],
+            "no option 'zz'; expected some of: depth, width, num_classes",
+        ),
+        (
+            ["resnet18", "--architecture-args", "drop_rat=3"],
+            "'resnet18' has no option 'drop_rat'; did you mean 'drop_rate'?",
+        ),
+        (
+            ["resnet18", "--architecture-args", "avg_dwn=3"],
+            "'resnet18' has no option 'avg_dwn'; did you mean 'avg_down'?",
+        ),
+        (
+            ["torchvision/resnet18", "--architecture-args", "width_per_grop=3"],
+            "has no option 'width_per_grop'; did you mean 'width_per_group'?",
+        ),
+        (["digits_resnet", "--architecture-args", "width=[]"], "does not take these options, received {'width': []}"),
+        (
+            ["digits_resnet", "--method", "doconv", "--method-args", "depth_multiplir=9"],
+            "'doconv' has no option 'depth_multiplir'; did you mean 'depth_multiplier'?",
+        ),
         (["nowhere.safetensors"], "nowhere.safetensors: no such file"),
     ],
 )

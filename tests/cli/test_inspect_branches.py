@@ -77,5 +77,5 @@ def test_what_is_refused(fails, run_folder, tmp_path):
     assert "no folder" in fails("inspect", last, "--branches", "--plot", nowhere)
     assert "add --branches" in fails("inspect", last, "--plot", nowhere, code=2)
     assert "leave --input-shape out" in fails("inspect", last, "--branches", "--input-shape", 1, 8, 8, code=2)
-    assert "last.ckpt: no such file" in fails("inspect", tmp_path, "--branches")
+    assert "received a folder without last.ckpt" in fails("inspect", tmp_path, "--branches")
     assert "has no foldable layer" in fails("inspect", run_folder / "folded.safetensors", "--branches")

@@ -68,6 +68,14 @@ def test_existing_folder(fails, tmp_path):
         (["--epochs", "0"], "epochs: expected a number ≥ 1, received 0"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
         (["--resume", "nowhere"], "nowhere: cannot resume here: it has no config.yaml"),
+        (["--method-args", "depth_multiplyer=9"], "no option 'depth_multiplyer'; did you mean 'depth_multiplier'?"),
+        (["--architecture-args", "widht=9"], "'digits_resnet' has no option 'widht'; did you mean 'width'?"),
+        (["--optimizer-args", "nesterof=true"], "(given: nesterof): no option 'nesterof'; did you mean 'nesterov'?"),
+        (["--optimizer-args", "x=1"], "no option 'x'; expected some of: dampening, nesterov, "),
+        (["--optimizer", "adamw", "--optimizer-args", "beta=1"], "no option 'beta'; did you mean 'betas'?"),
+        (["--optimizer", "lamb", "--optimizer-args", "trustclip=1"], "did you mean 'trust_clip'?"),
+        (["--schedule-args", "pct=.5"], "'onecycle': no option 'pct'; did you mean 'pct_start'?"),
+        (["--schedule-args", "total_steps=5"], "'onecycle': no option 'total_steps'; expected some of: pct_start, "),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, fails, tmp_path, monkeypatch):

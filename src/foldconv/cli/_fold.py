@@ -17,7 +17,7 @@ from ._common import Parser, add_network_arguments, pairs
 
 HELP = "write the plain network of a checkpoint"
 EXAMPLES = (
-    "foldconv fold runs/digits-digits_resnet-doconv/last.ckpt deploy.safetensors",
+    "foldconv fold runs/digits-digits_resnet-doconv deploy.safetensors",
     "foldconv fold runs/digits-digits_resnet-doconv/last.ckpt deploy.safetensors --batchnorm --json",
 )
 _TOLERANCE = 1e-3  # relative, of the whole network in float32; each layer was already checked more strictly
@@ -25,7 +25,7 @@ _TOLERANCE = 1e-3  # relative, of the whole network in float32; each layer was a
 
 def add_arguments(parser: Parser) -> None:
     """Input, output, and what else to fold."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file to read; no code in it is run")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file or run folder to read; no code in it is run")
     parser.add_argument("out", metavar="OUT", help="file to write; an existing one is never overwritten")
     parser.add_argument("--batchnorm", action="store_true", help="also absorb the norms that follow convolutions")
     add_network_arguments(parser)

@@ -12,19 +12,21 @@ from ._common import Parser, UsageError, add_network_arguments, add_pairs, pairs
 
 HELP = "layers and costs of a checkpoint or an architecture"
 EXAMPLES = (
-    "foldconv inspect runs/digits-digits_resnet-doconv/last.ckpt",
+    "foldconv inspect runs/digits-digits_resnet-doconv",
     "foldconv inspect resnet18 --method doconv",
     "foldconv inspect digits_resnet --architecture-args width=32 --json",
     "foldconv inspect runs/digits-digits_resnet-doconv --branches --plot branches.png",
 )
-CHECKPOINT, HISTORY = "last.ckpt", "branches.csv"
+HISTORY = "branches.csv"
 _FILES = {".ckpt", ".pt", ".pth", ".tar", ".safetensors"}
 
 
 def add_arguments(parser: Parser) -> None:
     """What to show, and how to expand it first."""
     parser.add_argument(
-        "subject", metavar="CHECKPOINT|ARCHITECTURE", help="a file, or a name of the zoo, timm, torchvision"
+        "subject",
+        metavar="CHECKPOINT|ARCHITECTURE",
+        help="a file or run folder, or a name of the zoo, timm, torchvision",
     )
     parser.add_argument("--method", metavar="NAME", help="expand the network with this method first")
     add_pairs(parser, "--method-args", "options of the method")
@@ -39,7 +41,7 @@ def add_arguments(parser: Parser) -> None:
         "--branches",
         action="store_true",
         help="show each branch's share of the folded kernel instead, how similar the branches are, and what else the "
-        "method learned; also of a run folder",
+        "method learned",
     )
     parser.add_argument(
         "--plot", metavar="FILE", help="with --branches: PNG to draw it into, of a run folder with its course"
@@ -69,15 +71,12 @@ def _branches(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         raise UsageError("foldconv inspect", "--branches looks at no image: leave --input-shape out")
     if options.plot:
         _check_new(options.plot)  # before the work; the writing itself checks again
-    folder, subject = Path(options.subject), options.subject
     history: list[dict[str, Any]] = []
-    if folder.is_dir():
-        subject = str(folder / CHECKPOINT)
-        if (folder / HISTORY).exists():
-            from ..train.branch_table import read_branches
+    if (file := Path(options.subject, HISTORY)).is_file():
+        from ..train.branch_table import read_branches
 
-            history = read_branches(folder / HISTORY)
-    network, description = _network(options, subject)
+        history = read_branches(file)
+    network, description = _network(options, options.subject)
     report = branches(network)
     values, text = {"architecture": description["architecture"], **report.to_json(), "history": history}, str(report)
     if options.plot:

@@ -37,6 +37,7 @@ _WEIGHT_SOURCES = frozenset(
 timm unpickles what ``checkpoint_path`` names.
 """
 _PREFIX = "network."  # the attribute of `Classifier` that holds the network
+RUN_CHECKPOINT = "last.ckpt"  # of a run folder, which stands for it
 _AVERAGE = "average.module."  # and the average of its weights, which counts where there is one
 
 
@@ -147,7 +148,7 @@ def open_network(
     """The network a file holds, expanded or folded as it was saved, in evaluation mode, and its description.
 
     Args:
-        path: a checkpoint of any of the three kinds.
+        path: a checkpoint of any of the three kinds, or a run folder, which stands for its last.ckpt.
         architecture: the plain network's name, for files that do not say.
         architecture_args: its options.
 
@@ -156,9 +157,7 @@ def open_network(
             for another network.
         UnsupportedError: an architecture or method nobody knows.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise CheckpointError(f"{path}: expected a checkpoint file, received a folder; a run's is last.ckpt in it")
+    path = checkpoint_file(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file")
     given = {"architecture": architecture, "architecture_args": architecture_args or {}} if architecture else {}
@@ -179,6 +178,22 @@ def open_network(
             tensors = read_checkpoint(path)
         load_exactly(network, tensors, path)
     return network.eval(), description
+
+
+def checkpoint_file(path: str | os.PathLike[str]) -> Path:
+    """The file that a path means: a run folder's newest checkpoint, anything else itself.
+
+    Raises:
+        CheckpointError: a folder that has no last.ckpt.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if not (path / RUN_CHECKPOINT).is_file():
+        raise CheckpointError(
+            f"{path}: expected a checkpoint or a run folder, received a folder without {RUN_CHECKPOINT}; name a file"
+        )
+    return path / RUN_CHECKPOINT
 
 
 def _plain(description: Description, path: Path) -> nn.Module:

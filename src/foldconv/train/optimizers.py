@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import UnsupportedError, nearest
+from ..errors import UnsupportedError, nearest, option_names, refused_option, unknown_option
 from ..layers import Foldable
 from ..optimization import parameter_groups
 from .config import TrainConfig
@@ -17,6 +17,7 @@ from .config import TrainConfig
 Groups = list[dict[str, Any]]
 _CONVOLUTIONS = (nn.modules.conv._ConvNd, Foldable)
 _SCHEDULE_ARGS = {"cosine": {"final": 0.0}, "step": {"milestones": None, "factor": 0.1}, "constant": {}}
+_ONECYCLE_SET = {"total_steps", "epochs", "steps_per_epoch", "last_epoch"}  # by the run itself
 
 
 def training_groups(
@@ -77,8 +78,10 @@ def create_optimizer(groups: Groups, config: TrainConfig) -> torch.optim.Optimiz
         make: Callable[[], torch.optim.Optimizer] = lambda: torch.optim.SGD(  # noqa: E731
             groups, lr=config.lr, momentum=config.momentum, **options
         )
+        kind: Callable[..., Any] = torch.optim.SGD
     else:
         from timm.optim import create_optimizer_v2, list_optimizers  # pyright: ignore[reportPrivateImportUsage]
+        from timm.optim import get_optimizer_class as class_of  # pyright: ignore[reportPrivateImportUsage]
 
         known = [str(name) for name in list_optimizers()]
         if config.optimizer not in known:
@@ -92,11 +95,18 @@ def create_optimizer(groups: Groups, config: TrainConfig) -> torch.optim.Optimiz
             momentum=config.momentum,
             **config.optimizer_args,
         )
+        kind = class_of(config.optimizer, bind_defaults=False)
     try:
         return make()
     except (TypeError, ValueError) as error:
-        given = ", ".join(config.optimizer_args) or "none"
-        raise UnsupportedError(f"optimizer_args of {config.optimizer!r} (given: {given}): {error}") from None
+        given, option = ", ".join(config.optimizer_args) or "none", refused_option(error)
+        reason = str(error) if option is None else unknown_option(option, _own_options(kind))
+        raise UnsupportedError(f"optimizer_args of {config.optimizer!r} (given: {given}): {reason}") from None
+
+
+def _own_options(kind: Callable[..., Any]) -> list[str]:
+    """What `optimizer_args` may hold: not what is a field of the config itself."""
+    return [name for name in option_names(kind) if name not in ("lr", "momentum", "weight_decay")]
 
 
 def create_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> Any:
@@ -116,8 +126,13 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps
     if config.schedule == "onecycle":
         highest = [group["lr"] for group in optimizer.param_groups]
         options = {"cycle_momentum": False, **config.schedule_args}  # a cycled momentum would need one to cycle
+        cycle = torch.optim.lr_scheduler.OneCycleLR
+        known = [name for name in option_names(cycle) if name not in _ONECYCLE_SET]
+        for key in config.schedule_args:
+            if key not in known:
+                raise UnsupportedError(f"schedule_args of 'onecycle': {unknown_option(str(key), known)}")
         try:
-            return torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, steps, **options)
+            return cycle(optimizer, highest, steps, **options)
         except (TypeError, ValueError) as error:
             raise UnsupportedError(f"schedule_args of 'onecycle': {error}") from None
     return torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(config, steps))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from ..errors import UnsupportedError, nearest
+from ..errors import UnsupportedError, nearest, option_names, refused_option, unknown_option
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 
@@ -59,7 +60,8 @@ def create(name: str, *, num_classes: int | None = None, in_channels: int | None
         if timm.is_model(short):
             if in_channels is not None:
                 options["in_chans"] = in_channels
-            return _build(lambda **given: timm.create_model(short, **given), name, options)
+            known = [timm.create_model, timm.models.model_entrypoint(short)]
+            return _build(lambda **given: timm.create_model(short, **given), name, options, known)
     if library in ("", "torchvision"):
         import torchvision
 
@@ -90,10 +92,25 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
     return (first.in_channels if first is not None else channels), height, width
 
 
-def _build(builder: Callable[..., nn.Module], name: str, options: dict[str, Any]) -> nn.Module:
+def _build(
+    builder: Callable[..., nn.Module],
+    name: str,
+    options: dict[str, Any],
+    known: list[Callable[..., Any]] | None = None,
+) -> nn.Module:
+    """Call the builder; `known` are the functions whose arguments are options, by default the builder itself."""
     try:
         return builder(**options)
-    except TypeError as error:  # an unknown keyword; the libraries' own texts name it
+    except TypeError as error:
+        option = refused_option(error)
+        if option in options:
+            where = [*(known or [builder])]
+            # The libraries' builders pass on what they do not know: the class that refused it is in their module.
+            module, refused_by = sys.modules[where[-1].__module__], str(error).partition(".")[0]
+            where += [kind] if isinstance(kind := getattr(module, refused_by, None), type) else []
+            raise UnsupportedError(
+                f"architecture {name!r} has {unknown_option(option, option_names(*where))}"
+            ) from error
         raise UnsupportedError(f"{name!r} does not take these options, received {options}: {error}") from error
 
 
