@@ -14,7 +14,7 @@ CORE += ["tests/test_serialization.py", "tests/test_verification.py", "tests/tes
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, formatting and types."""
-    session.install("-e", ".[train,cpu,test,lint]", "nox")
+    session.install("-e", ".[train,tensorboard,cpu,test,lint]", "nox")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("pyright")
@@ -23,7 +23,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The whole suite, doctests included."""
-    session.install(".[train,cpu,test]")
+    session.install(".[train,tensorboard,cpu,test]")
     session.run("pytest", *session.posargs)
 
 

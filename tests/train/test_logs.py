@@ -1,5 +1,6 @@
 """What a run logs besides its table: for TensorBoard, and of its branches."""
 
+import csv
 import os
 
 import pytest
@@ -10,7 +11,7 @@ from foldconv.train import fit, trainer
 
 def test_missing_package_is_named_before_anything_is_written(tiny, silent, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UnsupportedError, match="needs the package tensorboard: pip install tensorboard"):
+    with pytest.raises(UnsupportedError, match=r'needs the package tensorboard; .* "foldconv\[tensorboard\]"'):
         fit(tiny(tensorboard=True, out=str(tmp_path / "run")), silent)
     assert os.listdir(tmp_path) == []
 
@@ -22,8 +23,12 @@ def test_event_files_are_written(tiny, silent, tmp_path):
     fit(tiny(tensorboard=True, out=str(tmp_path / "run")), silent)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
-    assert len(events.Scalars("test_accuracy")) == 2
-    assert {"train_loss", "test_loss", "train_accuracy"} <= set(events.Tags()["scalars"])
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+        logged = [event.value for event in events.Scalars(name)]
+        assert logged == pytest.approx([float(row[name]) for row in rows], rel=1e-4), name
 
 
 def test_branches_are_written_per_epoch(tiny, silent, tmp_path):

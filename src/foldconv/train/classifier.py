@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from ..optimization import regularization
 from .config import TrainConfig
 from .optimizers import create_optimizer, create_schedule, training_groups
+from .sharding import ShardedStrategy
 
 
 class Classifier(pl.LightningModule):
@@ -51,6 +52,12 @@ class Classifier(pl.LightningModule):
         """The network that counts: the averaged one where there is an average."""
         return self.network if self.average is None else self.average.module
 
+    def configure_model(self) -> None:
+        """Split the network among the processes where the strategy does that."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardedStrategy):
+            strategy.shard(self.network)
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images."""
         return self._called(self._placed(images))  # pyright: ignore[reportCallIssue]
@@ -74,6 +81,12 @@ class Classifier(pl.LightningModule):
         if self.average is not None and step > self._averaged_step:
             self.average.update(self.network)
         self._averaged_step = step
+
+    def on_validation_start(self) -> None:
+        """Norms saw different images in each process; DDP looks after that itself."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardedStrategy):
+            strategy.agree_on_buffers(self.network)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Loss and accuracy on the test images, shown and recorded; nothing is chosen by them."""

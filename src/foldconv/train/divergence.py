@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 
 from ..errors import FoldConvError
+from .sharding import own_share
 
 
 class DivergedError(FoldConvError):
@@ -46,7 +47,8 @@ class StopWhenDiverged(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The last step's loss may be finite and its weights not."""
-        finite = torch.stack([torch.isfinite(parameter.detach()).all() for parameter in pl_module.parameters()]).all()
+        own = [own_share(parameter.detach()) for parameter in pl_module.parameters()]
+        finite = torch.stack([torch.isfinite(tensor).all() for tensor in own]).all()
         if self._first is not None:
             self._first = torch.where(finite, self._first, torch.clamp(self._first, max=trainer.global_step))
             self._look(trainer)

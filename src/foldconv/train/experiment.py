@@ -24,12 +24,12 @@ from ..serialization import save
 from ..verification import verify
 from . import processes
 from .callbacks import EpochProgress, EpochSeed, LastCheckpoint, MetricsTable, Stopwatch
-from .checkpoint import build, check_classes
+from .checkpoint import build, check_classes, open_network
 from .classifier import Classifier
 from .config import TrainConfig
 from .curves import plot_curves
 from .data import ImageData, epoch_seed, evaluation_loader, open_data, training_loader
-from .divergence import StopWhenDiverged
+from .divergence import DivergedError, StopWhenDiverged
 from .evaluation import evaluate
 from .optimizers import check_optimizer
 from .resuming import CHECKPOINT, kept_checkpoints, newest_readable
@@ -74,9 +74,8 @@ class TrainResult:
 
 @dataclasses.dataclass(frozen=True)
 class _Trained:
-    """What training leaves to be folded and told."""
+    """What training tells besides its last checkpoint."""
 
-    network: nn.Module
     rows: list[dict[str, float]]
     training_seconds: float
     peak_memory: int | None
@@ -88,6 +87,8 @@ def fit(config: TrainConfig, console: Console | None = None) -> TrainResult:
 
     The folder gets config.yaml, metrics.csv, last.ckpt (resumes), folded.safetensors, curves.png and result.json.
     Seeds torch's global generator.
+
+    A run in several processes is the last thing that its program does: in all but the first process, `fit` ends it.
 
     Args:
         config: the run.
@@ -120,7 +121,9 @@ def resume(folder: str | Path, console: Console | None = None) -> TrainResult:
 
 
 def _run(config: TrainConfig, old: Path | None, console: Console | None) -> TrainResult:
-    first = processes.is_first()
+    first = processes.is_first(config)
+    if old is None:
+        processes.check_folder(config)
     console = (console or Console(stderr=True)) if first else Console(quiet=True)
     begin = time.perf_counter()
     check_optimizer(config)
@@ -134,8 +137,12 @@ def _run(config: TrainConfig, old: Path | None, console: Console | None) -> Trai
             console.print(note, soft_wrap=True, highlight=False)
         check_classes(content, data, start)
     if not first:
-        folder = old or processes.shared_folder(config.out)
-        _train(network, config, data, description, folder, start, console)
+        folder = old or processes.shared_folder(config)
+        try:
+            with _threads(config, data):
+                _train(network, config, data, description, folder, start, console)
+        except (DivergedError, KeyboardInterrupt):
+            raise SystemExit(1) from None  # the first process says so
         raise SystemExit(0)  # the first process folds and reports
     folder = old or _new_folder(config)
     processes.share_folder(folder)
@@ -146,7 +153,7 @@ def _run(config: TrainConfig, old: Path | None, console: Console | None) -> Trai
             console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
             with _threads(config, data):
                 trained = _train(network, config, data, description, folder, start, console)
-                result = _finish(trained, config, data, description, folder)
+                result = _finish(trained, config, data, folder)
             result = dataclasses.replace(result, seconds=round(time.perf_counter() - begin, 2))
             with atomic_path(folder / RESULT) as temporary:
                 temporary.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n", encoding="utf-8")
@@ -222,14 +229,16 @@ def _train(
             raise KeyboardInterrupt
     used = peak_memory(device)
     name = device_name(device, trainer.world_size)
-    return _Trained(module.trained, metrics.rows, round(stopwatch.seconds, 3), used, name)
+    return _Trained(metrics.rows, round(stopwatch.seconds, 3), used, name)
 
 
-def _finish(
-    trained: _Trained, config: TrainConfig, data: ImageData, description: dict[str, Any], folder: Path
-) -> TrainResult:
-    """Fold the trained network, prove that nothing changed, write what is deployed."""
-    network = trained.network.cpu().eval()
+def _finish(trained: _Trained, config: TrainConfig, data: ImageData, folder: Path) -> TrainResult:
+    """Fold the trained network, prove that nothing changed, write what is deployed.
+
+    The network is that of the last checkpoint, as `foldconv fold last.ckpt` opens it: whole, in float32 and on the
+    processor, whatever it was split into, computed in and compiled to while it trained; its average where there is one.
+    """
+    network, description = open_network(folder / CHECKPOINT)
     folded = fold(network).eval()
     save(folded, folder / FOLDED, extra={key: value for key, value in description.items() if key != "layers"})
     plot_curves(trained.rows, folder / CURVES, title=config.run_name)

@@ -18,6 +18,7 @@ import torch
 from ..errors import UnsupportedError
 from .config import TrainConfig
 from .resuming import SafeCheckpointIO
+from .sharding import ShardedStrategy
 
 
 def make_trainer(config: TrainConfig, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -29,16 +30,23 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: list[pl.Callback]
     logger: Any = False
     if config.tensorboard:
         if not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
-            raise UnsupportedError("tensorboard: true needs the package tensorboard: pip install tensorboard")
+            raise UnsupportedError(
+                'tensorboard: true needs the package tensorboard; install it: pip install "foldconv[tensorboard]"'
+            )
         from lightning.pytorch.loggers import TensorBoardLogger
 
         logger = TensorBoardLogger(folder, name=None, version="tensorboard")
+    if config.track_branches and config.strategy.startswith("fsdp"):
+        raise UnsupportedError(
+            "track_branches: fsdp splits the kernels it would look at; expected strategy: ddp with it, "
+            f"received {config.strategy}; foldconv inspect last.ckpt --branches looks at a checkpoint"
+        )
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.nodes,
-            strategy=config.strategy,
+            strategy=ShardedStrategy() if config.strategy == "fsdp" else config.strategy,
             precision=config.precision,  # pyright: ignore[reportArgumentType]
             sync_batchnorm=config.sync_batchnorm,
             max_epochs=config.epochs,
@@ -59,6 +67,19 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: list[pl.Callback]
         if type(error).__name__ != "MisconfigurationException":
             raise
         raise UnsupportedError(_settings(config, error)) from None
+    if trainer.strategy.root_device.type == "cpu":
+        _check_cpu(config, trainer.world_size)
+    return trainer
+
+
+def _check_cpu(config: TrainConfig, processes: int) -> None:
+    """What Lightning would replace, or torch refuse in the middle of the first step."""
+    if config.precision == "16-mixed":
+        raise UnsupportedError("precision: 16-mixed needs a GPU; on a CPU expected bf16-mixed or 32-true")
+    if config.sync_batchnorm and processes > 1:
+        raise UnsupportedError(
+            f"sync_batchnorm: torch joins batch norms on GPUs only; on a CPU with {processes} processes expected false"
+        )
 
 
 def _settings(config: TrainConfig, error: Exception) -> str:
