@@ -74,10 +74,25 @@ def test_colour_jitter_scales_the_brightness_within_its_bounds():
     assert 135 < max(means) <= 141
 
 
+def test_colour_jitter_changes_contrast_and_saturation_too():
+    transform = image_transform(4, "none", image_options({"color_jitter": 0.4}), [])
+    torch.manual_seed(0)
+    factors = []
+    for _ in range(200):
+        red, green, blue = transform(Image.new("RGB", (4, 4), (120, 60, 60)))[:, 0, 0].tolist()
+        grey = 0.299 * red + 0.587 * green + 0.114 * blue
+        factors.append((red - grey) / grey / (120 / 77.94 - 1))
+    # Of one colour, either blends with its grey by 0.6 to 1.4, and brightness leaves the ratio: more only by both.
+    assert min(factors) < 0.55
+    assert max(factors) > 1.5
+
+
 def test_lighting_shifts_the_colours_by_the_published_covariance():
     torch.manual_seed(0)
     image = torch.full((3, 1, 1), 128, dtype=torch.uint8)
     shifts = torch.stack([PCALighting(0.1)(image).flatten().float() for _ in range(4000)]) - 128
+    # most of ImageNet's variance is brightness, so the channels move together
+    assert torch.corrcoef(shifts.T).min() > 0.9
     values, vectors = torch.tensor(PCALighting.eigenvalues), torch.tensor(PCALighting.components)
     torch.testing.assert_close(vectors.T @ vectors, torch.eye(3), atol=1e-3, rtol=0)
     expected = (25.5**2) * vectors @ torch.diag(values**2) @ vectors.T
