@@ -8,6 +8,7 @@ takes longer than training does, and is done once. A job:
     arguments   of the command line
     processes   one mapping of environment variables per process
     stop_at     optional: the step in which all processes stop and wait to be sent `signal`
+    backend     optional: of torch.compile
     copy        optional: the run to continue a copy of, in one process
 
 Each process that trains to the end leaves in NAME-0.held, ... how many numbers of the parameters it holds.
@@ -15,6 +16,7 @@ The exit codes go to standard output, as JSON: one list per name.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -24,6 +26,7 @@ import sys
 import time
 import traceback
 
+import torch
 from torch import nn
 
 from foldconv import zoo
@@ -82,6 +85,8 @@ def child(job, number):
         sys.argv[1:] = job["arguments"]  # Lightning starts other processes with the same command
         if "stop_at" in job:
             stop_at(job["stop_at"], pathlib.Path(f"{job['name']}-{number}.stopped"))
+        if "backend" in job:
+            torch.compile = functools.partial(torch.compile, backend=job["backend"])
         count_held(pathlib.Path(f"{job['name']}-{number}.held"))
         code = main(job["arguments"])
     except SystemExit as end:

@@ -37,6 +37,7 @@ NORMS = {
     "batch_size": 360,
 }
 DDP, FSDP = (["--devices", "2", "--strategy", name] for name in ("ddp", "fsdp"))
+SUMMED = ["--accumulate", "2", "--ema", "0.5"]
 
 
 def free_port():
@@ -76,8 +77,10 @@ def jobs():
     yield train("interrupted", torchrun(), *FSDP, signal=signal.SIGINT, **third_step)
     yield {"name": "alone", "arguments": ["train", "--resume", "alone"], "processes": [{}], "copy": "interrupted"}
     yield resume("interrupted", torchrun())
-    yield train("summed-one", [{}], "--accumulate", "2")
-    yield train("summed", torchrun(), *DDP, "--accumulate", "2")
+    yield train("summed-one", [{}], *SUMMED)
+    yield train("summed", torchrun(), *DDP, *SUMMED)
+    yield train("compiled", torchrun(), *FSDP, "--compile", backend="aot_eager")
+    yield train("halves", torchrun(), *FSDP, "--precision", "bf16-true")
     yield train("norms", torchrun(), *FSDP, config="norms")
     yield train("diverged", torchrun(), *DDP, "--lr", "1e30", "--clip-gradient", "0")
     nowhere = train("nowhere", torchrun(), *DDP)
@@ -123,7 +126,9 @@ def runs(tmp_path_factory):
 # ---------------------------------------------------------------------- the same as one process
 
 
-@pytest.mark.parametrize(("name", "other"), [("machines", "one"), ("fsdp", "one"), ("summed", "summed-one")])
+@pytest.mark.parametrize(
+    ("name", "other"), [("machines", "one"), ("fsdp", "one"), ("compiled", "one"), ("summed", "summed-one")]
+)
 def test_two_processes_match_one(runs, name, other):
     assert runs.codes[name] == [0, 0]
     a, _ = runs.compare(other, name, atol=1e-6)
@@ -173,6 +178,14 @@ def test_fsdp_checkpoints_are_those_of_any_run(runs):
     assert states[0].keys() == states[1].keys()
     for number, state in states[0].items():
         assert torch.allclose(state["momentum_buffer"], states[1][number]["momentum_buffer"], atol=1e-6)
+
+
+def test_fsdp_in_half_precision(runs):
+    assert runs.codes["halves"] == [0, 0]
+    state = runs.checkpoint("halves")["state_dict"]
+    assert {value.dtype for value in state.values()} == {torch.bfloat16}
+    one = runs.checkpoint("one")["state_dict"]
+    assert all(torch.allclose(value.float(), one[key], atol=0.02) for key, value in state.items())
 
 
 def test_processes_with_norms_agree_on_what_is_evaluated(runs):
