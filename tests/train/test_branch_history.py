@@ -5,6 +5,7 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import foldconv
@@ -120,7 +121,7 @@ def test_other_files_are_refused(text, message, tmp_path):
 PANELS = {
     "orepa": ["shares", "shares over epochs", "similarity over epochs"],
     "doconv": ["shares", "shares over epochs", "similarity over epochs", "identity_distance over epochs"],
-    "dgconv": ["groups"],
+    "dgconv": ["groups", "groups over epochs"],
     "expandnet": ["shares"],
 }
 
@@ -130,9 +131,36 @@ def test_pictures(method, tmp_path):
     module = train(tmp_path, 1, method)
     report, history = branches(module.network), read_branches(tmp_path / "branches.csv")
     assert plot_branches(report, tmp_path / "course.png", method, history) == PANELS[method]
-    alone = [name.removesuffix(" over epochs") for name in PANELS[method] if name != "shares over epochs"]
+    alone = list(dict.fromkeys(name.removesuffix(" over epochs") for name in PANELS[method]))
     assert plot_branches(report, tmp_path / "alone.png", method) == alone
     for name in ("course", "alone"):
         assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     with pytest.raises(FileExistsError, match="not overwritten; choose another name"):
         plot_branches(report, tmp_path / "alone.png", method)
+
+
+def test_the_picture_of_learned_groups_has_their_numbers(tmp_path, monkeypatch):
+    """Bars as long as the logarithm, before what the layer could have learned, and lines over the epochs."""
+    figures = []
+
+    class Kept(Figure):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            figures.append(self)
+
+    monkeypatch.setattr("foldconv.train.branch_plot.Figure", Kept)
+    net = foldconv.expand(nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)), "dgconv")
+    with torch.no_grad():
+        net[0].gates.copy_(torch.tensor([1.0, -1.0, -1.0]))
+    history = [
+        {"layer": "0", "epoch": epoch, "groups": groups, **dict.fromkeys(("share", "similarity", "identity_distance"))}
+        for epoch, groups in enumerate((1, 8, 4))
+    ]
+    plot_branches(branches(net), tmp_path / "a.png", "title", history)
+    bars, lines = figures[0].axes
+    possible, learned = ([bar.get_width() for bar in bars.containers[i]] for i in (0, 1))
+    assert (possible, learned) == ([3, 2], [2, 0])
+    assert [text.get_text() for text in bars.texts] == ["4", "1"]
+    assert bars.xaxis.get_major_formatter()(3) == "8"
+    assert list(lines.lines[0].get_ydata()) == [0, 3, 2]
+    assert lines.yaxis.get_major_formatter()(3) == "8"

@@ -25,8 +25,9 @@ def plot_branches(report: BranchReport, path: str | os.PathLike[str], title: str
     """Draw into a PNG what the report holds, and its course over the epochs where there is a history.
 
     Shares are a heat map of layers and branches (purple: part of the kernel, orange: against it), similarities and D's
-    distance from the identity are bars per layer or, with a history, lines over the epochs; learned groups are bars of
-    their logarithm.
+    distance from the identity are bars per layer or, with a history, lines over the epochs. Learned groups are bars
+    with their number, on an axis of powers of two, before an outline of the most that the layer could learn (as the
+    figure of the DGConv paper, with the layers from top to bottom); with a history also lines over the epochs.
 
     Args:
         report: the state that is drawn layer by layer.
@@ -56,6 +57,8 @@ def plot_branches(report: BranchReport, path: str | os.PathLike[str], title: str
     grouped = [layer for layer in layers if layer.groups is not None]
     if grouped:
         panels.append(("groups", lambda axes: _groups(axes, grouped)))
+    if grouped and history:
+        panels.append(("groups over epochs", lambda axes: _groups_course(axes, history)))
     if not panels:  # chains: one branch of share one everywhere
         panels.append(("shares", lambda axes: _heat_map(axes, list(layers))))
     height = max(4.0, 1.5 + 0.24 * len(layers))
@@ -137,9 +140,28 @@ def _bars(axes: Any, layers: list[LayerBranches], column: str, label: str) -> No
 
 
 def _groups(axes: Any, layers: list[LayerBranches]) -> None:
-    axes.barh(range(len(layers)), [math.log2(layer.groups or 1) for layer in layers], color=_COLOURS[1])
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    _by_layer(axes, layers, "log2 of the groups")
+    places = range(len(layers))
+    most = [len(layer.gates or ()) for layer in layers]  # a gate for each halving of the channels
+    learned = [math.log2(layer.groups or 1) for layer in layers]
+    axes.barh(places, most, color="none", edgecolor="0.7", label="possible")
+    axes.barh(places, learned, color=_COLOURS[1], label="learned")
+    for y, (x, layer) in enumerate(zip(learned, layers)):
+        axes.annotate(str(layer.groups), (x, y), (3, 0), textcoords="offset points", va="center", fontsize="x-small")
+    axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    _by_layer(axes, layers, "groups")
+    _powers_of_two(axes.xaxis)
+
+
+def _groups_course(axes: Any, history: list[Row]) -> None:
+    """One line per layer; a logarithmic axis, as gates double and halve."""
+    logarithms = [{**row, "groups": math.log2(row["groups"])} for row in history if row["groups"]]
+    _course(axes, logarithms, "groups", "groups")
+    _powers_of_two(axes.yaxis)
+
+
+def _powers_of_two(axis: Any) -> None:
+    axis.get_major_locator().set_params(integer=True)
+    axis.set_major_formatter(lambda value, _: f"{2**value:g}")
 
 
 def _by_layer(axes: Any, layers: list[LayerBranches], label: str) -> None:
