@@ -8,15 +8,21 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from foldconv.errors import UnsupportedError
 from foldconv.train import TrainConfig, open_network, processes
 from foldconv.train.data import open_data
+from foldconv.train.divergence import DivergedError, StopWhenDiverged
 
 PROGRAM = Path(__file__).with_name("process_runs.py")
 BASE = {"data": "digits", "method": "doconv", "lr": 0.05, "seed": 3, "accelerator": "cpu", "threads": 1}
@@ -197,7 +203,7 @@ def test_processes_with_norms_agree_on_what_is_evaluated(runs):
     assert float(row["test_accuracy"]) == pytest.approx(result["accuracy_expanded"], abs=1e-6)
     assert result["accuracy_expanded"] == result["accuracy_folded"]
     network, _ = open_network(runs.folder / "norms" / "last.ckpt")
-    loss = torch.nn.functional.cross_entropy
+    loss = nn.functional.cross_entropy
     images, labels = open_data(TrainConfig(**NORMS)).test.tensors
     with torch.no_grad():
         expected = loss(network(images), labels).item()
@@ -238,6 +244,33 @@ def test_divergence_is_told_once(runs):
     (line,) = [line for line in runs.output("diverged").splitlines() if "error" in line]
     assert "not finite at step 2 (epoch 1); the last good checkpoint is diverged/last.ckpt" in line
     assert runs.output("diverged", 1) == ""
+
+
+@pytest.fixture
+def alone_in_a_group():
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_divergence_of_split_weights(alone_in_a_group, tmp_path):
+    """Each process looks at its share; the loss need not have been bad."""
+    network = fully_shard(nn.Linear(2, 2), mesh=init_device_mesh("cpu", (1,)))
+    assert isinstance(network.weight, DTensor)
+
+    def reduce(tensor, reduce_op):
+        assert type(tensor) is torch.Tensor  # what torch.distributed takes
+        return tensor
+
+    watch = StopWhenDiverged(tmp_path / "last.ckpt")
+    strategy = SimpleNamespace(reduce=reduce)
+    trainer = SimpleNamespace(world_size=2, current_epoch=0, global_step=7, strategy=strategy)
+    watch.on_train_batch_end(trainer, network, {"loss": torch.ones(())}, None, 0)
+    watch.on_train_epoch_end(trainer, network)
+    network.weight.detach().to_local()[1, 1] = torch.nan
+    with pytest.raises(DivergedError, match="not finite at step 7"):
+        watch.on_train_epoch_end(trainer, network)
 
 
 def test_processes_that_others_start_need_a_folder(runs):
