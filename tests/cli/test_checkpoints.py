@@ -140,6 +140,12 @@ def test_eval_takes_the_data_as_training_did(call, call_json, fails, small_image
     assert ", 12x12; " in call("eval", run)[1]
 
 
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
+def test_eval_on_a_device_that_is_not_there(fails, run_folder, device):
+    message = fails("eval", run_folder, "--device", device)
+    assert f"--device {device}: expected one that can be used here (cpu" in message
+
+
 def test_eval_looks_for_data_where_training_found_them(call_json, fails, run_folder, tmp_path, monkeypatch):
     """A run on a named set in a folder of its own is evaluated there, and nothing is downloaded into ./data."""
     monkeypatch.chdir(tmp_path)
@@ -415,6 +421,8 @@ def test_inspect_other_peoples_networks(call_json):
             "has no option 'width_per_grop'; did you mean 'width_per_group'?",
         ),
         (["digits_resnet", "--architecture-args", "width=[]"], "does not take these options, received {'width': []}"),
+        (["digits_resnet", "--architecture-args", "width=-4"], "does not take these options, received {'width': -4}"),
+        (["digits_resnet", "--architecture-args", "width=0"], "{'width': 0}: nothing is left of stem.0.weight"),
         (
             ["digits_resnet", "--method", "doconv", "--method-args", "depth_multiplir=9"],
             "'doconv' has no option 'depth_multiplir'; did you mean 'depth_multiplier'?",
@@ -424,3 +432,12 @@ def test_inspect_other_peoples_networks(call_json):
 )
 def test_inspect_bad_names(arguments, message, fails):
     assert message in fails("inspect", *arguments)
+
+
+def test_options_that_would_be_passed_over(fails, run_folder):
+    """Options of a network or method that nobody named would have no effect."""
+    for command in (["eval", run_folder], ["fold", run_folder, run_folder / "new"], ["inspect", run_folder]):
+        message = fails(*command, "--architecture-args", "width=8")
+        assert "architecture_args (width) need the architecture that they are for" in message
+    message = fails("inspect", "digits_resnet", "--method-args", "depth_multiplier=9", code=2)
+    assert "name it with --method" in message

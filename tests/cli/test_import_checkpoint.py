@@ -3,12 +3,14 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import foldconv
-from foldconv.train import open_network
+from foldconv.train import create_data, open_network
+from foldconv.train.data import evaluation_loader
 from foldconv.zoo.repvgg import RepVGG
 
 GOLDENS = Path(__file__).parent.parent / "fixtures" / "goldens"
@@ -76,6 +78,27 @@ def test_a_checkpoint_that_the_original_has_folded_can_be_evaluated(call_json, t
     assert torch.equal(open_network(out)[0](x), plain(x))
     result = call_json("eval", out, "--data", "digits")
     assert (result["foldable_layers"], result["images"]) == (0, 360)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_written_can_be_evaluated_before_and_after_folding(call_json, fails, tmp_path, name):
+    """The labels are what the imported network says, each moved by one for a quarter of the images."""
+    source, network, _, layers = NETWORKS[name]
+    out, sets = tmp_path / "net.safetensors", tmp_path / "set.npz"
+    call_json("import-checkpoint", GOLDENS / f"{name}.pth.tar", out, "--source", source, *network)
+    assert "name it with --data" in fails("eval", out)
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(40) % 10
+    np.savez(sets, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    seen = next(iter(evaluation_loader(create_data(str(sets)))))[0]
+    labels = open_network(out)[0](seen).argmax(1).numpy()
+    labels[:10] = (labels[:10] + 1) % 10
+    np.savez(sets, x_train=images, y_train=np.arange(40) % 10, x_test=images, y_test=labels)
+    found = call_json("eval", out, "--data", sets)
+    assert (found["accuracy"], found["foldable_layers"], found["input_shape"]) == (0.75, layers, [3, 32, 32])
+    call_json("fold", out, tmp_path / "folded.safetensors", "--batchnorm")
+    folded = call_json("eval", tmp_path / "folded.safetensors", "--data", sets)
+    assert (folded["accuracy"], folded["foldable_layers"]) == (0.75, 0)
 
 
 def broken(tmp_path, change):

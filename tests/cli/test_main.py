@@ -1,5 +1,6 @@
 """What all commands have in common: help, usage errors, one-line errors, exit codes, no needless imports."""
 
+import os
 import subprocess
 import sys
 
@@ -104,6 +105,17 @@ def test_missing_extras_are_named(missing, arguments, run_folder):
     assert done.stderr.count("\n") == 1
     assert f"no {missing}" in done.stderr
     assert 'pip install "foldconv[train]"' in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_streams_without_unicode_get_other_characters(encoding):
+    command = [sys.executable, "-m", "foldconv", "inspect", "digits_resnet"]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding}, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode(encoding).splitlines()[1].startswith("-----")
+    done = subprocess.run([*command[:-1], "é中"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding})
+    assert done.returncode == 1
+    assert b"no architecture named " in done.stderr
 
 
 def test_a_reader_that_leaves_early_is_no_error(run_folder):

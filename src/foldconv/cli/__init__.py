@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from .. import __version__
 from . import _bench, _compare, _convert_weights, _eval, _fold, _import_checkpoint, _inspect, _train
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parse(_parser(), arguments)
         result, text = options.run(options)
-        print(json.dumps(result, indent=2) if options.json else text, flush=True)
+        _print(json.dumps(result, indent=2) if options.json else text, sys.stdout)
         return 0
     except SystemExit as stop:  # argparse, after --help and --version
         return int(stop.code or 0)
@@ -102,4 +103,13 @@ def _one_line(error: Exception) -> str:
 
 
 def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    _print(line, sys.stderr)
+
+
+def _print(text: str, stream: Any) -> None:
+    """Print; where a stream's encoding has no such characters (Windows' pipes), with others in their place."""
+    try:
+        print(text, file=stream, flush=True)
+    except UnicodeEncodeError:
+        simple = text.replace("─", "-").encode(stream.encoding, errors="replace")
+        print(simple.decode(stream.encoding), file=stream, flush=True)

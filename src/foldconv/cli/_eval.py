@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from ..train.data import is_data_module, open_data
     from ..train.evaluation import evaluate
 
+    _check_device(options.device)
     network, description = open_network(options.checkpoint, options.architecture, pairs(options, "architecture_args"))
     name = options.data or description.get("data")
     if name is None:
@@ -83,6 +84,22 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         f"({found['images']} images of {name}, {height}x{width}{skipped}; {description['architecture']}, {state}, "
         f"{result['parameters']:,} parameters)"
     )
+
+
+def _check_device(name: str) -> None:
+    """Refuse a device that torch does not know or cannot use here, before anything is read."""
+    import torch
+
+    from ..errors import UnsupportedError
+
+    try:
+        torch.zeros((), device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available())]
+        raise UnsupportedError(
+            f"--device {name}: expected one that can be used here ({', '.join(there)}), received: "
+            f"{str(error).partition('. ')[0]}"
+        ) from None
 
 
 def _data_options(options: argparse.Namespace, description: dict[str, Any]) -> dict[str, Any]:

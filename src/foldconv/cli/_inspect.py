@@ -51,6 +51,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Summarize, or take apart; as plain values and as a table."""
+    if pairs(options, "method_args") and not options.method:
+        raise UsageError("foldconv inspect", "--method-args are options of a method: name it with --method")
     if options.branches:
         return _branches(options)
     if options.plot:

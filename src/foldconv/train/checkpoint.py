@@ -155,11 +155,16 @@ def open_network(
     Raises:
         CheckpointError: missing, truncated, hostile, without a description (and `architecture` not given), or made
             for another network.
-        UnsupportedError: an architecture or method nobody knows.
+        UnsupportedError: an architecture or method nobody knows, or options without an architecture.
     """
     path = checkpoint_file(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file")
+    if architecture_args and not architecture:
+        raise UnsupportedError(
+            f"{path}: architecture_args ({', '.join(architecture_args)}) need the architecture that they are for; name "
+            "it, too, or leave them out"
+        )
     given = {"architecture": architecture, "architecture_args": architecture_args or {}} if architecture else {}
     if is_safetensors(path) and not (given and not _has_header(path)):
         description = {**_mapping(read_description(path).get("extra")), **given}

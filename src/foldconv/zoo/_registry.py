@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from ..errors import UnsupportedError, nearest, option_names, refused_option, unknown_option
+from ..errors import FoldConvError, UnsupportedError, nearest, option_names, refused_option, unknown_option
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 
@@ -100,8 +101,16 @@ def _build(
 ) -> nn.Module:
     """Call the builder; `known` are the functions whose arguments are options, by default the builder itself."""
     try:
-        return builder(**options)
-    except TypeError as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # an error here
+            network = builder(**options)
+        empty = next((key for key, value in network.named_parameters() if 0 in value.shape), None)
+        if empty is not None:
+            raise ValueError(f"nothing is left of {empty}")
+        return network
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
+        if isinstance(error, FoldConvError) or not options:
+            raise
         option = refused_option(error)
         if option in options:
             where = [*(known or [builder])]
@@ -111,7 +120,8 @@ def _build(
             raise UnsupportedError(
                 f"architecture {name!r} has {unknown_option(option, option_names(*where))}"
             ) from error
-        raise UnsupportedError(f"{name!r} does not take these options, received {options}: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise UnsupportedError(f"{name!r} does not take these options, received {options}: {reason}") from error
 
 
 def _names() -> list[str]:
