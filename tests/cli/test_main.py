@@ -1,8 +1,10 @@
 """What all commands have in common: help, usage errors, one-line errors, exit codes, no needless imports."""
 
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +28,15 @@ def test_examples_of_the_help_parse(command):
         words = example.split()
         assert words[:2] == ["foldconv", command]
         assert cli.parse(cli._parser(), words[1:]).command == command
+
+
+def test_commands_of_the_readme_parse():
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## Command line")[2].partition("```sh")[2].partition("```")[0]
+    lines = [shlex.split(line, comments=True)[1:] for line in section.splitlines() if line.startswith("foldconv ")]
+    assert {line[0] for line in lines} >= {"train", "eval", "fold", "inspect", "compare", "import-checkpoint"}
+    for line in lines:
+        cli.parse(cli._parser(), line)
 
 
 def test_overview_names_every_command(call):
