@@ -69,6 +69,7 @@ def test_existing_folder(fails, tmp_path):
         (["--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
         (["--resume", "nowhere"], "nowhere: cannot resume here: it has no config.yaml"),
         (["--method-args", "depth_multiplyer=9"], "no option 'depth_multiplyer'; did you mean 'depth_multiplier'?"),
+        (["--method-args", "method=orepa"], "method_args: expected options of the method, received 'method'"),
         (["--architecture-args", "widht=9"], "'digits_resnet' has no option 'widht'; did you mean 'width'?"),
         (["--optimizer-args", "nesterof=true"], "(given: nesterof): no option 'nesterof'; did you mean 'nesterov'?"),
         (["--optimizer-args", "x=1"], "no option 'x'; expected some of: dampening, nesterov, "),

@@ -57,6 +57,8 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
     if config.method not in known:
         hint = nearest(config.method, known)
         raise UnsupportedError(f"unknown method {config.method!r}{hint}; expected one of: {', '.join(known)}")
+    if "method" in config.method_args:  # would stand for the method itself, below
+        raise UnsupportedError("method_args: expected options of the method, received 'method'; name it by method")
     if config.pretrained:
         start_from(network, _pretrained_tensors(config, options), str(config.pretrained), data.num_classes, console)
     if config.method != PLAIN:
