@@ -132,17 +132,22 @@ class TrainConfig:
     accelerator: str = _option("auto", _MACHINE, "where to train: auto, cpu, gpu, mps")
     devices: int = _option(1, _MACHINE, "how many devices of one machine (on a CPU: processes); -1: all")
     strategy: str = _option(
-        "auto", _MACHINE, "Lightning's name for how devices share the work: auto, ddp, fsdp (GPUs only, untested)"
+        "auto",
+        _MACHINE,
+        "Lightning's name for how devices share the work: auto, ddp; fsdp: torch's fully_shard, on CPUs, too",
     )
     nodes: int = _option(1, _MACHINE, "machines")
     sync_batchnorm: bool = _option(False, _MACHINE, "batch norms see the images of all devices (GPUs only)")
     threads: int = _option(0, _MACHINE, "processor threads; 0: one for images below 32x32 pixels, else torch decides")
 
     track_branches: bool = _option(False, _RUN, "write what the branches of each layer do per epoch: branches.csv")
-    tensorboard: bool = _option(False, _RUN, "write logs for TensorBoard, too (needs the package tensorboard)")
+    tensorboard: bool = _option(False, _RUN, "write logs for TensorBoard, too (needs the extra tensorboard)")
     keep: int = _option(2, _RUN, "checkpoints kept: last.ckpt, previous.ckpt, previous-2.ckpt, ...")
     out: str | None = _option(
-        None, _RUN, "run folder, new; default: runs/DATA-ARCHITECTURE-METHOD, numbered when it exists"
+        None,
+        _RUN,
+        "run folder, new; default: runs/DATA-ARCHITECTURE-METHOD, numbered when it exists; needed where torchrun, Slurm "
+        "or several machines start the processes",
     )
 
     def __post_init__(self):
