@@ -146,8 +146,8 @@ class TrainConfig:
     out: str | None = _option(
         None,
         _RUN,
-        "run folder, new; default: runs/DATA-ARCHITECTURE-METHOD, numbered when it exists; needed where torchrun, Slurm "
-        "or several machines start the processes",
+        "run folder, new; default: runs/DATA-ARCHITECTURE-METHOD, numbered when it exists; needed where torchrun, "
+        "Slurm or several machines start the processes",
     )
 
     def __post_init__(self):
