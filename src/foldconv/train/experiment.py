@@ -79,7 +79,8 @@ class _Trained:
     rows: list[dict[str, float]]
     training_seconds: float
     peak_memory: int | None
-    device: str
+    device: torch.device
+    devices: str
 
 
 def fit(config: TrainConfig, console: Console | None = None) -> TrainResult:
@@ -229,7 +230,7 @@ def _train(
             raise KeyboardInterrupt
     used = peak_memory(device)
     name = device_name(device, trainer.world_size)
-    return _Trained(metrics.rows, round(stopwatch.seconds, 3), used, name)
+    return _Trained(metrics.rows, round(stopwatch.seconds, 3), used, device, name)
 
 
 def _finish(trained: _Trained, config: TrainConfig, data: ImageData, folder: Path) -> TrainResult:
@@ -244,15 +245,18 @@ def _finish(trained: _Trained, config: TrainConfig, data: ImageData, folder: Pat
     plot_curves(trained.rows, folder / CURVES, title=config.run_name)
     images = next(iter(evaluation_loader(data)))[0]
     cost = summary(network, images[:1])
+    difference = verify(network, folded, images).max_error
+    # last, and where training was: a large test set takes hours on a processor
+    where: dict[str, Any] = {"device": trained.device, "workers": config.workers}
     return TrainResult(
         run=str(folder),
         data=config.data,
         architecture=config.architecture,
         method=config.method,
         epochs=config.epochs,
-        accuracy_expanded=evaluate(network, data)["accuracy"],
-        accuracy_folded=evaluate(folded, data)["accuracy"],
-        max_output_difference=float(verify(network, folded, images).max_error),
+        accuracy_expanded=evaluate(network, data, **where)["accuracy"],
+        accuracy_folded=evaluate(folded, data, **where)["accuracy"],
+        max_output_difference=float(difference),
         parameters_training=cost.parameters_training,
         parameters_folded=cost.parameters_folded,
         macs_training=cost.macs_training,
@@ -261,7 +265,7 @@ def _finish(trained: _Trained, config: TrainConfig, data: ImageData, folder: Pat
         seed=config.seed,
         training_seconds=trained.training_seconds,
         peak_memory=trained.peak_memory,
-        device=trained.device,
+        device=trained.devices,
         images_skipped=int(getattr(data, "images_skipped", 0)),
     )
 
