@@ -110,7 +110,7 @@ def test_patterns():
     assert [layer.name for layer in rich_layers(expand(model, include="f*"))] == ["first"]
     assert len(rich_layers(expand(model, exclude=["first", "per*"]))) == 1
     assert isinstance(expand(model, depth_multiplier=12).get_layer("per_channel"), DODepthwiseConv2D)
-    with pytest.raises(NoMatchError, match="'frist' matches no convolution of .*; did you mean 'first'"):
+    with pytest.raises(NoMatchError, match=r"'frist' matches no convolution of .*; did you mean 'first'"):
         expand(model, include="frist")
     with pytest.raises(NoMatchError, match="nothing to expand"):
         expand(model, include="last")

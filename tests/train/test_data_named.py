@@ -163,3 +163,8 @@ def test_names():
         create_data("digits", image_size=0)
     with pytest.raises(UnsupportedError, match="corrupt_images: expected one of error, skip, received 'ignore'"):
         create_data("digits", corrupt_images="ignore")
+
+
+def test_torchvisions_advice_is_left_out(tmp_path):
+    with pytest.raises(UnsupportedError, match=r"received: Dataset not found or corrupted\.; put cifar10\.npz there"):
+        create_data("cifar10", folder=tmp_path / "nowhere", download=False)

@@ -113,6 +113,12 @@ def test_default_folders_are_numbered(tiny, silent, tmp_path, monkeypatch):
     assert names == [base, f"{base}-2", f"{base}-3"]
 
 
+def test_a_run_folder_that_cannot_be_made(tiny, silent, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"run folder .*file.run cannot be made \(Not a directory\); choose another"):
+        fit(tiny(out=str(tmp_path / "file" / "run")), silent)
+
+
 def test_existing_folder_is_refused_untouched(tiny, silent, tmp_path):
     with pytest.raises(FileExistsError, match=f"run folder {tmp_path} exists and is not overwritten"):
         fit(tiny(out=str(tmp_path)), silent)

@@ -172,6 +172,8 @@ def _new_folder(config: TrainConfig) -> Path:
         except FileExistsError:
             remedy = "choose another, or continue it with --resume"
             raise FileExistsError(f"the run folder {folder} exists and is not overwritten; {remedy}") from None
+        except OSError as error:
+            raise OSError(f"the run folder {folder} cannot be made ({error.strerror}); choose another") from None
         return folder
     number = 1
     while True:

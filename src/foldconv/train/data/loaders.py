@@ -212,7 +212,7 @@ class _FromDataset:
         for batch, unreadable in self._loader:
             for place, reason, fatal in unreadable:
                 if fatal:  # said here, since a worker's own exception arrives as a page of text
-                    remedy = 'replace it, or leave such images out with corrupt_images="skip"'
+                    remedy = "replace it, or leave such images out with corrupt_images: skip"
                     raise UnsupportedError(f"{place}: expected an image, received {reason}; {remedy}")
                 self._data.skipped.add(place)
             if batch is not None:

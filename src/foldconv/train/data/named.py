@@ -65,7 +65,8 @@ def _read(name: str, _place: str, folder: str, download: bool, image_size: int |
         train, test = (_dataset(kind, folder, download, train) for train in (True, False))
         pixels = [_pixels(train.data), _pixels(test.data)]
     except Exception as error:  # of the network, of the disk, or of a file that is not what it should be
-        reason = " ".join(str(error).split()) or type(error).__name__
+        # torchvision's advice is of no use to those who have no such argument
+        reason = " ".join(str(error).split()).partition(" You can use download=True")[0] or type(error).__name__
         remedy = f"put {name}.npz there, or the files of torchvision.datasets.{kind.__name__}"
         also = ", or allow the download" if not download else ""
         raise UnsupportedError(f"{folder}: expected the data set {name}, received: {reason}; {remedy}{also}") from error

@@ -182,7 +182,7 @@ def _decode(
                 continue
             unknown = isinstance(error, UnidentifiedImageError)
             reason = "of no known format" if unknown else " ".join(str(error).split())
-            remedy = 'replace it, or leave such images out with corrupt_images="skip"'
+            remedy = "replace it, or leave such images out with corrupt_images: skip"
             expected = f"expected an image, received {stop - start} bytes ({reason})"
             raise UnsupportedError(f"{place}: {expected}; {remedy}") from error
         tensor = resized((pixels.unsqueeze(0) if grey else pixels.permute(2, 0, 1)).unsqueeze(0), image_size)[0]
