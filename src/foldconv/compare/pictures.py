@@ -13,7 +13,8 @@ from .results import Curve
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; the baseline is black. Yellow is left out, since
 # it is pale on white. Line styles tell the rest apart, and both in print.
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_BASELINE = "#000000"
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -28,6 +29,7 @@ def plot_curves(curves: dict[str, list[Curve]], path: str | os.PathLike[str], ti
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes: Any = figure.subplots()
+    late: list[float] = []
     for number, (method, runs) in enumerate(curves.items()):
         tables = [dict(run) for run in runs if run]
         if not tables:
@@ -36,17 +38,16 @@ def plot_curves(curves: dict[str, list[Curve]], path: str | os.PathLike[str], ti
         columns = [[each[epoch] for each in tables] for epoch in epochs]
         means = [statistics.fmean(column) for column in columns]
         spreads = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
-        colour, style = _COLOURS[number % len(_COLOURS)], _STYLES[number % len(_STYLES)]
+        late += means[len(means) // 4 :]
+        colour, style = _colour(number), _STYLES[number % len(_STYLES)]
         marker = "." if len(epochs) < 40 else None
         axes.plot(epochs, means, style, color=colour, label=method, marker=marker, linewidth=1.5)
         low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
         axes.fill_between(epochs, low, high, color=colour, alpha=0.12, linewidth=0)
-    # Early epochs must not press the late ones, which are judged, into a line.
-    last = [run[-1][1] for runs in curves.values() for run in runs if run]
-    first = [value for runs in curves.values() for run in runs for _, value in run[len(run) // 4 :]]
-    if last:
-        margin = 0.05 * (max(last) - min(first)) + 0.05
-        axes.set_ylim(min(first) - margin, min(100.5, max(max(last), *first) + margin))
+    # Early epochs, and single runs that stumbled, must not press the late ones, which are judged, into a line.
+    if late:
+        margin = 0.1 * (max(late) - min(late)) + 0.1
+        axes.set_ylim(min(late) - margin, min(100.5, max(late) + margin))
     axes.set(xlabel="epoch", ylabel="test accuracy (%), mean ± std over the seeds", title=title)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
@@ -67,7 +68,7 @@ def plot_differences(values: dict[str, Any], path: str | os.PathLike[str]) -> No
     axes: Any = figure.subplots()
     axes.axvline(0, color="black", linewidth=1)
     for row, name in enumerate(names):
-        method, colour = values["methods"][name], _COLOURS[(row + 1) % len(_COLOURS)]
+        method, colour = values["methods"][name], _colour(row + 1)
         dots = [value - base[seed] for seed, value in method["accuracies"].items() if seed in base]
         axes.plot(dots, [row + 0.18] * len(dots), "o", color=colour, alpha=0.45, markersize=4, markeredgewidth=0)
         if found := method["difference"]:
@@ -82,6 +83,10 @@ def plot_differences(values: dict[str, Any], path: str | os.PathLike[str]) -> No
     axes.title.set_fontsize("medium")
     axes.grid(axis="x", alpha=0.3)
     _save(figure, path)
+
+
+def _colour(number: int) -> str:
+    return _COLOURS[(number - 1) % len(_COLOURS)] if number else _BASELINE
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
