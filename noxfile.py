@@ -7,7 +7,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 
 
-CORE = ["tests/test_dependencies.py", "tests/conformance", "tests/algebra", "tests/checkpoints"]
+CORE = ["tests/test_dependencies.py", "tests/conformance", "tests/checkpoints"]
 CORE += ["tests/test_serialization.py", "tests/test_verification.py", "tests/test_inspection.py"]
 
 

@@ -94,8 +94,8 @@ def test_compile_in_one_graph(fresh_compiler, composition, training):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="inductor needs a C++ compiler")
-def test_inductor(fresh_compiler, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no pool of worker processes
+@torch._inductor.config.patch(compile_threads=1)  # no pool of worker processes
+def test_inductor(fresh_compiler):
     torch.manual_seed(0)
     eager = DOConv2d(3, 4, 3, padding=1)
     nn.init.normal_(eager.D, std=0.3)

@@ -26,6 +26,8 @@ import sys
 import time
 import traceback
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a forked process hangs where its parent had a pool of threads
+
 import torch
 from torch import nn
 
