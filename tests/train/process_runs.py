@@ -84,6 +84,7 @@ def child(job, number):
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.environ.update(job["processes"][number])
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
         sys.argv[1:] = job["arguments"]  # Lightning starts other processes with the same command
         if "stop_at" in job:
             stop_at(job["stop_at"], pathlib.Path(f"{job['name']}-{number}.stopped"))
