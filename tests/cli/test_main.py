@@ -1,6 +1,6 @@
 """What all commands have in common: help, usage errors, one-line errors, exit codes, no needless imports."""
 
-import os
+import io
 import shlex
 import subprocess
 import sys
@@ -119,14 +119,16 @@ def test_missing_extras_are_named(missing, arguments, run_folder):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_streams_without_unicode_get_other_characters(encoding):
-    command = [sys.executable, "-m", "foldconv", "inspect", "digits_resnet"]
-    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding}, timeout=120)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.decode(encoding).splitlines()[1].startswith("-----")
-    done = subprocess.run([*command[:-1], "é中"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding})
-    assert done.returncode == 1
-    assert b"no architecture named " in done.stderr
+def test_streams_without_unicode_get_other_characters(encoding, monkeypatch):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    assert main(["inspect", "digits_resnet"]) == 0
+    assert main(["inspect", "é中"]) == 1
+    out, err = (stream.buffer.getvalue() for stream in streams.values())
+    assert out.decode(encoding).splitlines()[1].startswith("-----")
+    assert err.count(b"\n") == 1
+    assert b"no architecture named " in err
 
 
 def test_a_reader_that_leaves_early_is_no_error(run_folder):
