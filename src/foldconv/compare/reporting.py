@@ -92,9 +92,10 @@ def summarize(config: CompareConfig, found: Sequence[Outcome]) -> dict[str, Any]
         }
     seeds = [job.seed for job in config.jobs("") if job.method == config.methods[0]]
     train = config.train
+    extent = f"{_counted(train.epochs, 'epoch')}, {_counted(config.seeds, 'seed')}"
     return {
         "format": FORMAT,
-        "title": f"{train.architecture} on {train.data}, {train.epochs} epochs, {config.seeds} seeds",
+        "title": f"{train.architecture} on {train.data}, {extent}",
         "baseline": config.methods[0],
         "seeds": seeds,
         "confidence": CONFIDENCE,
@@ -149,6 +150,10 @@ def command(config: CompareConfig, root: str) -> str:
         else:
             words += [option, portable(str(value))]
     return shlex.join([*words, "--out", portable(root)])
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _paired(baseline: dict[int, Outcome], runs: dict[int, Outcome]) -> tuple[list[float], list[float]]:
