@@ -141,7 +141,7 @@ def page() -> str:
     if missing:
         lines = [
             "## Not measured yet",
-            "They need a GPU, or days. With one, each is a command that can be stopped and goes on:",
+            "They need a GPU, or much time. Each is a command that can be stopped and goes on:",
         ]
         lines += [
             "\n".join(f"    python docs/evidence.py run {name} --data {_file(EXPERIMENTS[name])}" for name in missing)
