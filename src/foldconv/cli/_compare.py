@@ -86,8 +86,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         from ..errors import FoldConvError
 
         print(json.dumps(values, indent=2) if options.json else _text(values, options.out), flush=True)
-        which = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        raise FoldConvError(f"{len(failures)} runs failed ({which}); the same command tries them again")
+        raise FoldConvError(f"{len(failures)} runs failed ({_causes(failures)}); the same command tries them again")
     return values, _text(values, options.out)
 
 
@@ -102,6 +101,19 @@ def _methods(given: str | None, recipe: TrainConfig) -> tuple[str, ...]:
     words = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in recipe.method_args.items()]
     names = [word.strip() for word in given.split(",")] if given else [PLAIN, *[own] * (own != PLAIN)]
     return tuple(":".join([name, *words]) if name == own else name for name in names)
+
+
+def _causes(failures: dict[str, str]) -> str:
+    """Each cause once, since a wrong option fails with every seed.
+
+    >>> _causes({"a/seed-0": "no memory", "a/seed-1": "no memory", "b/seed-0": "diverged"})
+    'a/seed-0 and 1 more: no memory; b/seed-0: diverged'
+    """
+    runs: dict[str, list[str]] = {}
+    for name, error in failures.items():
+        runs.setdefault(error, []).append(name)
+    more = {error: f" and {len(names) - 1} more" if names[1:] else "" for error, names in runs.items()}
+    return "; ".join(f"{names[0]}{more[error]}: {error}" for error, names in runs.items())
 
 
 def _report(options: argparse.Namespace, given: list[str]) -> tuple[dict[str, Any], str]:
