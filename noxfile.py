@@ -7,8 +7,8 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 
 
-CORE = ["tests/test_dependencies.py", "tests/conformance", "tests/checkpoints"]
-CORE += ["tests/test_serialization.py", "tests/test_verification.py", "tests/test_inspection.py"]
+CORE = ["tests/test_dependencies.py", "tests/conformance", "tests/files/originals"]
+CORE += ["tests/files/test_native.py", "tests/network/test_verify.py", "tests/network/test_costs.py"]
 
 
 @nox.session

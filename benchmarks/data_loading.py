@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import transforms
 
-from foldconv.train.data import BatchTransform, ImageData, training_loader
+from foldconv.lab.data import BatchTransform, ImageData, training_loader
 
 MEAN, STD, BATCH = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 128
 

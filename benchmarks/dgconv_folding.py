@@ -12,7 +12,7 @@ import time
 import torch
 
 import foldconv
-from foldconv.zoo import GResNeXt
+from foldconv.lab.zoo import GResNeXt
 
 
 def network(layers, groups):

@@ -20,9 +20,9 @@ from torch import nn
 
 import foldconv
 from foldconv import ops
-from foldconv._files import atomic_path
-from foldconv.bench.machine import machine, versions
-from foldconv.bench.samples import ratios, spread
+from foldconv.files.atomic import atomic_path
+from foldconv.lab.bench.samples import ratios, spread
+from foldconv.lab.machine import machine, versions
 
 # network, batch, bfloat16 autocast in channels_last
 CASES = [("resnet18", 32, False), ("resnet18", 256, False), ("resnet50", 64, True), ("resnet50", 256, True)]

@@ -19,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from foldconv.compare.markdown import accuracy_table, cost_table, machines
+from foldconv.lab.compare.markdown import accuracy_table, cost_table, machines
 from foldconv.methods import list_methods
 
 ROOT = Path(__file__).parent.parent

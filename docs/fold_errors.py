@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import foldconv
-from foldconv.surgery import foldable_layers
+from foldconv.network.tree import foldable_layers
 from foldconv.testing import cases, randomize
 
 HEAD = """# Fold errors

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from foldconv._files import atomic_path
-from foldconv.bench.machine import machine, versions
-from foldconv.compare.statistics import paired_difference
+from foldconv.files.atomic import atomic_path
+from foldconv.lab.compare.statistics import paired_difference
+from foldconv.lab.machine import machine, versions
 
 
 def load(path, *parts):

@@ -1,11 +1,16 @@
-"""Imports are light, and dependencies point one way; each shown in a fresh interpreter."""
+"""Imports are light (fresh interpreters), and dependencies point one way (read from the source, lazy imports too)."""
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import foldconv
+
+SOURCE = Path(foldconv.__file__).parent
 LOADED = "import json, sys; print(json.dumps(sorted(m for m in sys.modules)))"
 HEAVY = {
     "torchvision",
@@ -20,15 +25,92 @@ HEAVY = {
     "mxnet",
 }
 
+# ARCHITECTURE's list, from the ground up: a room may import what stands in rows above its own, and its own row's
+# earlier rooms. `keras` and `gluon` share no row with torch's part: they may import the first row alone.
+FOUNDATION = ["_lazy", "errors", "formulas", "_selection", "files.atomic"]
+TORCH = ["algebra", "ops", "layers", "methods", "network", "files", "testing"]
+FRAMEWORKS = ["keras", "gluon"]
+LAB = ["lab", "lab.machine", "lab.zoo", "lab.data", "lab.train", "lab.compare", "lab.bench", "lab.cli"]
+
 
 def modules_after(code):
     result = subprocess.run([sys.executable, "-c", f"{code}; {LOADED}"], capture_output=True, text=True, check=True)
     return set(json.loads(result.stdout.splitlines()[-1]))
 
 
+def imports(path):
+    """The modules of foldconv that a file imports, as names below the package."""
+    own = [*path.relative_to(SOURCE).with_suffix("").parts]
+    package = own[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            named = [*base, *(node.module.split(".") if node.module else [])]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "foldconv":
+            named = node.module.split(".")[1:]
+        else:
+            continue
+        for alias in node.names:
+            inner = SOURCE.joinpath(*named, alias.name)
+            found = [*named, alias.name] if inner.is_dir() or inner.with_suffix(".py").is_file() else named
+            yield ".".join(found)
+
+
+def room(module):
+    """The longest listed name that a module lies in."""
+    listed = [*FOUNDATION, *TORCH, *FRAMEWORKS, *LAB]
+    return max((r for r in listed if module == r or module.startswith(f"{r}.")), key=len, default=None)
+
+
+def allowed(own):
+    """The rooms that a room may import."""
+    if own in FOUNDATION:
+        return FOUNDATION[: FOUNDATION.index(own) + 1]
+    if own in FRAMEWORKS:
+        return [*FOUNDATION, own]
+    if own in TORCH:
+        return [*FOUNDATION, *TORCH[: TORCH.index(own) + 1]]
+    return [*FOUNDATION, *TORCH, *LAB[: LAB.index(own) + 1]]
+
+
+FILES = [p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem not in ("__init__", "__main__", "_api")]
+
+
+def test_every_file_is_in_a_room():
+    assert [p for p in FILES if room(".".join(p.relative_to(SOURCE).with_suffix("").parts)) is None] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_arrows_point_up_the_list(path):
+    own = room(".".join(path.relative_to(SOURCE).with_suffix("").parts))
+    wrong = {name for name in imports(path) if name and room(name) not in allowed(own)}
+    assert not wrong, f"{own} may not import {wrong}"
+
+
+def test_no_circles():
+    edges = {}
+    for path in FILES:
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        edges[name] = {other for other in imports(path) if other and other != name}
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, f"a circle: {' → '.join([*path[path.index(name) :], name])}"
+        if name not in done:
+            path.append(name)
+            for other in sorted(edges.get(name, ())):
+                visit(other)
+            path.pop()
+            done.add(name)
+
+    for name in sorted(edges):
+        visit(name)
+
+
 def test_importing_foldconv_loads_torch_and_nothing_heavier():
-    # Counted, not timed: on top of torch there is this one module, so importing takes no longer than importing torch.
-    assert modules_after("import torch, foldconv") - modules_after("import torch") == {"foldconv"}
+    # Counted, not timed: on top of torch there are these two modules, so importing takes no longer than importing torch.
+    assert modules_after("import torch, foldconv") - modules_after("import torch") == {"foldconv", "foldconv._lazy"}
     assert "torch" in modules_after("from foldconv import expand")
 
 
@@ -37,28 +119,21 @@ def test_all_of_the_core_needs_torch_and_safetensors_only():
     assert not {name.partition(".")[0] for name in modules_after(names)} & HEAVY
 
 
-ORDER = ["errors", "algebra", "layers", "methods", "surgery", "folding"]
-
-
-@pytest.mark.parametrize("part", ORDER)
-def test_a_part_does_not_import_what_stands_on_it(part):
+@pytest.mark.parametrize("part", TORCH[:-1])
+def test_a_part_does_not_load_what_stands_on_it(part):
     loaded = modules_after(f"import foldconv.{part}")
-    above = {f"foldconv.{name}" for name in ORDER[ORDER.index(part) + 1 :]}
-    above |= {
-        f"foldconv.{name}" for name in ("verification", "serialization", "checkpoints", "testing", "cli", "train")
-    }
-    assert not loaded & above
-    assert f"foldconv.{part}" in loaded
+    above = {f"foldconv.{name}" for name in [*TORCH[TORCH.index(part) + 1 :], "lab"]}
+    # The room of files holds the foundation's writing, too.
+    assert not loaded & above - {"foldconv.files"}
 
 
 def test_public_parts_are_found_without_an_import_of_their_own():
     assert "foldconv.algebra.kernel" in modules_after("import foldconv; foldconv.algebra.Kernel")
     assert "foldconv.testing.checks" in modules_after("import foldconv; foldconv.testing.CHECKS")
+    assert "foldconv.lab.zoo" in modules_after("import foldconv; foldconv.zoo.create")
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    import foldconv
-
     with pytest.raises(AttributeError, match="module 'foldconv' has no attribute 'expnad'"):
         foldconv.expnad  # noqa: B018
     assert set(foldconv.__all__) <= set(dir(foldconv))

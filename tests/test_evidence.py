@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from foldconv.compare.config import method_and_options
-from foldconv.train import TrainConfig
+from foldconv.lab.compare.config import method_and_options
+from foldconv.lab.train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 

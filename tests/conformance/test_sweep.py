@@ -7,7 +7,7 @@ from torch import nn
 
 import foldconv
 from foldconv.algebra import kernel_of
-from foldconv.surgery import foldable_layers
+from foldconv.network.tree import foldable_layers
 from foldconv.testing import randomize
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

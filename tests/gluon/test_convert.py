@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from mxnet import gluon
 
-from foldconv.convert import convert_weights
-from foldconv.convert._params import DTYPES, read_params, write_params
 from foldconv.errors import UnsupportedError
+from foldconv.files.convert import convert_weights
+from foldconv.files.convert._params import DTYPES, read_params, write_params
 from foldconv.gluon import DOConv2D, expand
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -138,7 +138,7 @@ def test_an_exported_network(golden, tmp_path):
 
 def test_files_need_neither_mxnet_nor_torch(tmp_path):
     code = (
-        "from foldconv.convert import convert_weights; import json, sys\n"
+        "from foldconv import convert_weights; import json, sys\n"
         f"path = {str(FIXTURES / 'convert_gluon.params')!r}\n"
         f"convert_weights(path, {str(tmp_path / 'out.params')!r}, like=path)\n"
         "print(json.dumps([name for name in ('torch', 'mxnet', 'keras') if name in sys.modules]))"

@@ -12,8 +12,8 @@ from torch import nn
 
 import foldconv
 import keras
-from foldconv.convert._keras_graph import Graph
 from foldconv.errors import CheckpointError, UnsupportedError
+from foldconv.files.convert._keras_graph import Graph
 from foldconv.keras import DOConv2D, DODepthwiseConv2D, expand
 from keras import layers, ops
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 import foldconv
 import keras
-from foldconv import mathematics
+from foldconv import formulas
 from foldconv.errors import UnsupportedError
 from foldconv.keras import OREPAConv1D, OREPAConv2D, OREPAConv3D, OREPADepthwiseConv2D, expand, fold
 from keras import ops
@@ -279,7 +279,7 @@ def test_the_cosines_are_torchs(out, size):
     from foldconv.methods._orepa_branches import Branches
 
     theirs = Branches(2, out, size, 1).prior(torch.zeros((), dtype=torch.float64)).numpy()
-    np.testing.assert_allclose(mathematics.cosines(out, size), theirs, atol=1e-6)
+    np.testing.assert_allclose(formulas.cosines(out, size), theirs, atol=1e-6)
 
 
 def test_float64_is_composed_in_float64():

@@ -445,9 +445,9 @@ def test_a_damaged_list_of_groups_is_no_way_in(tmp_path, groups):
 
 def test_the_command_line_folds_what_it_opens_again(tmp_path):
     pytest.importorskip("lightning")
-    from foldconv.cli import main
-    from foldconv.train.checkpoint import open_network
-    from foldconv.zoo import create
+    from foldconv.lab.cli import main
+    from foldconv.lab.train.checkpoint import open_network
+    from foldconv.lab.zoo import create
 
     net = foldconv.expand(create("digits_resnet"), "dgconv").eval()
     for seed, layer in enumerate(m for m in net.modules() if isinstance(m, DGConv2d)):

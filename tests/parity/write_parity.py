@@ -127,7 +127,7 @@ def read(case):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
-    from foldconv._files import atomic_path
+    from foldconv.files.atomic import atomic_path
 
     with atomic_path(TARGET) as temporary:
         np.savez_compressed(temporary, **compute())

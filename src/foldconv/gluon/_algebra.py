@@ -1,4 +1,4 @@
-"""Kernels in Gluon's layout, composed by `foldconv.mathematics`: on arrays or symbols (``F``), and in NumPy.
+"""Kernels in Gluon's layout, composed by `foldconv.formulas`: on arrays or symbols (``F``), and in NumPy.
 
 Reshapes count no input channels: they are written in MXNet's codes (0 keeps a dimension, -1 infers one, -3 merges two,
 -4 splits one), so that they hold for symbols whose number of input channels is not known yet.
@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import mathematics
+from .. import formulas
 
 
 class _Gluon:
-    """`foldconv.mathematics.Primitives` of ``mx.nd`` or ``mx.sym``."""
+    """`foldconv.formulas.Primitives` of ``mx.nd`` or ``mx.sym``."""
 
     def __init__(self, F: Any, groups: int):
         self.F, self.groups = F, groups
@@ -26,12 +26,12 @@ class _Gluon:
         return F.reshape(product, shape=(-4, self.groups, -1, 0, 0))
 
     def first_taps(self, x: Any, taps: int, /) -> Any:
-        """See `foldconv.mathematics.Primitives`."""
+        """See `foldconv.formulas.Primitives`."""
         return self.F.slice_axis(x, axis=2, begin=0, end=taps)
 
 
 class _NumPy:
-    """`foldconv.mathematics.Primitives` of NumPy."""
+    """`foldconv.formulas.Primitives` of NumPy."""
 
     matmul = staticmethod(np.matmul)
 
@@ -90,7 +90,7 @@ def doconv(
     D = F.reshape(D, shape=(-4, groups, -1, 0, 0))
     if half:
         W, D = F.cast(W, dtype="float32"), F.cast(D, dtype="float32")
-    kernel = mathematics.doconv(W, D, k, _Gluon(F, groups))
+    kernel = formulas.doconv(W, D, k, _Gluon(F, groups))
     if half:
         kernel = F.cast(kernel, dtype="float16")
     kernel = F.reshape(F.transpose(kernel, axes=(0, 3, 1, 2)), shape=(-3, 0, -4, *size))
@@ -109,5 +109,5 @@ def doconv_in_float64(weight: np.ndarray, D: np.ndarray, extra: np.ndarray | Non
     if extra is not None:
         taps = np.concatenate([taps, extra.astype(np.float64)], axis=2)
     W = taps.reshape(groups, -1, *taps.shape[1:]).transpose(0, 2, 3, 1)
-    kernel = mathematics.doconv(W, D.astype(np.float64).reshape(groups, -1, *D.shape[1:]), k, NUMPY)
+    kernel = formulas.doconv(W, D.astype(np.float64).reshape(groups, -1, *D.shape[1:]), k, NUMPY)
     return kernel.transpose(0, 3, 1, 2).reshape(weight.shape)

@@ -16,7 +16,7 @@ import numpy as np
 from mxnet import autograd, gluon
 from mxnet.gluon.nn import conv_layers
 
-from .._patterns import Patterns, Selection
+from .._selection import Patterns, Selection
 from ..errors import FoldMismatchError, NoMatchError, UnsupportedError, nearest
 from . import _algebra
 from .layers import DOConv2D

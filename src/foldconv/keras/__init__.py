@@ -16,14 +16,7 @@ from .foldable import FoldableLayer
 from .imports import import_doconv
 from .optimization import exclude_from_weight_decay
 from .orepa import OREPAConv1D, OREPAConv2D, OREPAConv3D, OREPADepthwiseConv1D, OREPADepthwiseConv2D
-from .repvgg import (
-    NormPlace,
-    RepVGGConv1D,
-    RepVGGConv2D,
-    RepVGGConv3D,
-    RepVGGDepthwiseConv1D,
-    RepVGGDepthwiseConv2D,
-)
+from .repvgg import NormPlace, RepVGGConv1D, RepVGGConv2D, RepVGGConv3D, RepVGGDepthwiseConv1D, RepVGGDepthwiseConv2D
 from .surgery import expand, fold
 
 __all__ = ["DOConv1D", "DOConv2D", "DOConv3D", "DODepthwiseConv1D", "DODepthwiseConv2D", "FoldableLayer"]

@@ -1,4 +1,4 @@
-"""How Keras' kernels are composed: `foldconv.mathematics` on the arrays of Keras or of NumPy, in Keras' layout.
+"""How Keras' kernels are composed: `foldconv.formulas` on the arrays of Keras or of NumPy, in Keras' layout.
 
 A kernel of Keras is ``(*size, I, O)``, I the input channels of one of G groups. A depthwise one, ``(*size, C, m)``, has
 the same entries in the same order as one of C groups, ``(*size, 1, C · m)``, and is treated as such.
@@ -16,11 +16,11 @@ import numpy as np
 
 import keras
 
-from ..mathematics import centre_tap
+from ..formulas import centre_tap
 
 
 class _Primitives:
-    """`foldconv.mathematics.Primitives` of NumPy and of every backend of Keras."""
+    """`foldconv.formulas.Primitives` of NumPy and of every backend of Keras."""
 
     # The arrays' own operator: Keras' matmul makes float32 of float64 on torch.
     matmul = staticmethod(operator.matmul)
@@ -41,7 +41,7 @@ def constant(values: np.ndarray, like: Any, array: Any) -> Any:
 
 
 def common(kernel: Any, groups: int, channels: int, array: Any) -> Any:
-    """A kernel of Keras, `channels` being its I, as the ``(G, I, k, o)`` of `foldconv.mathematics`.
+    """A kernel of Keras, `channels` being its I, as the ``(G, I, k, o)`` of `foldconv.formulas`.
 
     >>> common(np.ones((3, 3, 2, 8)), 4, 2, np).shape
     (4, 2, 9, 2)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import keras
 
-from .. import mathematics
+from .. import formulas
 from ..errors import UnsupportedError
 from . import _algebra
 from ._registry import Method, register
@@ -62,7 +62,7 @@ class DOLayer(ComposedLayer):
         if extra is not None:
             W = array.concatenate([W, _algebra.common(extra, groups, channels, array)], axis=2)
         D = array.reshape(D, (groups, channels, taps, multiplier))
-        return _algebra.back(mathematics.doconv(W, D, taps, _algebra.PRIMITIVES), kernel.shape, array)
+        return _algebra.back(formulas.doconv(W, D, taps, _algebra.PRIMITIVES), kernel.shape, array)
 
 
 class _DOConv(DOLayer, ComposedConv):

@@ -21,8 +21,8 @@ import numpy as np
 
 import keras
 
-from .._files import _sync_folder, atomic_path
 from ..errors import FoldMismatchError, UnsupportedError, nearest
+from ..files.atomic import _sync_folder, atomic_path
 from .foldable import FoldableLayer
 from .surgery import fold
 

@@ -19,7 +19,7 @@ import numpy as np
 
 import keras
 
-from .. import mathematics
+from .. import formulas
 from ..errors import UnsupportedError
 from . import _algebra
 from ._registry import Method, register
@@ -93,7 +93,7 @@ class OREPALayer(ComposedLayer):
         vector = f["vector"]
         if taps == 1:
             first, second, own = (array.reshape(x, x.shape[-2:]) for x in (f["l2i_conv1"], f["l2i_conv2"], kernel))
-            return array.reshape(mathematics.orepa_1x1(own, first, second, [vector[0], vector[1]], p), kernel.shape)
+            return array.reshape(formulas.orepa_1x1(own, first, second, [vector[0], vector[1]], p), kernel.shape)
 
         def common(branch: Any, channels: int = i) -> Any:
             return _algebra.common(branch, groups, channels, array)
@@ -105,7 +105,7 @@ class OREPALayer(ComposedLayer):
         depthwise = array.transpose(array.reshape(f["gconv_dw"], (taps, groups, i, filters)), (1, 2, 0, 3))
         pointwise = array.transpose(array.reshape(f["gconv_pw"], (i, filters, groups, out // groups)), (2, 0, 1, 3))
         point = f.get("conv_1x1")
-        composed = mathematics.orepa(
+        composed = formulas.orepa(
             weight=common(kernel),
             average=common(f["avg_conv"]),
             prior=common(f["prior_conv"]),
@@ -123,7 +123,7 @@ class OREPALayer(ComposedLayer):
 
 def _cosines(out: int, size: tuple[int, ...], groups: int) -> np.ndarray:
     """``(G, 1, k, o)``; in single precision whatever the dtype, as the original stores them."""
-    values = np.asarray(mathematics.cosines(out, size), np.float32)
+    values = np.asarray(formulas.cosines(out, size), np.float32)
     return values.reshape(groups, 1, out // groups, -1).swapaxes(2, 3)
 
 

@@ -3,7 +3,7 @@
     y = BN(W_k * x) + BN(W_1 * x) + BN(x)
 
 The 1×1 branch and the identity, which is there where input and output have one shape, stand at the tap that the folded
-kernel has in its middle (`foldconv.mathematics.centre_tap`): under ``padding="same"`` with a stride Keras pads the end
+kernel has in its middle (`foldconv.formulas.centre_tap`): under ``padding="same"`` with a stride Keras pads the end
 before the beginning, so the place depends on the input's size. The norms use the batch while training, so the branches
 run on feature maps; the function in evaluation mode is one convolution, and that is what folds.
 
@@ -24,7 +24,7 @@ import numpy as np
 
 import keras
 
-from .. import mathematics
+from .. import formulas
 from . import _algebra
 from ._registry import Method, register
 from .foldable import FoldableConv, FoldableDepthwise, FoldableLayer, float64
@@ -163,7 +163,7 @@ class RepVGGLayer(FoldableLayer):
             if norm is not None or not scales:
                 shift = shift + own
             scales.append(_algebra.per_output(scale, groups, np))
-        composed = mathematics.repvgg(
+        composed = formulas.repvgg(
             weight=_algebra.common(kernel, groups, i, np),
             point=_algebra.common(float64(self.point_kernel), groups, i, np),
             identity=None if self.identity_norm is None else np.eye(i).reshape(1, i, 1, i),
@@ -204,7 +204,7 @@ class RepVGGLayer(FoldableLayer):
 def _scale_and_shift(norm: Any) -> tuple[np.ndarray, np.ndarray]:
     """A norm's evaluation function."""
     gamma, beta = (None if v is None else float64(v) for v in (norm.gamma, norm.beta))
-    return mathematics.norm(gamma, beta, float64(norm.moving_mean), float64(norm.moving_variance), norm.epsilon)
+    return formulas.norm(gamma, beta, float64(norm.moving_mean), float64(norm.moving_variance), norm.epsilon)
 
 
 _registered = keras.saving.register_keras_serializable(package="foldconv")

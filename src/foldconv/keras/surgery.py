@@ -9,7 +9,7 @@ from typing import Any
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 import keras
 
-from .._patterns import Patterns, Selection
+from .._selection import Patterns, Selection
 from ..errors import NoMatchError, UnsupportedError
 from ._copying import Copier
 from ._graph import is_graph, links, takes_in

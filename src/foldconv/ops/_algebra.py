@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import mathematics
+from .. import formulas
 
 
 class Orepa(NamedTuple):
@@ -26,7 +26,7 @@ class Orepa(NamedTuple):
 
 
 class _Torch:
-    """`foldconv.mathematics.Primitives` of torch."""
+    """`foldconv.formulas.Primitives` of torch."""
 
     matmul = staticmethod(torch.matmul)
 
@@ -41,7 +41,7 @@ TORCH = _Torch()
 def depthwise(taps: Tensor, D: Tensor, groups: int) -> Tensor:
     """See `foldconv.ops.compose_depthwise`."""
     k = D.shape[1]
-    return _ours(mathematics.doconv(_common(taps, groups), D.unflatten(0, (groups, -1)), k, TORCH))
+    return _ours(formulas.doconv(_common(taps, groups), D.unflatten(0, (groups, -1)), k, TORCH))
 
 
 def pointwise(first: Tensor, second: Tensor, groups: int) -> Tensor:
@@ -59,7 +59,7 @@ def orepa(p: Orepa, groups: int) -> Tensor:
     if p.point is not None:
         centre = torch.zeros(1, 1, k, 1, dtype=p.weight.dtype, device=p.weight.device)
         centre[:, :, p.centre] = 1
-    kernel = mathematics.orepa(
+    kernel = formulas.orepa(
         weight=_common(p.weight, groups),
         average=_common(p.average.unsqueeze(2), groups),
         prior=_common(p.prior.unsqueeze(2), groups),
@@ -76,7 +76,7 @@ def orepa(p: Orepa, groups: int) -> Tensor:
 
 
 def _common(kernel: Tensor, groups: int) -> Tensor:
-    """``(O, I, k)`` as the ``(G, I, k, o)`` of `foldconv.mathematics`."""
+    """``(O, I, k)`` as the ``(G, I, k, o)`` of `foldconv.formulas`."""
     return kernel.unflatten(0, (groups, -1)).permute(0, 2, 3, 1)
 
 

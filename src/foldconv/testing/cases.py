@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..algebra.norms import is_norm
 from ..methods import Method
-from ..surgery import foldable_layers
+from ..network.tree import foldable_layers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from ..algebra import kernel_of
 from ..errors import FoldMismatchError
-from ..folding import fold
+from ..files.native import load, save
 from ..layers import ComposedConv, Foldable
 from ..layers.foldable import PLAIN
 from ..methods import Method, get_method, method_from_json
-from ..optimization import parameter_groups, regularization
-from ..serialization import load, save
-from ..surgery import expand, foldable_layers
+from ..network.expand import expand
+from ..network.fold import fold
+from ..network.parameters import parameter_groups, regularization
+from ..network.tree import foldable_layers
 from .battery import check
 from .cases import Case, cases, randomize
 

@@ -1,0 +1,1 @@
+"""Weights on a disk: our own files, published checkpoints, other frameworks'."""

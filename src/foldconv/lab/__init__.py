@@ -1,0 +1,1 @@
+"""The laboratory: networks, data, training, comparisons, measurements, the command line. Nothing below imports it."""

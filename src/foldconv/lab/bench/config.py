@@ -1,0 +1,121 @@
+"""`BenchConfig`: what is measured, as plain values that survive JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ...errors import UnsupportedError, nearest
+
+WHAT = ("step", "eval", "fold", "memory")
+PATHS = ("auto", "algebra", "cpu", "gpu")
+DEVICES = ("cpu", "cuda")
+COMPOSITIONS = ("kernel", "feature")
+
+
+def _option(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """One run of measurements.
+
+    `batch` and `size` are taken in pairs; one of them may have a single value, which then goes with all of the other.
+
+    Raises:
+        UnsupportedError: a value that is not one of those expected (the nearest is given), or lists of two lengths.
+
+    >>> BenchConfig("resnet18", batch=(8, 32), size=(224, 64)).cases
+    [(8, 224), (32, 64)]
+    >>> BenchConfig("resnet18", batch=(1, 2), size=(64,)).cases
+    [(1, 64), (2, 64)]
+    >>> BenchConfig("resnet18", what=("setp",))
+    Traceback (most recent call last):
+    foldconv.errors.UnsupportedError: what: unknown 'setp'; did you mean 'step'? (expected some of: step, eval, ...)
+    """
+
+    network: str
+    batch: tuple[int, ...] = _option((8,), "images per step, in pairs with --size")
+    size: tuple[int, ...] = _option((224,), "height and width of the images in pixels")
+    methods: tuple[str, ...] = _option(
+        ("doconv", "orepa", "dbb"), "methods; options follow a name as in doconv:depth_multiplier=12"
+    )
+    what: tuple[str, ...] = _option(("step",), f"what to measure: {', '.join(WHAT)}")
+    steps: int = _option(10, "rounds; each runs every contestant once")
+    path: tuple[str, ...] = _option(("auto",), f"how kernels are composed: {', '.join(PATHS)}")
+    device: str = _option("cpu", f"where: {', '.join(DEVICES)}")
+    composition: tuple[str, ...] = _option(
+        ("kernel",), f"for methods that have the choice: {', '.join(COMPOSITIONS)}; others run as they are"
+    )
+    reference: str | None = _option(
+        None, "folder with clones of the authors' repositories, whose layers run as contestants"
+    )
+    amp: bool = _option(False, "run forward and loss under autocast, in bfloat16")
+    channels_last: bool = _option(False, "keep weights and images in the channels-last memory format")
+
+    def __post_init__(self):
+        expected = {"what": WHAT, "path": PATHS, "composition": COMPOSITIONS, "device": DEVICES}
+        for name, known in expected.items():
+            value = getattr(self, name)
+            for word in (value,) if isinstance(value, str) else value:
+                if word not in known:
+                    hint = nearest(word, known)
+                    raise UnsupportedError(f"{name}: unknown {word!r}{hint} (expected some of: {', '.join(known)})")
+        for name in ("batch", "size", "methods", "what", "path", "composition"):
+            value = getattr(self, name)
+            if not value or (len(set(value)) < len(value) and name not in ("batch", "size")):
+                raise UnsupportedError(f"{name}: expected one or more values, each once, received {list(value)}")
+        for name in ("batch", "size"):
+            if min(getattr(self, name)) < 1:
+                raise UnsupportedError(f"{name}: expected numbers ≥ 1, received {list(getattr(self, name))}")
+        if self.steps < 1:
+            raise UnsupportedError(f"steps: expected a number ≥ 1, received {self.steps}")
+        if len(self.batch) != len(self.size) and 1 not in (len(self.batch), len(self.size)):
+            raise UnsupportedError(
+                f"batch and size are taken in pairs, received {len(self.batch)} and {len(self.size)} values; give as "
+                "many of both, or one of either"
+            )
+
+    @property
+    def cases(self) -> list[tuple[int, int]]:
+        """The pairs of batch and size."""
+        number = max(len(self.batch), len(self.size))
+        return list(zip(self.batch * (number // len(self.batch)), self.size * (number // len(self.size))))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a file that others read: of an absolute path only the last name is theirs to know.
+
+        >>> BenchConfig("resnet18", reference="/home/someone/clones").to_dict()["reference"]
+        'clones'
+        """
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        values["reference"] = self.reference and portable(self.reference)
+        return values
+
+    def command(self, out: str | None = None) -> str:
+        """The command line that repeats this run.
+
+        >>> BenchConfig("resnet18", steps=3, amp=True).command()
+        'foldconv bench resnet18 --steps 3 --amp'
+        """
+        words = ["foldconv bench", self.network]
+        for field in dataclasses.fields(self)[1:]:
+            value, option = self.to_dict()[field.name], "--" + field.name.replace("_", "-")
+            if getattr(self, field.name) == field.default:
+                continue
+            if value is True:
+                words += [option]
+            else:
+                words += [option, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+        return " ".join(words if out is None else [*words, "--out", portable(out)])
+
+
+def portable(path: str) -> str:
+    """A path as given when relative, else its last name.
+
+    >>> portable("results/a.json"), portable("/home/someone/a.json")
+    ('results/a.json', 'a.json')
+    """
+    return Path(path).name if Path(path).is_absolute() else path

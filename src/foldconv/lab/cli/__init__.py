@@ -1,0 +1,115 @@
+"""The command line: ``foldconv train | eval | fold | inspect | bench | compare | import-checkpoint | convert-weights``.
+
+One file per command. Nothing heavy is imported before a command runs, so that help and usage errors come at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from ... import __version__
+from . import _bench, _compare, _convert_weights, _eval, _fold, _import_checkpoint, _inspect, _train
+from ._common import COMMON, Parser, UsageError, parse
+
+_COMMANDS = {
+    "train": _train,
+    "eval": _eval,
+    "fold": _fold,
+    "inspect": _inspect,
+    "bench": _bench,
+    "compare": _compare,
+    "import-checkpoint": _import_checkpoint,
+    "convert-weights": _convert_weights,
+}
+_EXTRAS = {"lightning", "timm", "torchvision", "torchmetrics", "sklearn", "matplotlib", "rich", "yaml"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit code: 0 for success, 1 for an error, 2 for wrong usage, 130 after Ctrl-C. Errors are one line on
+        standard error; with ``--debug`` their traceback comes before it.
+
+    >>> main(["--version"])
+    foldconv ...
+    0
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options = parse(_parser(), arguments)
+        result, text = options.run(options)
+        _print(json.dumps(result, indent=2) if options.json else text, sys.stdout)
+        return 0
+    except SystemExit as stop:  # argparse, after --help and --version
+        return int(stop.code or 0)
+    except UsageError as error:
+        _report(f"{error.program}: {error}; see {error.program} --help")
+        return 2
+    except BrokenPipeError:  # the reader of our output has left: nothing to tell, and nobody to tell it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt as error:
+        _report(f"foldconv: {str(error) or 'interrupted'}")
+        return 130
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        _report(f"foldconv: error: {_one_line(error)}")
+        return 1
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="foldconv",
+        description="Train with a richer convolution, deploy a plain one.",
+        epilog="example: foldconv train --method doconv --epochs 10",
+    )
+    parser.add_argument("--version", action="version", version=f"foldconv {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    for name, module in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.__doc__,
+            epilog="examples:\n" + "\n".join(f"  {example}" for example in module.EXAMPLES),
+            parents=[COMMON],
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run, parser=command)
+    return parser
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _EXTRAS:
+        return f'this needs the training extras (no {error.name}); install them: pip install "foldconv[train]"'
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    else:
+        text = str(error) or type(error).__name__
+    # Errors of our own explain themselves; of others' the kind is half of the message.
+    from ...errors import FoldConvError
+
+    ours = isinstance(error, (FoldConvError, OSError))
+    return " ".join((text if ours else f"{type(error).__name__}: {text} (--debug shows where)").split())
+
+
+def _report(line: str) -> None:
+    _print(line, sys.stderr)
+
+
+def _print(text: str, stream: Any) -> None:
+    """Print; where a stream's encoding has no such characters (Windows' pipes), with others in their place."""
+    try:
+        print(text, file=stream, flush=True)
+    except UnicodeEncodeError:
+        simple = text.replace("─", "-").encode(stream.encoding, errors="replace")
+        print(simple.decode(stream.encoding), file=stream, flush=True)

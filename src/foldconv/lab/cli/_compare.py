@@ -1,0 +1,141 @@
+"""Train several methods with the same seeds, and report which is better, by how much, and how sure that is.
+
+Each run is one process. The same command again goes on where it was stopped; more methods or seeds may then be
+given. The first method is the baseline. `foldconv compare report FOLDER` writes the report again without training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import typing
+from typing import Any
+
+from ..compare.config import CompareConfig
+from ..train.config import PLAIN, TrainConfig, read_yaml
+from . import _train
+from ._common import Parser, UsageError
+
+HELP = "train several methods with the same seeds and report the differences"
+EXAMPLES = (
+    "foldconv compare --methods plain,doconv,orepa --seeds 10 --out comparison",
+    "foldconv compare --methods plain,doconv:depth_multiplier=12 --config configs/digits.yaml --epochs 5 --out short",
+    "foldconv compare report comparison",
+)
+_NOT_SHARED = ("help", "config", "resume", "seed", "method", "method_args", "out")
+
+
+def _jobs(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number ≥ 1 or auto, received {text!r}")
+    return int(text)
+
+
+def add_arguments(parser: Parser) -> None:
+    """What is compared, and every option of ``foldconv train`` that all runs can share."""
+    parser.add_argument("action", metavar="report", nargs="?", help="only write the report again")
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", help="with report: what --out was")
+    suppressed: dict[str, Any] = {"default": argparse.SUPPRESS}
+    methods = (
+        "methods, the baseline first; options follow a name as in orepa:large=plain (default: plain, and the config's "
+        "method or doconv)"
+    )
+    parser.add_argument("--methods", metavar="NAME,...", help=methods, **suppressed)
+    parser.add_argument("--seeds", metavar="N", type=int, help="runs of each method (default: 10)", **suppressed)
+    parser.add_argument("--out", metavar="FOLDER", help="new, or one to continue in", **suppressed)
+    jobs = "runs at once, or auto, which tries out 1, 2 and 4 on an accelerator and is 1 without one (default: 1)"
+    parser.add_argument("--jobs", metavar="N", type=_jobs, help=jobs, **suppressed)
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with options below, which override it", **suppressed
+    )
+    parser.add_argument("--seed", metavar="N", type=int, help="the first of the seeds (default: 0)", **suppressed)
+    train = Parser(add_help=False)
+    _train.add_arguments(train)
+    for group in train._action_groups:
+        shared = [action for action in group._group_actions if action.dest not in _NOT_SHARED]
+        if shared:
+            copy = parser.add_argument_group(f"{group.title}, the same for all runs")
+            for action in shared:
+                copy._add_action(action)
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Train what is missing and report, or only report; as plain values and as tables."""
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name in options and field.name != "out"]
+    own = [name for name in ("methods", "seeds", "out", "jobs", "config") if name in options]
+    if options.action is not None:
+        return _report(options, own + names)
+    if "out" not in options:
+        raise UsageError("foldconv compare", "the following arguments are required: --out FOLDER")
+    hints = typing.get_type_hints(TrainConfig)
+    given = {name: getattr(options, name) for name in names}
+    given |= {name: dict(value) for name, value in given.items() if typing.get_origin(hints[name]) is dict}
+    from_file = read_yaml(options.config) if "config" in options else {}
+    recipe = TrainConfig.from_dict({**from_file, **given})
+    chosen: dict[str, Any] = {"seeds": options.seeds} if "seeds" in options else {}
+    methods = _methods(getattr(options, "methods", None), recipe)
+    config = CompareConfig(methods, train=dataclasses.replace(recipe, method_args={}), **chosen)
+
+    from ..compare.runner import compare
+
+    values, failures = compare(config, options.out, getattr(options, "jobs", 1))
+    if failures:
+        from ...errors import FoldConvError
+
+        print(json.dumps(values, indent=2) if options.json else _text(values, options.out), flush=True)
+        raise FoldConvError(f"{len(failures)} runs failed ({_causes(failures)}); the same command tries them again")
+    return values, _text(values, options.out)
+
+
+def _methods(given: str | None, recipe: TrainConfig) -> tuple[str, ...]:
+    """The methods to compare. A recipe's options are those of its own method, wherever that is named without any.
+
+    >>> recipe = TrainConfig(method="expandnet", method_args={"chain": "CK"})
+    >>> _methods("plain,expandnet,doconv", recipe), _methods(None, recipe)
+    (('plain', 'expandnet:chain=CK', 'doconv'), ('plain', 'expandnet:chain=CK'))
+    """
+    own = recipe.method
+    words = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in recipe.method_args.items()]
+    names = [word.strip() for word in given.split(",")] if given else [PLAIN, *[own] * (own != PLAIN)]
+    return tuple(":".join([name, *words]) if name == own else name for name in names)
+
+
+def _causes(failures: dict[str, str]) -> str:
+    """Each cause once, since a wrong option fails with every seed.
+
+    >>> _causes({"a/seed-0": "no memory", "a/seed-1": "no memory", "b/seed-0": "diverged"})
+    'a/seed-0 and 1 more: no memory; b/seed-0: diverged'
+    """
+    runs: dict[str, list[str]] = {}
+    for name, error in failures.items():
+        runs.setdefault(error, []).append(name)
+    more = {error: f" and {len(names) - 1} more" if names[1:] else "" for error, names in runs.items()}
+    return "; ".join(f"{names[0]}{more[error]}: {error}" for error, names in runs.items())
+
+
+def _report(options: argparse.Namespace, given: list[str]) -> tuple[dict[str, Any], str]:
+    if options.action != "report":
+        raise UsageError("foldconv compare", f"unknown argument {options.action!r}; expected options or: report FOLDER")
+    if options.folder is None:
+        raise UsageError("foldconv compare report", "the following arguments are required: FOLDER")
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        raise UsageError("foldconv compare report", f"takes the folder and nothing else, not {option}")
+    from ..compare.reporting import report
+
+    values = report(options.folder)
+    return values, _text(values, options.folder)
+
+
+def _text(values: dict[str, Any], folder: str) -> str:
+    from ..compare.markdown import accuracy_table, cost_table
+
+    head = values["title"]
+    if values["runs_finished"] < values["runs_total"]:
+        head += f" ({values['runs_finished']} of {values['runs_total']} runs)"
+    if values["runs_at_once"] > 1:
+        head += f"; {values['runs_at_once']} runs at once, which times tell of"
+    return f"\n{head}\n\n{accuracy_table(values)}\n\n{cost_table(values)}\n\n{folder}/report.md: written"

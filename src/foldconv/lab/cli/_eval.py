@@ -1,0 +1,131 @@
+"""Measure the test accuracy of a checkpoint: last.ckpt of a run, a file of foldconv.save, or folded weights.
+
+The data are those of training, in a run folder from where training took them; the images have their size in training,
+also those of other data. Options below override that.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..train.config import TrainConfig, read_yaml
+from ._common import Parser, add_network_arguments, pairs
+
+HELP = "test accuracy of a checkpoint"
+EXAMPLES = (
+    "foldconv eval runs/digits-digits_resnet-doconv",
+    "foldconv eval runs/digits-digits_resnet-doconv/folded.safetensors --json",
+    "foldconv eval weights.pth --architecture digits_resnet --architecture-args width=32 --data digits",
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """The checkpoint, and what it may not say itself."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file or run folder to read; no code in it is run")
+    add_network_arguments(parser)
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", metavar="NAME", help="data set (default: the one it was trained on)")
+    group.add_argument("--data-folder", metavar="FOLDER", help="where data sets lie (default: the run's, or data)")
+    group.add_argument("--no-download", action="store_true", help="never download a data set that is not there")
+    group.add_argument(
+        "--image-size",
+        metavar="N",
+        type=int,
+        help="height and width the images are resized to (default: as in training)",
+    )
+    group.add_argument(
+        "--corrupt-images",
+        choices=("error", "skip"),
+        help="images that cannot be read: stop, or count them (default: the run's, or error)",
+    )
+    group.add_argument("--workers", metavar="N", type=int, default=0, help="processes that decode images (default: 0)")
+    parser.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda, mps (default: cpu)")
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Evaluate; the result as plain values and as text."""
+    from ...errors import CheckpointError
+    from ...network.tree import foldable_layers
+    from ..data import is_data_module, open_data
+    from ..train.checkpoint import check_classes, open_network
+    from ..train.evaluation import evaluate
+
+    _check_device(options.device)
+    network, description = open_network(options.checkpoint, options.architecture, pairs(options, "architecture_args"))
+    name = options.data or description.get("data")
+    if name is None:
+        raise CheckpointError(f"{options.checkpoint}: does not say what it was trained on; name it with --data")
+    if options.data is None and (not isinstance(name, str) or is_data_module(name)):
+        # A file is not trusted: a module that it names would be run.
+        raise CheckpointError(
+            f"{options.checkpoint}: names {name!r} as its data, whose code would run; if you trust it, give --data"
+        )
+    config = TrainConfig(data=name, workers=options.workers, **_data_options(options, description))
+    data = open_data(config)
+    check_classes({"foldconv": description}, data, options.checkpoint)
+    found = evaluate(network, data, device=options.device, workers=config.workers)
+    layers = len(foldable_layers(network))
+    result = {
+        "checkpoint": options.checkpoint,
+        "architecture": description["architecture"],
+        "data": name,
+        "foldable_layers": layers,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        **found,
+        "input_shape": list(data.input_shape),
+        "images_skipped": int(getattr(data, "images_skipped", 0)),
+    }
+    skipped = f", {result['images_skipped']} skipped" if result["images_skipped"] else ""
+    height, width = data.input_shape[1:]
+    state = f"{layers} layers expanded" if layers else "plain"
+    return result, (
+        f"test accuracy {100 * found['accuracy']:.2f} %  loss {found['loss']:.4f}  "
+        f"({found['images']} images of {name}, {height}x{width}{skipped}; {description['architecture']}, {state}, "
+        f"{result['parameters']:,} parameters)"
+    )
+
+
+def _check_device(name: str) -> None:
+    """Refuse a device that torch does not know or cannot use here, before anything is read."""
+    import torch
+
+    from ...errors import UnsupportedError
+
+    try:
+        torch.zeros((), device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available())]
+        raise UnsupportedError(
+            f"--device {name}: expected one that can be used here ({', '.join(there)}), received: "
+            f"{str(error).partition('. ')[0]}"
+        ) from None
+
+
+def _data_options(options: argparse.Namespace, description: dict[str, Any]) -> dict[str, Any]:
+    """How the data set is opened: as the options say, then as in training, as far as the checkpoint tells."""
+    from ..data import is_data_module
+    from ..train.checkpoint import checkpoint_file
+
+    found: dict[str, Any] = {}
+    if not is_data_module(options.data or ""):  # which sizes its images itself
+        found["image_size"] = _training_size(description)
+    if options.data is None:
+        config = checkpoint_file(options.checkpoint).parent / "config.yaml"
+        values = read_yaml(config) if config.is_file() else {}
+        if values.get("data") == description.get("data"):  # else it is not this checkpoint's
+            found |= {key: values[key] for key in ("data_folder", "download", "corrupt_images") if key in values}
+    given = {"data_folder": options.data_folder, "image_size": options.image_size}
+    given |= {"corrupt_images": options.corrupt_images, "download": False if options.no_download else None}
+    return found | {key: value for key, value in given.items() if value is not None}
+
+
+def _training_size(description: dict[str, Any]) -> int | None:
+    """Height and width of the images in training; None where a file does not say, and where they were no squares:
+    images are resized to squares only, so these were not resized. Without data there was no training that we know:
+    an imported file's shape is its architecture's.
+    """
+    shape = description.get("input_shape") if description.get("data") else None
+    if not isinstance(shape, list) or len(shape) != 3 or shape[1] != shape[2]:
+        return None
+    return shape[1] if isinstance(shape[1], int) else None

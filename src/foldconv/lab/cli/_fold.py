@@ -1,0 +1,85 @@
+"""Fold a checkpoint into the plain network, verify it layer by layer, and write its weights as safetensors.
+
+OUT says itself which network it is for. The verification is written beside it: deploy.safetensors gets
+deploy.report.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ._common import Parser, add_network_arguments, pairs
+
+HELP = "write the plain network of a checkpoint"
+EXAMPLES = (
+    "foldconv fold runs/digits-digits_resnet-doconv deploy.safetensors",
+    "foldconv fold runs/digits-digits_resnet-doconv/last.ckpt deploy.safetensors --batchnorm --json",
+)
+_TOLERANCE = 1e-3  # relative, of the whole network in float32; each layer was already checked more strictly
+
+
+def add_arguments(parser: Parser) -> None:
+    """Input, output, and what else to fold."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file or run folder to read; no code in it is run")
+    parser.add_argument("out", metavar="OUT", help="file to write; an existing one is never overwritten")
+    parser.add_argument("--batchnorm", action="store_true", help="also absorb the norms that follow convolutions")
+    add_network_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Fold, verify, write; the report as plain values and as a table."""
+    report_path = Path(options.out).with_suffix(".report.json")
+    for path in (options.out, report_path):
+        if os.path.lexists(path):  # before the work; the writing itself checks again
+            raise FileExistsError(f"{path}: file exists and is not overwritten; choose another name")
+
+    import torch
+
+    from ...errors import FoldMismatchError
+    from ...files.atomic import atomic_path
+    from ...files.native import save
+    from ...network.fold import fold
+    from ...network.verify import verify
+    from ..train.checkpoint import open_network
+    from ..zoo import input_shape
+
+    network, description = open_network(options.checkpoint, options.architecture, pairs(options, "architecture_args"))
+    folded = fold(network, batchnorm=options.batchnorm)
+    shape = tuple(description.get("input_shape") or input_shape(network))
+    dtype = next((parameter.dtype for parameter in network.parameters()), torch.float32)
+    images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    report = verify(network, folded, images)
+    if not report.ok(_TOLERANCE):
+        raise FoldMismatchError(
+            f"{options.checkpoint}: the folded network differs by {report.max_error:.1e} (outputs up to "
+            f"{report.scale:.1e}); nothing was written"
+        )
+    extra = {key: value for key, value in description.items() if key != "layers"}
+    extra["batchnorm_folded"] = options.batchnorm or bool(description.get("batchnorm_folded"))
+    with atomic_path(options.out, overwrite=False) as temporary:
+        save(folded, temporary, extra=extra)
+    result = {
+        "out": options.out,
+        "report": str(report_path),
+        "source": options.checkpoint,
+        "architecture": description["architecture"],
+        "architecture_args": description.get("architecture_args", {}),
+        "batchnorm_folded": extra["batchnorm_folded"],
+        "input_shape": list(shape),
+        "tolerance": _TOLERANCE,
+        "max_error": report.max_error,
+        "layers": [dataclasses.asdict(layer) for layer in report.layers],
+        "parameters_before": sum(parameter.numel() for parameter in network.parameters()),
+        "parameters_after": sum(parameter.numel() for parameter in folded.parameters()),
+    }
+    with atomic_path(report_path, overwrite=False) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result, (
+        f"{report}\n\n{options.out}: {result['parameters_after']:,} parameters (before: "
+        f"{result['parameters_before']:,})\nthe verification: {report_path}"
+    )

@@ -1,0 +1,118 @@
+"""Show a network layer by layer: parameters and multiply-adds, while training and after folding; or its branches."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from ._common import Parser, UsageError, add_network_arguments, add_pairs, pairs
+
+HELP = "layers and costs of a checkpoint or an architecture"
+EXAMPLES = (
+    "foldconv inspect runs/digits-digits_resnet-doconv",
+    "foldconv inspect resnet18 --method doconv",
+    "foldconv inspect digits_resnet --architecture-args width=32 --json",
+    "foldconv inspect runs/digits-digits_resnet-doconv --branches --plot branches.png",
+)
+HISTORY = "branches.csv"
+_FILES = {".ckpt", ".pt", ".pth", ".tar", ".safetensors"}
+
+
+def add_arguments(parser: Parser) -> None:
+    """What to show, and how to expand it first."""
+    parser.add_argument(
+        "subject",
+        metavar="CHECKPOINT|ARCHITECTURE",
+        help="a file or run folder, or a name of the zoo, timm, torchvision",
+    )
+    parser.add_argument("--method", metavar="NAME", help="expand the network with this method first")
+    add_pairs(parser, "--method-args", "options of the method")
+    parser.add_argument(
+        "--input-shape",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="channels and size of one image (default: the network's)",
+    )
+    parser.add_argument(
+        "--branches",
+        action="store_true",
+        help="show each branch's share of the folded kernel instead, how similar the branches are, and what else the "
+        "method learned",
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", help="with --branches: PNG to draw it into, of a run folder with its course"
+    )
+    add_network_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Summarize, or take apart; as plain values and as a table."""
+    if pairs(options, "method_args") and not options.method:
+        raise UsageError("foldconv inspect", "--method-args are options of a method: name it with --method")
+    if options.branches:
+        return _branches(options)
+    if options.plot:
+        raise UsageError("foldconv inspect", "--plot draws branches: add --branches")
+    from ...network.costs import summary
+    from .. import zoo
+
+    network, description = _network(options, options.subject)
+    shape = options.input_shape or description.get("input_shape") or zoo.input_shape(network)
+    found = summary(network, (1, *shape))
+    return {"architecture": description["architecture"], **dataclasses.asdict(found)}, str(found)
+
+
+def _branches(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from ...network.branches import branches
+
+    if options.input_shape:
+        raise UsageError("foldconv inspect", "--branches looks at no image: leave --input-shape out")
+    if options.plot:
+        _check_new(options.plot)  # before the work; the writing itself checks again
+    history: list[dict[str, Any]] = []
+    if (file := Path(options.subject, HISTORY)).is_file():
+        from ..train.branch_table import read_branches
+
+        history = read_branches(file)
+    network, description = _network(options, options.subject)
+    report = branches(network)
+    values, text = {"architecture": description["architecture"], **report.to_json(), "history": history}, str(report)
+    if options.plot:
+        from ..train.branch_plot import plot_branches
+
+        panels = plot_branches(report, options.plot, str(options.subject), history)
+        values |= {"plot": options.plot, "panels": panels}
+        text += f"\n\n{options.plot}: {', '.join(panels)}"
+    return values, text
+
+
+def _check_new(path: str) -> None:
+    if os.path.exists(path):
+        raise FileExistsError(f"{path}: exists and is not overwritten; choose another name for --plot, or remove it")
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"{path}: no folder {Path(path).parent} to write into; create it")
+
+
+def _network(options: argparse.Namespace, subject: str) -> tuple[Any, dict[str, Any]]:
+    """The network that a file holds or a name stands for, expanded if asked to, and its description."""
+    from ...errors import CheckpointError
+    from ...methods import method_from_json
+    from ...network.expand import expand
+    from .. import zoo
+
+    arguments = pairs(options, "architecture_args")
+    if os.path.exists(subject):
+        from ..train.checkpoint import open_network
+
+        network, description = open_network(subject, options.architecture, arguments)
+    elif Path(subject).suffix in _FILES:
+        raise CheckpointError(f"{subject}: no such file")
+    else:
+        network, description = zoo.create(subject, **arguments).eval(), {"architecture": subject}
+    if options.method:
+        network = expand(network, method_from_json({"method": options.method, **pairs(options, "method_args")}))
+    return network, description

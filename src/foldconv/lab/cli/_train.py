@@ -1,0 +1,101 @@
+"""Train a network with a foldable convolution, fold it, and prove that nothing changed.
+
+Without options: scikit-learn's handwritten digits, a small residual network, DO-Conv. Writes a run folder with the
+resolved config, metrics, a checkpoint that resumes, the folded weights and a picture of the curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from typing import Any, Literal
+
+from ..train.config import Patterns, TrainConfig, read_yaml
+from ._common import Parser, UsageError, add_pairs, pairs
+
+HELP = "train, fold and verify a network"
+EXAMPLES = (
+    "foldconv train",
+    "foldconv train --architecture resnet18 --method doconv --epochs 5 --json",
+    "foldconv train --config configs/digits.yaml --lr 0.05 --out runs/slow",
+    "foldconv train --resume runs/slow",
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """``--config``, ``--resume``, and one option per field of `TrainConfig`."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file with options below, which override it")
+    parser.add_argument("--resume", metavar="RUN", help="continue this run folder, with its own config")
+    groups: dict[str, Any] = {}
+    hints = typing.get_type_hints(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        title = field.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        _add_option(groups[title], field, hints[field.name])
+
+
+def _add_option(group: Any, field: dataclasses.Field, hint: Any) -> None:
+    """One field of the config as an option of its group."""
+    option, help = "--" + field.name.replace("_", "-"), field.metadata["help"].replace("%", "%%")
+    kinds = set(typing.get_args(hint)) or {hint}
+    if typing.get_origin(hint) is dict:
+        add_pairs(typing.cast(Parser, group), option, help)
+        return
+    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help}
+    if field.default not in (None, False, True):
+        settings["help"] += f" (default: {field.default})"
+    if typing.get_origin(hint) is Literal:
+        settings["choices"] = typing.get_args(hint)
+    elif hint is bool:
+        settings["action"] = argparse.BooleanOptionalAction
+        settings["help"] += f" (default: {'yes' if field.default else 'no'})"
+    elif bool in kinds:  # a switch that may name a file
+        settings |= {"nargs": "?", "const": True, "metavar": "CHECKPOINT"}
+    elif hint == Patterns:
+        settings |= {"nargs": "+", "metavar": "PATTERN"}
+    else:
+        number = next((kind for kind in (int, float) if kind in kinds), str)
+        settings["type"] = number
+        settings["metavar"] = {int: "N", float: "X"}.get(number, "NAME" if field.default else "FOLDER")
+    group.add_argument(option, **settings)
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Train; the result as plain values and as a table."""
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name in options]
+    given = {name: getattr(options, name) for name in names}
+    given |= {name: pairs(options, name) for name in names if name.endswith("_args")}
+    if options.resume is not None and (given or options.config):
+        other = "--config" if options.config else "--" + next(iter(given)).replace("_", "-")
+        raise UsageError("foldconv train", f"--resume continues with the run's own config, so {other} cannot be given")
+    config = TrainConfig.from_dict({**(read_yaml(options.config) if options.config else {}), **given})
+
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("loading PyTorch and Lightning"):
+        from ..train.experiment import fit, resume
+    result = resume(options.resume, console) if options.resume is not None else fit(config, console)
+    return dataclasses.asdict(result), _table(result)
+
+
+def _table(result: Any) -> str:
+    from ...network.table import align
+
+    rows = [
+        (f"{result.architecture} on {result.data}", result.method, "folded"),
+        ("test accuracy", f"{100 * result.accuracy_expanded:.2f} %", f"{100 * result.accuracy_folded:.2f} %"),
+        ("parameters", f"{result.parameters_training:,}", f"{result.parameters_folded:,}"),
+        ("multiply-adds of one image", _count(result.macs_training), _count(result.macs_folded)),
+    ]
+    return (
+        f"\n{align(rows)}\n\n"
+        f"largest output difference  {result.max_output_difference:.1e}\n"
+        f"run folder                 {result.run}  (epochs: {result.epochs}, time: {result.seconds:.1f} s)"
+    )
+
+
+def _count(number: int | None) -> str:
+    return "unknown" if number is None else f"{number:,}"

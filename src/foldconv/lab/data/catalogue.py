@@ -1,0 +1,133 @@
+"""`create_data`: which set a name or a path means."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import UnsupportedError, nearest
+from ..train.config import TrainConfig
+from .arrays import Options, digits, image_data
+from .augmentation import check_augmentation, check_for_folders_only, image_options
+from .folders import folder_data
+from .image_data import ImageData
+from .modules import is_data_module, module_data
+from .named import NAMED, read_named
+from .npz import read_npz
+
+_OPTIONS = re.compile(r":(?P<options>(holdout(=[1-9]\d*)?|unit)(,(holdout(=[1-9]\d*)?|unit))*)$")
+
+_ALIASES = {"mnist-50k": "mnist:holdout,unit"}
+
+
+def create_data(
+    name: str,
+    *,
+    folder: str | os.PathLike[str] = "data",
+    download: bool = True,
+    image_size: int | None = None,
+    augmentation: str = "default",
+    augmentation_args: Mapping[str, Any] | None = None,
+    corrupt_images: str = "error",
+) -> ImageData:
+    """A data set by name or path; cheap to ask for again.
+
+    Args:
+        name: one of `list_data`; or the path of an .npz file (Keras' layout, or JPEG bytes; `read_npz`) or of a folder
+            with train/ and val/ (`folder_data`); or the ``module.path:ClassName`` of a `LightningDataModule`
+            (`module_data`; its code runs). A test set is the official test split. Options may follow a colon:
+            ``holdout`` tests on the last training images, as many as the test split has, and trains on those before;
+            ``holdout=5000`` says how many; ``unit`` leaves pixels in [0, 1]. ``mnist-50k`` is
+            ``mnist:holdout,unit``, the protocol of DO-Conv's MNIST demonstration.
+        folder: where sets lie, or are downloaded to. ``NAME.npz`` in it is taken before torchvision's files.
+        download: whether a set that is not there may be fetched.
+        image_size: height and width of the images; None keeps those of the set (224 for folders).
+        augmentation: of training images: "default" (what is usual for the set), "none", "flip", "crop", "flip-crop";
+            for folders also a policy as timm names them (RandAugment ``rand-m9-mstd0.5``, AutoAugment ``original`` or
+            ``v0``, AugMix ``augmix-m3-w3``), behind a random crop and a flip.
+        augmentation_args: for folders: ``color_jitter``, ``lighting``, ``random_erasing``, ``crop_scale``
+            (`foldconv.lab.data.augmentation.ImageOptions`).
+        corrupt_images: "error" raises at the first image that cannot be read; "skip" leaves it out and counts it in
+            `ImageData.images_skipped`.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        UnsupportedError: no such name (the nearest is given), or a set with something wrong in it.
+
+    >>> data = create_data("digits")
+    >>> len(data.train), len(data.test), data.train[0][0].shape
+    (1437, 360, torch.Size([1, 8, 8]))
+    """
+    check_augmentation(augmentation)
+    if corrupt_images not in ("error", "skip"):
+        raise UnsupportedError(f"corrupt_images: expected one of error, skip, received {corrupt_images!r}")
+    if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
+        raise UnsupportedError(f"image_size: expected a number of pixels ≥ 1, received {image_size!r}")
+    base, options = _parse(name)
+    given = augmentation_args or {}
+    image = image_options(given, augmentation)
+    if base == "digits" or base in NAMED or base.endswith(".npz") or is_data_module(base):
+        check_for_folders_only(name, augmentation, given)
+    before, _, option = base.rpartition(":")
+    if before in list_data() or before.endswith(".npz"):
+        expected = "expected one or more, with commas, of: holdout, holdout=COUNT, unit"
+        raise UnsupportedError(f"{before}: unknown option {option!r}{nearest(option, ['holdout', 'unit'])}; {expected}")
+    if base == "digits":
+        if options != Options():
+            raise UnsupportedError(f"{name}: digits takes no options; its test images are split off already")
+        return digits(name, image_size, augmentation)
+    if base in NAMED:
+        arrays = read_named(base, folder, download, image_size, corrupt_images)
+        return image_data(name, arrays, options, augmentation, (NAMED[base].mean, NAMED[base].std))
+    if base.endswith(".npz"):
+        return image_data(name, read_npz(base, image_size, corrupt_images), options, augmentation)
+    if is_data_module(base):
+        return module_data(name, folder, download, image_size)
+    if Path(base).is_dir():
+        if options != Options():
+            raise UnsupportedError(f"{name}: a folder takes no options; its test images are those in val/")
+        return folder_data(name, base, image_size, augmentation, corrupt_images, image)
+    if os.sep in base or "/" in base:
+        remedy = "check the path, or name one of: " + ", ".join(list_data())
+        raise FileNotFoundError(f"{base}: expected a folder with train/ and val/, found no such folder; {remedy}")
+    known = list_data()
+    expected = f"expected one of: {', '.join(known)}; or a path (.npz, or a folder with train/ and val/)"
+    raise UnsupportedError(f"no data set named {name!r}{nearest(name, known)}; {expected}")
+
+
+def open_data(config: TrainConfig) -> ImageData:
+    """The set that a config names, with its options; raises what `create_data` does."""
+    return create_data(
+        config.data,
+        folder=config.data_folder,
+        download=config.download,
+        image_size=config.image_size,
+        augmentation=config.augmentation,
+        augmentation_args=config.augmentation_args,
+        corrupt_images=config.corrupt_images,
+    )
+
+
+def list_data() -> list[str]:
+    """The names of all data sets.
+
+    >>> "digits" in list_data()
+    True
+    """
+    return sorted(["digits", *NAMED, *_ALIASES])
+
+
+def _parse(name: str) -> tuple[str, Options]:
+    name = _ALIASES.get(name, name)
+    found = _OPTIONS.search(name)
+    if not found:
+        return name, Options()
+    given = found["options"].split(",")
+    holdout = None
+    for option in given:
+        if option.startswith("holdout"):
+            holdout = int(option.partition("=")[2] or 0)
+    return name[: found.start()], Options(holdout=holdout, unit="unit" in given)

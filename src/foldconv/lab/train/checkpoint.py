@@ -1,0 +1,228 @@
+"""Files that hold a network: reading them without trusting them, and building the network they describe.
+
+Three kinds are understood: a Lightning checkpoint of `fit` (``last.ckpt``), what `foldconv.save` writes (expanded or
+folded), and a bare ``state_dict`` in a .pt, .pth or .safetensors file. The first two say how to build their network:
+
+    architecture, architecture_args     what `foldconv.zoo.create` takes
+    batchnorm_folded                    whether norms were absorbed (absent: no)
+    data, input_shape                   what it was trained on: name, [channels, height, width]
+    method                              what it was trained with, "plain" for nothing
+    layers                              Lightning checkpoints only: which layers are expanded, and how
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from ...errors import CheckpointError, UnsupportedError, nearest
+from ...files.native import describe_layers, expand_as_described, load, load_exactly, read_description
+from ...files.originals import is_safetensors, read_checkpoint, read_safely
+from ...methods import list_methods, method_from_json
+from ...network.expand import expand
+from ...network.fold import fold
+from .. import zoo
+from ..data import ImageData
+from .config import PLAIN, TrainConfig
+
+Description = dict[str, Any]
+_WEIGHT_SOURCES = frozenset(
+    ["pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "weights", "weights_backbone"]
+)
+"""Options by which timm and torchvision fetch weights. A file brings its own, and must not make us read other ones:
+timm unpickles what ``checkpoint_path`` names.
+"""
+_PREFIX = "network."  # the attribute of `Classifier` that holds the network
+RUN_CHECKPOINT = "last.ckpt"  # of a run folder, which stands for it
+_AVERAGE = "average.module."  # and the average of its weights, which counts where there is one
+
+
+def build(config: TrainConfig, data: ImageData, console: Console | None = None) -> tuple[nn.Module, Description]:
+    """A run's network, expanded, and how to build it again as plain values.
+
+    It is freshly initialized, or starts from ``config.pretrained``; `console` is told when its classifier is new.
+
+    Raises:
+        UnsupportedError: an unknown architecture or method, or an option they do not take.
+        NoMatchError: the method applies to no convolution of the network.
+        CheckpointError: the pretrained weights are those of another network.
+    """
+    options = {"num_classes": data.num_classes, "in_channels": data.input_shape[0], **config.architecture_args}
+    network = zoo.create(config.architecture, **options)
+    known = [PLAIN, *list_methods()]
+    if config.method not in known:
+        hint = nearest(config.method, known)
+        raise UnsupportedError(f"unknown method {config.method!r}{hint}; expected one of: {', '.join(known)}")
+    if "method" in config.method_args:  # would stand for the method itself, below
+        raise UnsupportedError("method_args: expected options of the method, received 'method'; name it by method")
+    if config.pretrained:
+        start_from(network, _pretrained_tensors(config, options), str(config.pretrained), data.num_classes, console)
+    if config.method != PLAIN:
+        method = method_from_json({"method": config.method, **config.method_args})
+        network = expand(network, method, include=config.include, exclude=config.exclude, init=config.init)
+    return network, {
+        "architecture": config.architecture,
+        "architecture_args": _without_weights(options),
+        "data": data.name,
+        "input_shape": list(data.input_shape),
+        "method": config.method,
+        "layers": describe_layers(network),
+    }
+
+
+def _pretrained_tensors(config: TrainConfig, options: Description) -> dict[str, Any]:
+    """The plain network's trained tensors: the library's own, or those of a file, folded when it is expanded."""
+    if isinstance(config.pretrained, str):
+        path = Path(config.pretrained)
+        try:
+            network, _ = open_network(path)
+        except CheckpointError as error:
+            if path.is_dir() or not path.exists() or "does not say which network" not in str(error):
+                raise
+            return read_checkpoint(path)  # bare weights: how many classes they are for, only their shapes say
+        return dict(fold(network).state_dict())
+    weights: Description = {key: value for key, value in options.items() if key not in ("num_classes", "in_channels")}
+    weights |= {"weights": "DEFAULT"} if config.architecture.startswith("torchvision/") else {"pretrained": True}
+    try:
+        network = zoo.create(config.architecture, **weights)
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"pretrained: no weights of {config.architecture!r}: {error}; name a checkpoint"
+        ) from None
+    return dict(network.state_dict())
+
+
+def start_from(
+    network: nn.Module, tensors: dict[str, Any], source: str, num_classes: int, console: Console | None = None
+) -> list[str]:
+    """Load a plain network's trained tensors; a classifier for another number of classes stays as it is.
+
+    Returns:
+        The names of the tensors that stay freshly initialized.
+
+    Raises:
+        CheckpointError: tensors are missing, unknown or misshapen, other than a classifier's.
+    """
+    own = network.state_dict()
+    other = [
+        name
+        for name, tensor in own.items()
+        if name in tensors
+        and tensor.shape != tensors[name].shape
+        and tensor.ndim > 0
+        and tensor.shape[0] == num_classes
+        and tensor.shape[1:] == tensors[name].shape[1:]
+    ]
+    load_exactly(network, {**tensors, **{name: own[name] for name in other}}, Path(source))
+    if other and console is not None:
+        classes = tensors[other[0]].shape[0]
+        console.print(
+            f"pretrained weights are for {classes} classes, the data has {num_classes}: new {', '.join(other)}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    return other
+
+
+def check_classes(content: Any, data: ImageData, path: str | os.PathLike[str]) -> None:
+    """Refuse a checkpoint of a run for another number of classes.
+
+    Raises:
+        CheckpointError: with both numbers.
+    """
+    arguments = _mapping(_mapping(_mapping(content).get("foldconv")).get("architecture_args"))
+    classes = arguments.get("num_classes", data.num_classes)
+    if classes != data.num_classes:
+        raise CheckpointError(
+            f"{path}: made for {classes} classes; {data.name!r} has {data.num_classes}: choose the data it was made for"
+        )
+
+
+def open_network(
+    path: str | os.PathLike[str],
+    architecture: str | None = None,
+    architecture_args: dict[str, Any] | None = None,
+) -> tuple[nn.Module, Description]:
+    """The network a file holds, expanded or folded as it was saved, in evaluation mode, and its description.
+
+    Args:
+        path: a checkpoint of any of the three kinds, or a run folder, which stands for its last.ckpt.
+        architecture: the plain network's name, for files that do not say.
+        architecture_args: its options.
+
+    Raises:
+        CheckpointError: missing, truncated, hostile, without a description (and `architecture` not given), or made
+            for another network.
+        UnsupportedError: an architecture or method nobody knows, or options without an architecture.
+    """
+    path = checkpoint_file(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file")
+    if architecture_args and not architecture:
+        raise UnsupportedError(
+            f"{path}: architecture_args ({', '.join(architecture_args)}) need the architecture that they are for; name "
+            "it, too, or leave them out"
+        )
+    given = {"architecture": architecture, "architecture_args": architecture_args or {}} if architecture else {}
+    if is_safetensors(path) and not (given and not _has_header(path)):
+        description = {**_mapping(read_description(path).get("extra")), **given}
+        network = load(path, _plain(description, path))
+    else:
+        content = {} if is_safetensors(path) else read_safely(path)
+        described = isinstance(content, dict) and "foldconv" in content
+        description = {**_mapping(content["foldconv"] if described else {}), **given}
+        network = _plain(description, path)
+        if described:
+            network = expand_as_described(network, _mapping(description.get("layers")), path)
+            state = _mapping(content.get("state_dict")).items()
+            average = {key.removeprefix(_AVERAGE): value for key, value in state if key.startswith(_AVERAGE)}
+            tensors = average or {key.removeprefix(_PREFIX): value for key, value in state if key.startswith(_PREFIX)}
+        else:
+            tensors = read_checkpoint(path)
+        load_exactly(network, tensors, path)
+    return network.eval(), description
+
+
+def checkpoint_file(path: str | os.PathLike[str]) -> Path:
+    """The file that a path means: a run folder's newest checkpoint, anything else itself.
+
+    Raises:
+        CheckpointError: a folder that has no last.ckpt.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if not (path / RUN_CHECKPOINT).is_file():
+        raise CheckpointError(
+            f"{path}: expected a checkpoint or a run folder, received a folder without {RUN_CHECKPOINT}; name a file"
+        )
+    return path / RUN_CHECKPOINT
+
+
+def _plain(description: Description, path: Path) -> nn.Module:
+    name, options = description.get("architecture"), _without_weights(_mapping(description.get("architecture_args")))
+    if not isinstance(name, str):
+        raise CheckpointError(f"{path}: does not say which network it is for; name it with --architecture")
+    network = zoo.create(name, **options)
+    return fold(network, batchnorm=True, check=False) if description.get("batchnorm_folded") else network
+
+
+def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in _WEIGHT_SOURCES}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """A file is not trusted to have the structure we write."""
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _has_header(path: Path) -> bool:
+    try:
+        read_description(path)
+    except CheckpointError:
+        return False
+    return True

@@ -1,0 +1,323 @@
+"""`TrainConfig`: everything that decides how a network is trained, as plain values that survive YAML and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from ...errors import UnsupportedError, nearest
+from ...files.atomic import atomic_path
+
+PLAIN = "plain"
+"""The method that expands nothing: the baseline."""
+
+
+def _about(group: str, help: str) -> dict[str, str]:
+    return {"group": group, "help": help}
+
+
+def _option(default: Any, group: str, help: str) -> Any:
+    return dataclasses.field(default=default, metadata=_about(group, help))
+
+
+Patterns = str | list[str] | None
+"""Glob patterns on the names of layers: none, one, or several."""
+
+_DATA, _NETWORK, _LOOP, _OPTIMIZER, _LOSS, _MACHINE, _RUN = (
+    "data",
+    "network",
+    "training",
+    "optimizer and schedule",
+    "loss and regularization",
+    "machine",
+    "run folder",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run. The defaults train the embedded digits in well under a minute on two cores.
+
+    Raises:
+        UnsupportedError: an unknown key (the nearest is given), or a value of the wrong type or range.
+
+    >>> TrainConfig(epochs=3).run_name
+    'digits-digits_resnet-doconv'
+    >>> TrainConfig.from_dict({"epochs": 3, "lr": "1e-2"}).lr
+    0.01
+    >>> TrainConfig.from_dict({"epoch": 3})
+    Traceback (most recent call last):
+    foldconv.errors.UnsupportedError: unknown config key 'epoch'; did you mean 'epochs'?
+    """
+
+    data: str = _option("digits", _DATA, "data set: a name such as digits, an .npz file, or a folder of images")
+    data_folder: str = _option("data", _DATA, "where data sets lie or are downloaded to")
+    download: bool = _option(True, _DATA, "download a data set that is not there")
+    image_size: int | None = _option(None, _DATA, "height and width the images are resized to; none: as they are")
+    augmentation: str = _option(
+        "default", _DATA, "random changes of the training images: none, flip, crop, or for folders a policy of timm"
+    )
+    augmentation_args: dict[str, Any] = dataclasses.field(
+        default_factory=dict,
+        metadata=_about(_DATA, "for folders of images: color_jitter, lighting, random_erasing, crop_scale"),
+    )
+    corrupt_images: Literal["error", "skip"] = _option(
+        "error", _DATA, "images that cannot be read: stop, or count them"
+    )
+    workers: int = _option(0, _DATA, "processes that decode images; 0: none but the training's own")
+
+    architecture: str = _option("digits_resnet", _NETWORK, "network: a name of the zoo, of timm or of torchvision")
+    architecture_args: dict[str, Any] = dataclasses.field(
+        default_factory=dict, metadata=_about(_NETWORK, "the network's options")
+    )
+    pretrained: bool | str = _option(
+        False, _NETWORK, "start from trained weights: the library's own (true), or a checkpoint; needs init: preserve"
+    )
+    method: str = _option("doconv", _NETWORK, "method that expands the convolutions; 'plain' for none")
+    method_args: dict[str, Any] = dataclasses.field(
+        default_factory=dict, metadata=_about(_NETWORK, "the method's options")
+    )
+    include: Patterns = dataclasses.field(
+        default=None, metadata=_about(_NETWORK, "layers to expand, by glob patterns such as 'layer1.*'; none: all")
+    )
+    exclude: Patterns = dataclasses.field(
+        default=None, metadata=_about(_NETWORK, "layers to leave plain, by glob patterns")
+    )
+    init: Literal["paper", "preserve"] = _option(
+        "paper", _NETWORK, "initialization: the paper's, or preserve the function"
+    )
+
+    epochs: int = _option(20, _LOOP, "passes over the training images")
+    batch_size: int = _option(64, _LOOP, "images per step, of all devices together")
+    accumulate: int = _option(1, _LOOP, "batches whose gradients are summed up before the optimizer steps")
+    seed: int = _option(0, _LOOP, "seed of initialization, order of images and augmentation")
+
+    optimizer: str = _option("sgd", _OPTIMIZER, "sgd (with Nesterov's momentum), or another name of timm.optim")
+    optimizer_args: dict[str, Any] = dataclasses.field(
+        default_factory=dict, metadata=_about(_OPTIMIZER, "the optimizer's options")
+    )
+    lr: float = _option(0.1, _OPTIMIZER, "highest learning rate of the schedule")
+    momentum: float = _option(0.9, _OPTIMIZER, "momentum, for optimizers that have one")
+    weight_decay: float = _option(5e-4, _OPTIMIZER, "weight decay, where it belongs: not on biases, norms and gates")
+    schedule: Literal["onecycle", "cosine", "step", "constant"] = _option(
+        "onecycle", _OPTIMIZER, "learning rate over the run, step by step"
+    )
+    schedule_args: dict[str, Any] = dataclasses.field(
+        default_factory=dict,
+        metadata=_about(
+            _OPTIMIZER,
+            "the schedule's options: step: milestones (epochs), factor; cosine: final (share of lr); "
+            "onecycle: those of torch's OneCycleLR",
+        ),
+    )
+    warmup_epochs: float = _option(0.0, _OPTIMIZER, "epochs in which the learning rate rises from 0 (not onecycle)")
+    stem_lr_factor: float = _option(1.0, _OPTIMIZER, "learning rate of the first convolution relative to the others'")
+    bias_lr_factor: float = _option(1.0, _OPTIMIZER, "learning rate of the biases of convolutions and linear layers")
+    clip_gradient: float = _option(0.0, _OPTIMIZER, "largest norm of the gradient; 0: any")
+
+    label_smoothing: float = _option(0.0, _LOSS, "share of each label that is spread over all classes")
+    mixup: float = _option(0.0, _LOSS, "mixup: alpha of the beta distribution; 0: off")
+    cutmix: float = _option(0.0, _LOSS, "CutMix: alpha of the beta distribution; 0: off; with mixup: either by chance")
+    ema: float = _option(
+        0.0, _LOSS, "decay per step of the average of the weights, which is evaluated and folded; 0: off"
+    )
+
+    precision: str = _option("32-true", _MACHINE, "Lightning's name: 32-true, 16-mixed, bf16-mixed, bf16-true, 64-true")
+    channels_last: bool = _option(False, _MACHINE, "keep images and kernels with their channels last in memory")
+    compile: bool = _option(False, _MACHINE, "compile the network with torch.compile")
+    accelerator: str = _option("auto", _MACHINE, "where to train: auto, cpu, gpu, mps")
+    devices: int = _option(1, _MACHINE, "how many devices of one machine (on a CPU: processes); -1: all")
+    strategy: str = _option(
+        "auto",
+        _MACHINE,
+        "Lightning's name for how devices share the work: auto, ddp; fsdp: torch's fully_shard, on CPUs, too",
+    )
+    nodes: int = _option(1, _MACHINE, "machines")
+    sync_batchnorm: bool = _option(False, _MACHINE, "batch norms see the images of all devices (GPUs only)")
+    threads: int = _option(0, _MACHINE, "processor threads; 0: one for images below 32x32 pixels, else torch decides")
+
+    track_branches: bool = _option(False, _RUN, "write what the branches of each layer do per epoch: branches.csv")
+    tensorboard: bool = _option(False, _RUN, "write logs for TensorBoard, too (needs the extra tensorboard)")
+    keep: int = _option(2, _RUN, "checkpoints kept: last.ckpt, previous.ckpt, previous-2.ckpt, ...")
+    out: str | None = _option(
+        None,
+        _RUN,
+        "run folder, new; default: runs/DATA-ARCHITECTURE-METHOD, numbered when it exists; needed where torchrun, "
+        "Slurm or several machines start the processes",
+    )
+
+    def __post_init__(self):
+        for name, hint in typing.get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _convert(name, getattr(self, name), hint))
+        for name, (lowest, highest) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not lowest <= value < highest:
+                below = "" if highest == math.inf else f" and < {highest}"
+                raise UnsupportedError(f"{name}: expected a number ≥ {lowest}{below}, received {value}")
+        if self.devices == 0:
+            raise UnsupportedError("devices: expected how many, or -1 for all, received 0")
+        if self.warmup_epochs and self.schedule == "onecycle":
+            raise UnsupportedError(
+                "warmup_epochs: onecycle warms up itself (schedule_args: pct_start); expected 0, or another schedule, "
+                f"received {self.warmup_epochs}"
+            )
+        if self.pretrained and self.init == "paper" and self.method != PLAIN:
+            raise UnsupportedError(
+                "pretrained: init 'paper' would draw the weights anew; expected init: preserve with it"
+            )
+        if self.ema and self.strategy.startswith("fsdp"):
+            raise UnsupportedError("ema: an average of weights that fsdp has split is not supported; use strategy: ddp")
+
+    @property
+    def run_name(self) -> str:
+        """What the run folder is called unless `out` says otherwise."""
+        data = Path(self.data).stem if os.sep in self.data or self.data.endswith(".npz") else self.data
+        return f"{data}-{self.architecture}-{self.method}".replace("/", "-").replace(":", "-")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `from_dict` reads them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """A config from plain values; what is absent gets its default."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                hint = nearest(str(key), known) or f"; expected some of: {', '.join(known)}"
+                raise UnsupportedError(f"unknown config key {key!r}{hint}")
+        return cls(**values)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as YAML. `out` is left out: the same file can start another run."""
+        import yaml
+
+        values = self.to_dict()
+        del values["out"]
+        with atomic_path(path) as temporary:
+            temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TrainConfig:
+        """Read a YAML (or JSON, which is YAML) file."""
+        return cls.from_dict(read_yaml(path))
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A mapping from a YAML file, as plain values; never runs code.
+
+    The key ``base`` names another such file, relative to the one that names it, whose values stand where this one has
+    none. A value is replaced as a whole, a mapping such as `method_args` too: options of one method, schedule or
+    architecture mean nothing to another. The key itself is not among the values.
+
+    Raises:
+        FileNotFoundError: no such file, or no such base.
+        UnsupportedError: not YAML, not a mapping, or files that are each other's base.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "long.yaml").write_text("epochs: 100\\nlr: 0.4")
+    ...     _ = Path(folder, "short.yaml").write_text("base: long.yaml\\nepochs: 5")
+    ...     read_yaml(Path(folder, "short.yaml"))
+    {'epochs': 5, 'lr': 0.4}
+    """
+    values: dict[str, Any] = {}
+    read: list[str] = []
+    file: Path | None = Path(path)
+    while file is not None:
+        mapping = _read_mapping(file)
+        read.append(os.path.realpath(file))
+        base = mapping.pop("base", None)
+        values = {**mapping, **values}
+        file = None if base is None else _base_of(file, base, read)
+    return values
+
+
+def _base_of(file: Path, base: Any, read: list[str]) -> Path:
+    """The file that another one names as its base, after those that were read on the way to it."""
+    if not isinstance(base, str) or not base:
+        raise UnsupportedError(f"{file}: base: expected the path of a YAML file, received {base!r}")
+    found = file.parent / base
+    if not found.is_file():
+        raise FileNotFoundError(
+            f"{file}: base: expected a YAML file, found none at {found}; give its path from the folder {file.parent}"
+        )
+    if os.path.realpath(found) in read:
+        names = " -> ".join(Path(name).name for name in [*read, os.path.realpath(found)])
+        raise UnsupportedError(f"{file}: base: expected a file without this one as its base, received a loop: {names}")
+    return found
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UnsupportedError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UnsupportedError(f"{path}: expected a mapping such as 'epochs: 3', received {type(values).__name__}")
+    return values
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    """The value as its field's type; YAML reads ``1e-2`` as text, so text is tried as a number."""
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise UnsupportedError(f"{name}: expected one of {', '.join(choices)}, received {value!r}")
+        return value
+    kinds = set(typing.get_args(hint)) or {hint}
+    if value is None:
+        if type(None) in kinds:
+            return None
+        raise UnsupportedError(f"{name}: expected {_EXPECTED.get(hint, 'KEY: VALUE pairs')}, received None")
+    if bool in kinds and isinstance(value, bool):
+        return value
+    if kinds & {int, float} and not isinstance(value, bool):
+        kind: Any = int if int in kinds else float
+        try:
+            number = kind(value)
+        except (TypeError, ValueError, OverflowError):
+            number = None
+        if number is not None and float(value) == number:  # 2.5 epochs are not 2
+            return number
+    elif str in kinds and isinstance(value, str) and (value or type(None) in kinds):
+        return value
+    elif hint == Patterns and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return list(value)
+    elif typing.get_origin(hint) is dict and isinstance(value, dict):
+        return dict(value)
+    raise UnsupportedError(f"{name}: expected {_EXPECTED.get(hint, 'KEY: VALUE pairs')}, received {value!r}")
+
+
+_EXPECTED = {
+    int: "an integer",
+    int | None: "an integer",
+    float: "a number",
+    str: "text",
+    str | None: "text",
+    bool: "true or false",
+    bool | str: "true, false or the path of a checkpoint",
+    Patterns: "a pattern or a list of patterns",
+}
+_RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, math.inf),
+    "batch_size": (2, math.inf),
+    "image_size": (1, math.inf),
+    "accumulate": (1, math.inf),
+    "devices": (-1, math.inf),
+    "nodes": (1, math.inf),
+    "keep": (1, math.inf),
+    "label_smoothing": (0, 1),
+    "ema": (0, 1),
+}
+_RANGES |= dict.fromkeys(("lr", "momentum", "weight_decay", "warmup_epochs", "clip_gradient"), (0, math.inf))
+_RANGES |= dict.fromkeys(("stem_lr_factor", "bias_lr_factor", "mixup", "cutmix"), (0, math.inf))
+_RANGES |= dict.fromkeys(("seed", "threads", "workers"), (0, math.inf))

@@ -1,0 +1,303 @@
+"""`fit`: one run from a config to a folder with everything in it, and the same run continued."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from rich.console import Console
+from torch import nn
+
+from ...errors import CheckpointError
+from ...files.atomic import atomic_path
+from ...files.native import save
+from ...network.costs import summary
+from ...network.fold import fold
+from ...network.verify import verify
+from ..data import ImageData, epoch_seed, evaluation_loader, open_data, training_loader
+from . import processes
+from .callbacks import EpochProgress, EpochSeed, LastCheckpoint, MetricsTable, Stopwatch
+from .checkpoint import build, check_classes, open_network
+from .classifier import Classifier
+from .config import TrainConfig
+from .curves import plot_curves
+from .divergence import DivergedError, StopWhenDiverged
+from .evaluation import evaluate
+from .optimizers import check_optimizer
+from .resuming import CHECKPOINT, kept_checkpoints, newest_readable
+from .trainer import device_name, make_trainer, peak_memory, quiet_lightning, restored_interrupt_handler
+
+CONFIG, METRICS, FOLDED, CURVES, RESULT, BRANCHES = (
+    "config.yaml",
+    "metrics.csv",
+    "folded.safetensors",
+    "curves.png",
+    "result.json",
+    "branches.csv",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a run found out; accuracies are shares of the test images."""
+
+    run: str
+    data: str
+    architecture: str
+    method: str
+    epochs: int
+    accuracy_expanded: float
+    accuracy_folded: float
+    max_output_difference: float
+    parameters_training: int
+    parameters_folded: int
+    macs_training: int | None
+    macs_folded: int | None
+    seconds: float
+    seed: int = 0
+    training_seconds: float = 0.0
+    """Of `seconds`, those in training epochs without validation; over all parts of a run that was cut off."""
+    peak_memory: int | None = None
+    """Bytes: on a GPU its tensors' maximum, else the process' maximal resident set."""
+    device: str = ""
+    images_skipped: int = 0
+    """Images that could not be read (``corrupt_images: skip``)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """What training tells besides its last checkpoint."""
+
+    rows: list[dict[str, float]]
+    training_seconds: float
+    peak_memory: int | None
+    device: torch.device
+    devices: str
+
+
+def fit(config: TrainConfig, console: Console | None = None) -> TrainResult:
+    """Train, fold, verify, and write a new run folder.
+
+    The folder gets config.yaml, metrics.csv, last.ckpt (resumes), folded.safetensors, curves.png and result.json.
+    Seeds torch's global generator.
+
+    A run in several processes is the last thing that its program does: in all but the first process, `fit` ends it.
+
+    Args:
+        config: the run.
+        console: where progress is shown; standard error by default.
+
+    Raises:
+        FileExistsError: ``config.out`` exists.
+        UnsupportedError: an unknown data set, architecture or method.
+        NoMatchError: the method applies to no convolution of the network.
+        FoldMismatchError: the weights diverged; the folder stays.
+        KeyboardInterrupt: after Ctrl-C; its text says how to continue.
+    """
+    return _run(config, None, console)
+
+
+def resume(folder: str | Path, console: Console | None = None) -> TrainResult:
+    """Continue a run that was cut off, with its own config from its last checkpoint.
+
+    It ends with the weights that it would have had undisturbed (exactly on a CPU).
+
+    Raises:
+        CheckpointError: not a run folder, no checkpoint in it, or a damaged one.
+        KeyboardInterrupt: after Ctrl-C; its text says how to continue.
+    """
+    folder = Path(folder)
+    for name, there in ((CONFIG, [folder / CONFIG]), (CHECKPOINT, kept_checkpoints(folder, 2))):
+        if not any(path.is_file() for path in there):
+            raise CheckpointError(f"{folder}: cannot resume here: it has no {name}")
+    return _run(TrainConfig.load(folder / CONFIG), folder, console)
+
+
+def _run(config: TrainConfig, old: Path | None, console: Console | None) -> TrainResult:
+    first = processes.is_first(config)
+    if old is None:
+        processes.check_folder(config)
+    console = (console or Console(stderr=True)) if first else Console(quiet=True)
+    begin = time.perf_counter()
+    check_optimizer(config)
+    data = open_data(config)
+    torch.manual_seed(epoch_seed(config.seed, -1))
+    network, description = build(config, data, console)
+    start = None
+    if old is not None:
+        start, content, note = newest_readable(old, config.keep)
+        if note:
+            console.print(note, soft_wrap=True, highlight=False)
+        check_classes(content, data, start)
+    if not first:
+        folder = old or processes.shared_folder(config)
+        try:
+            with _threads(config, data):
+                _train(network, config, data, description, folder, start, console)
+        except (DivergedError, KeyboardInterrupt):
+            raise SystemExit(1) from None  # the first process says so
+        raise SystemExit(0)  # the first process folds and reports
+    folder = old or _new_folder(config)
+    processes.share_folder(folder)
+    try:
+        with _left_in_order(folder, new=old is None):
+            if old is None:
+                config.save(folder / CONFIG)
+            console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
+            with _threads(config, data):
+                trained = _train(network, config, data, description, folder, start, console)
+                result = _finish(trained, config, data, folder)
+            result = dataclasses.replace(result, seconds=round(time.perf_counter() - begin, 2))
+            with atomic_path(folder / RESULT) as temporary:
+                temporary.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n", encoding="utf-8")
+    finally:
+        processes.forget_folder()
+    return result
+
+
+def _new_folder(config: TrainConfig) -> Path:
+    """Create the run folder: ``config.out``, which must not exist, or the next free name under runs/."""
+    if config.out:
+        folder = Path(config.out)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            remedy = "choose another, or continue it with --resume"
+            raise FileExistsError(f"the run folder {folder} exists and is not overwritten; {remedy}") from None
+        except OSError as error:
+            raise OSError(f"the run folder {folder} cannot be made ({error.strerror}); choose another") from None
+        return folder
+    number = 1
+    while True:
+        folder = Path("runs", config.run_name + (f"-{number}" if number > 1 else ""))
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def _train(
+    network: nn.Module,
+    config: TrainConfig,
+    data: ImageData,
+    description: dict[str, Any],
+    folder: Path,
+    start: Path | None,
+    console: Console,
+) -> _Trained:
+    metrics, stopwatch = MetricsTable(folder / METRICS), Stopwatch()
+    callbacks: list[pl.Callback] = [EpochSeed(config.seed), stopwatch, metrics, EpochProgress(console)]
+    if config.track_branches:
+        from .branch_history import BranchHistory
+
+        callbacks.append(BranchHistory(folder / BRANCHES))
+    # last: they look at, and keep, what the others left
+    callbacks += [StopWhenDiverged(folder / CHECKPOINT), LastCheckpoint(folder / CHECKPOINT)]
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    with quiet_lightning():
+        trainer = make_trainer(config, folder, callbacks)
+        device = trainer.strategy.root_device
+        share: dict[str, Any] = {
+            "device": device,
+            "rank": trainer.global_rank,
+            "world_size": trainer.world_size,
+            "workers": config.workers,
+        }
+        loader: Any = training_loader(
+            data,
+            processes.share_of_batch(config.batch_size, trainer.world_size),
+            config.seed,
+            epoch=lambda: trainer.global_step // math.ceil(len(loader) / config.accumulate),
+            **share,
+        )
+        module = Classifier(network, config, data.num_classes, description)
+        validation: Any = evaluation_loader(data, **share)
+        with restored_interrupt_handler():
+            try:
+                trainer.fit(module, loader, validation, ckpt_path=str(start) if start else None)
+            except SystemExit:  # what Lightning makes of Ctrl-C
+                if not trainer.interrupted:
+                    raise
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+    used = peak_memory(device)
+    name = device_name(device, trainer.world_size)
+    return _Trained(metrics.rows, round(stopwatch.seconds, 3), used, device, name)
+
+
+def _finish(trained: _Trained, config: TrainConfig, data: ImageData, folder: Path) -> TrainResult:
+    """Fold the trained network, prove that nothing changed, write what is deployed.
+
+    The network is that of the last checkpoint, as `foldconv fold last.ckpt` opens it: whole, in float32 and on the
+    processor, whatever it was split into, computed in and compiled to while it trained; its average where there is one.
+    """
+    network, description = open_network(folder / CHECKPOINT)
+    folded = fold(network).eval()
+    save(folded, folder / FOLDED, extra={key: value for key, value in description.items() if key != "layers"})
+    plot_curves(trained.rows, folder / CURVES, title=config.run_name)
+    images = next(iter(evaluation_loader(data)))[0]
+    cost = summary(network, images[:1])
+    difference = verify(network, folded, images).max_error
+    # last, and where training was: a large test set takes hours on a processor
+    where: dict[str, Any] = {"device": trained.device, "workers": config.workers}
+    return TrainResult(
+        run=str(folder),
+        data=config.data,
+        architecture=config.architecture,
+        method=config.method,
+        epochs=config.epochs,
+        accuracy_expanded=evaluate(network, data, **where)["accuracy"],
+        accuracy_folded=evaluate(folded, data, **where)["accuracy"],
+        max_output_difference=float(difference),
+        parameters_training=cost.parameters_training,
+        parameters_folded=cost.parameters_folded,
+        macs_training=cost.macs_training,
+        macs_folded=cost.macs_folded,
+        seconds=0.0,
+        seed=config.seed,
+        training_seconds=trained.training_seconds,
+        peak_memory=trained.peak_memory,
+        device=trained.devices,
+        images_skipped=int(getattr(data, "images_skipped", 0)),
+    )
+
+
+@contextlib.contextmanager
+def _threads(config: TrainConfig, data: ImageData) -> Iterator[None]:
+    """As many as the config says. On small images more than one gains nothing, and loses much on a busy machine:
+    the default run takes 5 s on two idle cores with one thread or two, on busy ones 7 s with one and up to 60 s with
+    two, which wait for each other at each layer.
+    """
+    before = torch.get_num_threads()
+    height, width = data.input_shape[1:]
+    torch.set_num_threads(config.threads or (1 if height * width < 32 * 32 else before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _left_in_order(folder: Path, new: bool) -> Iterator[None]:
+    """A run that fails before its first checkpoint leaves no folder behind; one cut off later says how to go on."""
+    try:
+        yield
+    except BaseException as error:
+        if (folder / CHECKPOINT).exists():
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(f"stopped; continue with: foldconv train --resume {folder}") from None
+        elif new:
+            (folder / CONFIG).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # something else is in it: not ours to remove
+                folder.rmdir()
+        raise

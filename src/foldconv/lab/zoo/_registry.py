@@ -1,0 +1,131 @@
+"""Names of architectures and where they come from: this zoo, timm, torchvision, in this order."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ...errors import FoldConvError, UnsupportedError, nearest, option_names, refused_option, unknown_option
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+
+
+def register(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Decorator: make a function that builds a network known under its own name."""
+    _BUILDERS[builder.__name__] = builder
+    return builder
+
+
+def list_architectures() -> list[str]:
+    """The zoo's own names (timm and torchvision list theirs).
+
+    >>> "digits_resnet" in list_architectures()
+    True
+    """
+    return sorted(_BUILDERS)
+
+
+def create(name: str, *, num_classes: int | None = None, in_channels: int | None = None, **kwargs: Any) -> nn.Module:
+    """Build a network by name.
+
+    Args:
+        name: a name of this zoo, of timm or of torchvision; ``"timm/resnet18"`` and ``"torchvision/resnet18"`` say
+            which library where both know a name (otherwise timm's is taken).
+        num_classes: outputs of the classifier; None leaves the architecture's own default.
+        in_channels: channels of the images; None leaves the architecture's own default.
+        kwargs: passed on to the architecture, for example ``pretrained=True`` (timm) or ``weights=...`` (torchvision).
+
+    Raises:
+        UnsupportedError: no such name (the nearest is given), or an option that the architecture does not take.
+
+    >>> create("digits_resnet", width=8).head
+    Linear(in_features=32, out_features=10, bias=True)
+    """
+    options = dict(kwargs)
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    library, _, short = name.rpartition("/")
+    if library == "" and short in _BUILDERS:
+        if in_channels is not None:
+            options["in_channels"] = in_channels
+        return _build(_BUILDERS[short], name, options)
+    # The libraries take seconds to import: only once the name is none of ours.
+    if library in ("", "timm"):
+        import timm
+
+        if timm.is_model(short):
+            if in_channels is not None:
+                options["in_chans"] = in_channels
+            known = [timm.create_model, timm.models.model_entrypoint(short)]
+            return _build(lambda **given: timm.create_model(short, **given), name, options, known)
+    if library in ("", "torchvision"):
+        import torchvision
+
+        if short in torchvision.models.list_models():
+            if in_channels not in (None, 3):
+                raise UnsupportedError(
+                    f"{name!r} is a torchvision network and takes images of 3 channels, received {in_channels}; "
+                    "choose a network of timm or of the zoo, which take any number"
+                )
+            builder = torchvision.models.get_model_builder(short)
+            if "weights_backbone" in inspect.signature(builder).parameters:
+                options.setdefault("weights_backbone", None)  # its own default downloads
+            return _build(builder, name, options)
+    raise UnsupportedError(f"no architecture named {name!r} in the zoo, timm or torchvision{nearest(name, _names())}")
+
+
+def input_shape(model: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width of the images a network was made for; (3, 224, 224) where it does not say.
+
+    Read from timm's convention, the attribute ``default_cfg["input_size"]``; the channels from the first convolution.
+
+    >>> input_shape(create("digits_resnet"))
+    (1, 8, 8)
+    """
+    config = getattr(model, "default_cfg", None) or {}
+    channels, height, width = config.get("input_size") or (3, 224, 224)
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return (first.in_channels if first is not None else channels), height, width
+
+
+def _build(
+    builder: Callable[..., nn.Module],
+    name: str,
+    options: dict[str, Any],
+    known: list[Callable[..., Any]] | None = None,
+) -> nn.Module:
+    """Call the builder; `known` are the functions whose arguments are options, by default the builder itself."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # an error here
+            network = builder(**options)
+        empty = next((key for key, value in network.named_parameters() if 0 in value.shape), None)
+        if empty is not None:
+            raise ValueError(f"nothing is left of {empty}")
+        return network
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
+        if isinstance(error, FoldConvError) or not options:
+            raise
+        option = refused_option(error)
+        if option in options:
+            where = [*(known or [builder])]
+            # The libraries' builders pass on what they do not know: the class that refused it is in their module.
+            module, refused_by = sys.modules[where[-1].__module__], str(error).partition(".")[0]
+            where += [kind] if isinstance(kind := getattr(module, refused_by, None), type) else []
+            raise UnsupportedError(
+                f"architecture {name!r} has {unknown_option(option, option_names(*where))}"
+            ) from error
+        reason = str(error) or type(error).__name__
+        raise UnsupportedError(f"{name!r} does not take these options, received {options}: {reason}") from error
+
+
+def _names() -> list[str]:
+    import timm
+    import torchvision
+
+    return [*list_architectures(), *timm.list_models(), *torchvision.models.list_models()]

@@ -1,0 +1,218 @@
+"""`expand`: put foldable layers in the place of convolutions, everywhere, or nowhere if anything is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._selection import Patterns, Selection
+from ..algebra.norms import after_norm
+from ..errors import NoMatchError, UnsupportedError
+from ..layers import Foldable, NormPlace
+from ..layers.foldable import PLAIN
+from ..methods import Method, as_method
+from ..methods._registry import Init
+from .dataflow import conv_norm_pairs, read_elsewhere
+from .tree import carry_over, copy_of, expect_module, replace_modules, walk
+
+
+def expand(
+    model: nn.Module,
+    method: str | Method,
+    *,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    where: Callable[[str, nn.Module], bool] | None = None,
+    init: Init = "preserve",
+    inplace: bool = False,
+) -> nn.Module:
+    """The model with its convolutions replaced by foldable ones.
+
+    Convolutions that have no exact replacement stay as they are: subclasses, weights that are computed (weight_norm,
+    pruning) or that the model reads itself, and what the method does not apply to.
+
+    Args:
+        model: any module, also a single convolution.
+        method: a name (``"doconv"``) or a config (``foldconv.DOConv(depth_multiplier=12)``).
+        include, exclude: glob patterns on qualified names (``"layer1.*"``), one or several.
+        where: a further condition ``where(name, module) -> bool``.
+        init: ``"preserve"`` keeps the function the model computes; ``"paper"`` draws the method's own initial values,
+            for training from scratch.
+        inplace: change `model` itself; by default a copy is changed. In place, an optimizer that already holds the
+            model's parameters stays valid, but does not know the new ones.
+
+    Returns:
+        The expanded model; a new root when `model` is itself a convolution.
+
+    Raises:
+        NoMatchError: when nothing was replaced, or a pattern matches no convolution.
+        UnsupportedError: for an unknown method, a named convolution that cannot be replaced exactly, weights shared
+            with a module that stays, or a model that cannot be copied.
+        In every case `model` is as it was.
+
+    Example:
+        >>> import torch, foldconv
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        >>> rich = foldconv.expand(net, "doconv")
+        >>> type(rich[0]).__name__, type(net[0]).__name__
+        ('DOConv2d', 'Conv2d')
+        >>> x = torch.randn(2, 3, 8, 8)
+        >>> torch.allclose(rich(x), net(x))
+        True
+    """
+    config = as_method(method)
+    if init not in ("preserve", "paper"):
+        raise UnsupportedError(f"init: expected 'preserve' or 'paper', received {init!r}")
+    expect_module(model)
+    # Chosen on the caller's own model, so that `where` may compare modules by identity.
+    pairs = conv_norm_pairs(model) if config.takes_norm else {}
+    chosen = _choose(model, config, Selection(include, exclude), where, pairs)
+    first = {module: name for name, module in reversed(list(walk(model)))}
+    work = model if inplace else copy_of(model)
+    modules = dict(walk(work))
+    convs = {name: (modules[name], config) for name in chosen}
+    norms = {modules[first[conv]]: modules[first[norm]] for conv, norm in pairs.items() if first[conv] in convs}
+    touched = [conv for conv, _ in convs.values()] + list(norms.values()) if inplace else []
+    saved = [(t, t.detach().clone()) for m in touched for t in (*m.parameters(), *m.buffers())]
+    try:
+        replacements = expanded_layers(convs, norms, init)
+    except BaseException:
+        # A method may have drawn the weights of earlier layers anew.
+        with torch.no_grad():
+            for tensor, value in saved:
+                tensor.copy_(value)
+        raise
+    return replace_modules(work, replacements)
+
+
+def expanded_layers(
+    chosen: dict[str, tuple[nn.Module, Method]], norms: dict[nn.Module, nn.Module], init: Init = "preserve"
+) -> dict[nn.Module, nn.Module]:
+    """The foldable layer for each named convolution, with its hooks and ties; the model itself is not touched.
+
+    `norms` gives the norm that follows a convolution alone, for methods that take it in.
+
+    Raises:
+        UnsupportedError: naming the convolution that its method cannot expand.
+    """
+    replacements: dict[nn.Module, nn.Module] = {}
+    first_of: dict[int, tuple[str, nn.Module]] = {}
+    for name, (conv, config) in chosen.items():
+        norm = norms.get(conv) if config.takes_norm else None
+        try:
+            layer: Any = config.expand(conv, init, norm)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{name or 'the root'}: {error}") from None
+        twin_name, twin = first_of.setdefault(id(conv.weight), (name, layer))
+        if twin is not layer:
+            _share(name, layer, twin_name, twin)
+        replacements[conv] = layer
+        if norm is not None:
+            place = NormPlace(layer, norm, after_norm(norm))
+            replacements[norm] = place
+            place.training = norm.training
+    for conv, layer in replacements.items():
+        if isinstance(layer, Foldable):
+            carry_over(conv, layer)
+    return replacements
+
+
+def _share(name: str, layer: nn.Module, twin_name: str, twin: nn.Module) -> None:
+    """Convolutions that share a weight share what is learned beside it, so that they fold to one weight again."""
+    ours, theirs = ({n: p for n, p in m.named_parameters() if n != "bias"} for m in (layer, twin))
+    alike = type(layer) is type(twin) and ours.keys() == theirs.keys()
+    if not alike or any("." in n or p.shape != theirs[n].shape for n, p in ours.items()):
+        raise UnsupportedError(
+            f"{name} shares its weight with {twin_name}, but they are expanded to {type(layer).__name__} and "
+            f"{type(twin).__name__} with parameters that cannot be shared; exclude both"
+        )
+    for key, parameter in theirs.items():
+        setattr(layer, key, parameter)
+
+
+# ---------------------------------------------------------------------- which convolutions
+
+
+def _choose(
+    model: nn.Module,
+    config: Method,
+    selection: Selection,
+    where: Callable[[str, nn.Module], bool] | None,
+    pairs: dict[nn.Module, nn.Module],
+) -> list[str]:
+    """The first names of the convolutions to replace."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in walk(model):
+        if isinstance(module, (*PLAIN, Foldable)):
+            names.setdefault(module, []).append(name)
+    everywhere = [name for group in names.values() for name in group]
+    selection.check(everywhere, type(model).__name__)
+    read = read_elsewhere(model)
+    chosen: dict[str, nn.Module] = {}
+    refused: dict[str, str] = {}
+    for conv, group in names.items():
+        name = group[0]
+        if not selection.takes(group):
+            continue
+        if where is not None and not where(name, conv):
+            continue
+        reason = _reason_against(conv) or config.reason_against(conv, pairs.get(conv))
+        if reason is None and conv in read:
+            reason = "the model also reads its weight outside the layer, where the composed kernel would be missing"
+        if reason is None:
+            chosen[name] = conv
+        elif selection.spells_out(group) and not isinstance(conv, Foldable):
+            where_ = name or "the root"
+            raise UnsupportedError(f"{where_}: {type(conv).__name__} cannot become {config.name}: {reason}")
+        else:
+            refused[name] = reason
+    if not chosen:
+        raise NoMatchError(_nothing(model, config, everywhere, refused))
+    _check_ties(model, chosen)
+    return list(chosen)
+
+
+def _reason_against(conv: nn.Module) -> str | None:
+    """Why no method may replace this convolution."""
+    if isinstance(conv, Foldable):
+        return "it is foldable already"
+    weight = conv._parameters.get("weight")
+    if isinstance(weight, nn.UninitializedParameter):
+        return "it is lazy and has no weight yet; run the model once before expanding it"
+    if weight is None:
+        return "its weight is computed from something else (weight_norm, spectral_norm or pruning); remove that first"
+    if type(conv) not in PLAIN:
+        return f"{type(conv).__module__}.{type(conv).__name__} is a subclass, so it may compute another function"
+    if "forward" in vars(conv):
+        return "its forward was replaced on the instance, so it may compute another function"
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}; expected a floating point type"
+    extra = [*conv._parameters.keys() - {"weight", "bias"}, *conv._buffers, *conv._modules]
+    if extra:
+        return f"it also holds {', '.join(map(repr, sorted(extra)))}, which a folded convolution has no place for"
+    return None
+
+
+def _check_ties(model: nn.Module, chosen: dict[str, nn.Module]) -> None:
+    replaced = {id(conv.weight): name for name, conv in chosen.items()}
+    convs = set(chosen.values())
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if id(parameter) in replaced and module not in convs:
+                raise UnsupportedError(
+                    f"{replaced[id(parameter)]} shares its weight with {name or 'the root'}, which would stay as it "
+                    "is; folding would untie them: include both or exclude both"
+                )
+
+
+def _nothing(model: nn.Module, config: Method, everywhere: list[str], refused: dict[str, str]) -> str:
+    what = f"nothing to expand with {config.name!r} in {type(model).__name__}: "
+    if not everywhere:
+        return f"{what}expected convolutions (nn.Conv1d ... nn.ConvTranspose3d), found none"
+    if not refused:
+        return f"{what}none of its {len(everywhere)} convolutions is selected by include, exclude and where"
+    name, reason = next(iter(refused.items()))
+    return f"{what}{len(refused)} convolutions selected, none of them replaceable; {name or 'the root'}: {reason}"

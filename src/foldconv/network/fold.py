@@ -1,0 +1,167 @@
+"""`fold`: every foldable layer becomes the plain convolution that computes the same, and the sameness is checked."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from ..algebra import Kernel, kernel_of, norms
+from ..errors import FoldMismatchError, UnsupportedError
+from ..layers import Foldable, NormPlace
+from ..layers.foldable import PLAIN, realize_like
+from .dataflow import conv_norm_pairs
+from .tree import carry_over, copy_of, expect_module, replace_modules, walk
+
+TOLERANCE = 1e-10
+"""Largest difference, relative to the output's largest value, that a checked fold may have in float64."""
+
+
+def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, check: bool = True) -> nn.Module:
+    """The model with every foldable layer as a plain convolution.
+
+    The evaluation-mode function is folded, whatever mode the model is in (and stays in). Kernels are composed in
+    float64 and cast last, so half-precision models fold as well as the type allows.
+
+    Args:
+        model: any module; one without foldable layers comes back unchanged.
+        batchnorm: also absorb each batch norm into the convolution before it, plain or foldable, where data flow
+            proves that the norm is the only consumer of the convolution.
+        inplace: change `model` itself; by default a copy is changed.
+        check: run each layer and its fold on random input in float64 and compare.
+
+    Raises:
+        FoldMismatchError: naming the layer, when a check fails or a kernel holds NaN or infinity.
+        UnsupportedError: when a layer has no exact fold, its forward was replaced on the instance, or the model
+            cannot be copied.
+        In every case `model` is as it was.
+
+    Example:
+        >>> import foldconv
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        >>> foldconv.fold(foldconv.expand(net, "doconv"), batchnorm=True)
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): Identity()
+          (2): ReLU()
+        )
+    """
+    expect_module(model)
+    work = model if inplace else copy_of(model)
+    pairs = conv_norm_pairs(work) if batchnorm else {}
+    # Norms that only know the batch stay; `kernel_of` refuses them and the user did not ask for them one by one.
+    pairs = {conv: norm for conv, norm in pairs.items() if getattr(norm, "running_var", None) is not None}
+    places = {place.link[0]: place for _, place in walk(work) if isinstance(place, NormPlace)}
+    replacements: dict[nn.Module, nn.Module] = {}
+    folded: list[tuple[nn.Module, nn.Module]] = []
+    for name, layer in walk(work):
+        if layer in replacements or not (isinstance(layer, Foldable) or layer in pairs):
+            continue
+        norm, place = pairs.get(layer), places.get(layer)  # pyright: ignore[reportArgumentType]
+        name = name or "the root"
+        try:
+            plain, restored = _fold_one(name, layer, norm, None if batchnorm else place, check)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{name}: {error}") from None
+        replacements[layer] = plain
+        if norm is None:
+            folded.append((layer, plain))
+        else:
+            replacements[norm] = norms.after_norm(norm)
+        if place is not None:
+            replacements[place] = place.rest if restored is None else restored
+    for old, new in replacements.items():
+        if isinstance(old, (Foldable, *PLAIN)):
+            carry_over(old, new)
+        new.training = old.training
+    _tie(folded)
+    return replace_modules(work, replacements)
+
+
+def _fold_one(
+    name: str, layer: nn.Module, norm: nn.Module | None, place: NormPlace | None, check: bool
+) -> tuple[nn.Module, nn.Module | None]:
+    """The plain convolution, with `norm` absorbed; and the norm to put back into `place`, if there is one."""
+    if "forward" in vars(layer):
+        raise UnsupportedError("its forward was replaced on the instance; remove that before folding")
+    restored = None
+    with torch.no_grad():
+        kernel = layer.to_kernel() if isinstance(layer, Foldable) else kernel_of(layer)
+        if norm is not None:
+            kernel = kernel.scale(*norms.scale_and_shift(norm))
+        for part, values in (("kernel", kernel.weight), ("bias", kernel.bias)):
+            _refuse_non_finite(name, part, values, "the layer's parameters or norm statistics hold NaN or infinity")
+        # Tensors on the meta device have no values to compare.
+        if check and not kernel.weight.is_meta:
+            _compare(name, layer, norm, kernel)
+        if place is not None:
+            kernel, restored = place.restore(kernel)
+        plain = layer.realize(kernel) if isinstance(layer, Foldable) else realize_like(layer, kernel)
+        for part, values in plain.named_parameters():
+            _refuse_non_finite(name, part, values, f"the folded value does not fit {values.dtype}; fold in float32")
+    return plain, restored
+
+
+def _refuse_non_finite(name: str, part: str, values: Tensor | None, why: str) -> None:
+    if values is not None and not values.is_meta and not torch.isfinite(values).all():
+        bad = int((~torch.isfinite(values)).sum())
+        raise FoldMismatchError(f"{name}: expected a finite {part}, found {bad} of {values.numel()} not finite; {why}")
+
+
+def _compare(name: str, layer: nn.Module, norm: nn.Module | None, kernel: Kernel) -> None:
+    """Run the layer (by its features, and as it is called) and its fold, in float64 on one random input."""
+    original = _in_float64(layer)
+    x = _random_input(kernel)
+    # What takes the layer's place may be more than the kernel's own convolution (groups, permutations).
+    plain = original.realize(kernel) if isinstance(original, Foldable) else kernel.to_module()
+    folds = [kernel.to_module().eval()(x), plain.eval()(x)]
+    runs = [original.feature_forward, original] if isinstance(original, Foldable) else [original]
+    outputs = [run(x) for run in runs]
+    if norm is not None:
+        before = _in_float64(norm)
+        folds = [norms.after_norm(before)(fold) for fold in folds]
+        outputs = [before(output) for output in outputs]
+    for expected, received in itertools.product(outputs, folds):
+        if expected.shape != received.shape:
+            raise FoldMismatchError(
+                f"{name}: expected an output of shape {tuple(expected.shape)}, the fold gives {tuple(received.shape)}; "
+                "please report this layer"
+            )
+        error = float((expected - received).abs().max())
+        allowed = TOLERANCE * float(expected.abs().max())
+        if not error <= allowed:
+            raise FoldMismatchError(
+                f"{name}: the fold of {type(layer).__name__} differs from the layer: expected at most {allowed:.1e}, "
+                f"received {error:.1e}; a subclass that overrides forward must also override to_kernel"
+            )
+
+
+def _in_float64(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that nobody watches."""
+    copied = copy_of(module).double().eval()
+    for part in copied.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+    return copied
+
+
+def _random_input(kernel: Kernel) -> Tensor:
+    """One sample, just large enough that every tap meets a value and borders are seen."""
+    size = []
+    for k, d, s, (before, after) in zip(kernel.size, kernel.dilation, kernel.stride, kernel.padding):
+        size.append(3 if kernel.transposed else max(d * (k - 1) + 1 - before - after + 2 * s, before + 1, after + 1))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, kernel.in_channels, *size, generator=generator, dtype=torch.float64)
+    return x.to(kernel.weight.device)
+
+
+def _tie(folded: list[tuple[nn.Module, nn.Module]]) -> None:
+    """What layers composed from the very same parameters becomes one parameter again, as in tied convolutions."""
+    tied: dict[tuple, nn.Parameter] = {}
+    for layer, plain in folded:
+        for part, own in plain.named_parameters():
+            sources = [id(p) for name, p in layer.named_parameters() if (name == "bias") == (part == "bias")]
+            twin = tied.setdefault((part, own.shape, *sources), own)
+            if sources and twin is not own and not own.is_meta and torch.equal(twin, own):
+                plain.register_parameter(part, twin)

@@ -1,0 +1,144 @@
+"""What a reader finds under the name at every moment: the old file or the new one, whole, and no leftovers."""
+
+import errno
+import os
+
+import pytest
+
+from foldconv.files import atomic as _files
+from foldconv.files.atomic import atomic_path
+
+
+@pytest.fixture
+def target(tmp_path):
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"old")
+    return path
+
+
+def assert_untouched(target):
+    assert target.read_bytes() == b"old"
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_replaces_only_at_the_end(target):
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b"new")
+        assert target.read_bytes() == b"old"
+        assert temporary.parent == target.parent  # a rename is atomic only within one file system
+        assert temporary.suffix == ".bin"
+    assert target.read_bytes() == b"new"
+    assert os.listdir(target.parent) == [target.name]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left"), ValueError("x")])
+def test_failure_keeps_the_previous_file(target, failure):
+    def write():
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(b"half")
+            raise failure
+
+    with pytest.raises(type(failure)):
+        write()
+    assert_untouched(target)
+
+
+def test_disk_full_at_the_very_end(target, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(b"half")
+    assert_untouched(target)
+
+
+def test_synced_before_renamed(target, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(_files.os, "fsync", lambda descriptor: (calls.append("fsync"), fsync(descriptor)))
+    monkeypatch.setattr(_files.os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b"new")
+    assert calls[:2] == ["fsync", "replace"]
+
+
+def test_refuses_to_overwrite(target):
+    with pytest.raises(FileExistsError, match=r"not overwritten.*weights\.bin"):
+        with atomic_path(target, overwrite=False):
+            pytest.fail("the block must not run")
+    assert_untouched(target)
+
+
+def test_refuses_a_file_that_appears_meanwhile(tmp_path):
+    target = tmp_path / "weights.bin"
+
+    def write():
+        with atomic_path(target, overwrite=False) as temporary:
+            temporary.write_bytes(b"new")
+            target.write_bytes(b"old")
+
+    with pytest.raises(FileExistsError, match="appeared meanwhile"):
+        write()
+    assert_untouched(target)
+
+
+def test_new_file_without_overwrite(tmp_path):
+    with atomic_path(tmp_path / "new.txt", overwrite=False) as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "new.txt").read_text() == "new"
+    assert os.listdir(tmp_path) == ["new.txt"]
+
+
+def test_file_system_without_links(tmp_path, monkeypatch):
+    def unsupported(source, target):
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(_files.os, "link", unsupported)
+    with atomic_path(tmp_path / "new.txt", overwrite=False) as temporary:
+        temporary.write_text("new")
+    assert os.listdir(tmp_path) == ["new.txt"]
+
+
+def test_nothing_written_is_an_error(target):
+    with pytest.raises(FileNotFoundError):
+        with atomic_path(target):
+            pass
+    assert_untouched(target)
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such folder.*nowhere"):
+        with atomic_path(tmp_path / "nowhere" / "file"):
+            pytest.fail("the block must not run")
+
+
+@pytest.mark.parametrize("special", ["/dev/null", "."])
+def test_never_replaces_a_device_or_folder(special, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="not a regular file"):
+        with atomic_path(special):
+            pytest.fail("the block must not run")
+
+
+def test_follows_a_symbolic_link(target, tmp_path_factory):
+    link = tmp_path_factory.mktemp("elsewhere") / "link.bin"
+    link.symlink_to(target)
+    with atomic_path(link) as temporary:
+        temporary.write_bytes(b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_permissions_are_an_ordinary_file_s(tmp_path, target):
+    """Some writers make private files; a new file gets what the umask says, an old one keeps what it had."""
+    target.chmod(0o640)
+    for path in (target, tmp_path / "new.bin"):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"new")
+            temporary.chmod(0o600)
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    assert (tmp_path / "new.bin").stat().st_mode == ordinary.stat().st_mode
+    assert target.stat().st_mode & 0o777 == 0o640

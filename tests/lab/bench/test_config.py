@@ -1,0 +1,43 @@
+"""What a config accepts, and the command that it stands for."""
+
+import pytest
+
+from foldconv.errors import UnsupportedError
+from foldconv.lab.bench.config import BenchConfig
+from foldconv.lab.cli import _parser, parse
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"what": ("stp",)}, "what: unknown 'stp'; did you mean 'step'?"),
+        ({"path": ("cuda",)}, "path: unknown 'cuda'"),
+        ({"composition": ("features",)}, "composition: unknown 'features'; did you mean 'feature'?"),
+        ({"device": "gpu"}, "device: unknown 'gpu'"),
+        ({"steps": 0}, "steps: expected a number ≥ 1, received 0"),
+        ({"batch": (0,)}, r"batch: expected numbers ≥ 1, received \[0\]"),
+        ({"methods": ("dbb", "dbb")}, "methods: expected one or more values, each once"),
+        ({"methods": ()}, "methods: expected one or more values"),
+        ({"batch": (1, 2, 3), "size": (8, 16)}, "taken in pairs, received 3 and 2 values"),
+    ],
+)
+def test_wrong_values_are_refused(given, message):
+    with pytest.raises(UnsupportedError, match=message):
+        BenchConfig("resnet18", **given)
+
+
+def test_the_recorded_command_gives_the_same_config():
+    config = BenchConfig(
+        "resnet18", (8, 32), (224, 64), ("doconv:depth_multiplier=12", "orepa"), ("step", "eval"), 3, ("auto", "cpu"),
+        composition=("kernel", "feature"), reference="clones", channels_last=True,
+    )  # fmt: skip
+    options = parse(_parser(), config.command("a.json").split()[1:])
+    assert options.out == "a.json"
+    given = {name: value for name, value in vars(options).items() if name in config.to_dict()}
+    assert BenchConfig(options.subject, **given) == config
+
+
+def test_absolute_paths_stay_on_the_machine():
+    config = BenchConfig("resnet18", reference="/home/someone/clones")
+    assert "someone" not in config.command("/home/someone/a.json")
+    assert config.command("/home/someone/a.json").endswith("--reference clones --out a.json")

@@ -1,0 +1,162 @@
+"""What training images of folders go through: timm's policies, colours, lighting, erasing, the crop's area."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from foldconv.errors import UnsupportedError
+from foldconv.lab.data import create_data, evaluation_loader, open_data, training_loader
+from foldconv.lab.data.augmentation import PCALighting, image_options, image_transform
+from foldconv.lab.train import TrainConfig
+
+SIZE = 16
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Sixteen images of noise per split, in two classes."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for n in range(16):
+            path = tmp_path / "set" / split / ("cat" if n % 2 else "dog") / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "set"
+
+
+def batch(folder, **options):
+    """All training images of epoch 0, seed 0."""
+    data = create_data(str(folder), image_size=SIZE, **options)
+    ((images, _),) = training_loader(data, 16, 0, lambda: 0)
+    return images
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"augmentation": "rand-m9-mstd0.5-inc1"},
+        {"augmentation": "augmix-m3-w3"},
+        {"augmentation": "original"},
+        {"augmentation": "v0-mstd0.5"},
+        {"augmentation_args": {"color_jitter": 0.4}},
+        {"augmentation_args": {"lighting": 0.1}},
+        {"augmentation_args": {"random_erasing": 1.0}},
+        {"augmentation_args": {"crop_scale": 0.9}},
+    ],
+    ids=str,
+)
+def test_each_option_changes_training_images_repeatably_and_no_test_image(folder, options):
+    images = batch(folder, **options)
+    assert images.shape == (16, 3, SIZE, SIZE)
+    assert images.dtype == torch.float32
+    assert torch.equal(images, batch(folder, **options))
+    assert not torch.equal(images, batch(folder))
+    plain, changed = (create_data(str(folder), image_size=SIZE, **each) for each in ({}, options))
+    ((expected, _),), ((found, _),) = evaluation_loader(plain), evaluation_loader(changed)
+    assert torch.equal(expected, found)
+
+
+def grey(options, level=128, size=64):
+    """A grey image after a transform without crop and flip."""
+    torch.manual_seed(0)
+    image = Image.fromarray(np.full((size, size, 3), level, np.uint8))
+    return image_transform(size, "none", image_options(options), [])(image)
+
+
+def test_colour_jitter_scales_the_brightness_within_its_bounds():
+    means = []
+    transform = image_transform(4, "none", image_options({"color_jitter": 0.4}), [])
+    torch.manual_seed(0)
+    for _ in range(200):
+        means.append(transform(Image.new("RGB", (4, 4), (100, 100, 100))).float().mean().item())
+    assert 59 <= min(means) < 65
+    assert 135 < max(means) <= 141
+
+
+def test_colour_jitter_changes_contrast_and_saturation_too():
+    transform = image_transform(4, "none", image_options({"color_jitter": 0.4}), [])
+    torch.manual_seed(0)
+    factors = []
+    for _ in range(200):
+        red, green, blue = transform(Image.new("RGB", (4, 4), (120, 60, 60)))[:, 0, 0].tolist()
+        grey = 0.299 * red + 0.587 * green + 0.114 * blue
+        factors.append((red - grey) / grey / (120 / 77.94 - 1))
+    # Of one colour, either blends with its grey by 0.6 to 1.4, and brightness leaves the ratio: more only by both.
+    assert min(factors) < 0.55
+    assert max(factors) > 1.5
+
+
+def test_lighting_shifts_the_colours_by_the_published_covariance():
+    torch.manual_seed(0)
+    image = torch.full((3, 1, 1), 128, dtype=torch.uint8)
+    shifts = torch.stack([PCALighting(0.1)(image).flatten().float() for _ in range(4000)]) - 128
+    # most of ImageNet's variance is brightness, so the channels move together
+    assert torch.corrcoef(shifts.T).min() > 0.9
+    values, vectors = torch.tensor(PCALighting.eigenvalues), torch.tensor(PCALighting.components)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(3), atol=1e-3, rtol=0)
+    expected = (25.5**2) * vectors @ torch.diag(values**2) @ vectors.T
+    # rounding to integers adds a twelfth to each variance; the rest is the error of 4000 draws
+    torch.testing.assert_close(torch.cov(shifts.T), expected + torch.eye(3) / 12, atol=1.0, rtol=0)
+
+
+def test_lighting_does_not_wrap_around():
+    torch.manual_seed(0)
+    for level in (0, 255):
+        image = torch.full((3, 1, 1), level, dtype=torch.uint8)
+        assert all(abs(int(each) - level) < 100 for _ in range(50) for each in PCALighting(0.1)(image).flatten())
+
+
+def test_erasing_paints_one_rectangle_in_the_mean_colour():
+    image = grey({"random_erasing": 1.0}, level=0)
+    changed = (image != 0).any(0)
+    rows, columns = changed.any(1).nonzero().flatten(), changed.any(0).nonzero().flatten()
+    rectangle = image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].flatten(1)
+    assert rectangle.shape[1] == int(changed.sum()) > 0
+    assert rectangle.unique(dim=1).flatten().tolist() == [123, 116, 103]
+    assert not grey({"random_erasing": 0.0}, level=0).any()
+
+
+def test_crop_scale_is_the_smallest_share_that_is_seen():
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 4, (64, 64, 3))
+    image = Image.fromarray(np.ascontiguousarray(ramp))
+    spans = {}
+    for scale in (0.08, 0.9):
+        torch.manual_seed(0)
+        transform = image_transform(64, "crop", image_options({"crop_scale": scale}), [])
+        seen = [transform(image) for _ in range(50)]
+        spans[scale] = min(int(each.max()) - int(each.min()) for each in seen) / 252
+    assert spans[0.08] < 0.45  # the crop's height: root of the area times 0.87 to 1.15
+    assert spans[0.9] > 0.8
+
+
+def test_a_config_hands_them_over(folder):
+    config = TrainConfig(data=str(folder), image_size=SIZE, augmentation_args={"color_jitter": 0.4})
+    ((images, _),) = training_loader(open_data(config), 16, 0, lambda: 0)
+    assert torch.equal(images, batch(folder, augmentation_args={"color_jitter": 0.4}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"augmentation": "rand-m9"}, "digits: augmentation: 'rand-m9' is for folders of images; expected one of: def"),
+        (
+            {"augmentation_args": {"lighting": 0.1}},
+            "digits: augmentation_args: for folders of images only, received li",
+        ),
+        ({"augmentation_args": {"lightning": 1}}, "no option 'lightning'; did you mean 'lighting'"),
+        ({"augmentation_args": {"random_erasing": 2}}, "random_erasing: expected a number from 0 to 1, received 2"),
+        ({"augmentation_args": {"color_jitter": "much"}}, "color_jitter: expected a number from 0 to 10, received 'mu"),
+        ({"augmentation_args": {"lighting": True}}, "lighting: expected a number .* received True"),
+        (
+            {"augmentation": "flip", "augmentation_args": {"crop_scale": 0.5}},
+            "crop_scale: expected an augmentation with a crop, received 'flip'",
+        ),
+        ({"augmentation": "rand-x9"}, "timm makes no policy of 'rand-x9': Unknown RandAugment config section"),
+        ({"augmentation": "rnd-m9"}, "unknown augmentation 'rnd-m9'.*; or a policy of timm such as rand-m9"),
+        ({"augmentation": "rand-foo"}, "unknown augmentation 'rand-foo'"),
+    ],
+)
+def test_what_does_not_apply_is_refused(options, message):
+    with pytest.raises(UnsupportedError, match=message):
+        create_data("digits", **options)
