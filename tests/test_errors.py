@@ -32,6 +32,14 @@ def test_nearest_takes_the_closest_and_nothing_far():
     assert errors.nearest("doconv", []) == ""
 
 
+def test_unknown_lists_what_is_known_up_to_a_bound():
+    known = [f"name{n}" for n in range(99)]
+    assert errors.unknown("layer", 3, []) == "unknown layer 3; expected none"
+    assert errors.unknown("layer", "x", known[:24]) == f"unknown layer 'x'; expected one of: {', '.join(known[:24])}"
+    bounded = f"; expected one of: {', '.join(known[:24])}, ..."
+    assert errors.unknown("layer", "name77", known) == f"unknown layer 'name77'; did you mean 'name77'?{bounded}"
+
+
 def test_unknown_method_names_the_nearest():
     text = "unknown method 'doconf'; did you mean 'doconv'?; expected one of: "
     with pytest.raises(foldconv.UnsupportedError, match=matches(text)):

@@ -8,6 +8,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+_LISTED = 24
+"""Names that a message lists at most; timm alone has more than a thousand networks."""
+
 
 class FoldConvError(Exception):
     """Base of every error that foldconv raises on purpose.
@@ -45,17 +48,17 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def unknown_option(option: str, candidates: Iterable[str]) -> str:
-    """What is wrong with an option that nobody knows: the nearest one, or where none is near, all of them.
+def unknown(what: str, received: object, known: Iterable[object]) -> str:
+    """What to say of a name that nobody knows: what it was to name, the nearest known one, and those that there are.
 
-    >>> unknown_option("widht", ["depth", "width"])
-    "no option 'widht'; did you mean 'width'?"
-    >>> unknown_option("xyz", ["depth", "width"])
-    "no option 'xyz'; expected some of: depth, width"
+    >>> unknown("method", "docnv", ["acnet", "doconv"])
+    "unknown method 'docnv'; did you mean 'doconv'?; expected one of: acnet, doconv"
+    >>> unknown("option", "depth", [])
+    "unknown option 'depth'; expected none"
     """
-    known = list(candidates)
-    listed = f"; expected some of: {', '.join(known)}" if known else ""
-    return f"no option {option!r}{nearest(option, known) or listed}"
+    names = [str(name) for name in known]
+    shown = ["one of: ", ", ".join(names[:_LISTED]), ", ..." * (len(names) > _LISTED)] if names else ["none"]
+    return f"unknown {what} {received!r}{nearest(str(received), names)}; expected {''.join(shown)}"
 
 
 def refused_option(error: Exception) -> str | None:

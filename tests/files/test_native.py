@@ -148,7 +148,7 @@ def with_layer(layer):
         ),
         (
             lambda p: with_header(p, with_layer({"method": "doconv", "depth_multiplyer": 1})),
-            "method 'doconv' has no option 'depth_multiplyer'; did you mean 'depth_multiplier'",
+            "method 'doconv': unknown option 'depth_multiplyer'; did you mean 'depth_multiplier'",
         ),
     ],
 )

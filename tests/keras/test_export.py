@@ -335,7 +335,7 @@ def test_an_output_that_shows_nothing_is_named(tmp_path):
 
 def test_what_cannot_be_says_so(rich, tmp_path, monkeypatch):
     with pytest.raises(
-        UnsupportedError, match=r"expected one of tf_saved_model, .*received 'onx'; did you mean 'onnx'"
+        UnsupportedError, match=r"unknown format 'onx'; did you mean 'onnx'.*expected one of: tf_saved_model"
     ):
         export(rich, tmp_path / "net", "onx")
     other = "litert" if BACKEND == "jax" else "tf_saved_model" if BACKEND == "torch" else "torch"

@@ -202,7 +202,7 @@ def test_expanding_keeps_the_kernel_bit_for_bit():
     near(rich(x), model(x), 1e-7)
     assert rich.layers[0].point
     assert not expand(model, "orepa", point=False).layers[0].point
-    with pytest.raises(UnsupportedError, match="method 'orepa' has no option 'points'; did you mean 'point'"):
+    with pytest.raises(UnsupportedError, match="method 'orepa': unknown option 'points'; did you mean 'point'"):
         expand(model, "orepa", points=False)
 
 

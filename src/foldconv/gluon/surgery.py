@@ -17,7 +17,7 @@ from mxnet import autograd, gluon
 from mxnet.gluon.nn import conv_layers
 
 from .._selection import Patterns, Selection
-from ..errors import FoldMismatchError, NoMatchError, UnsupportedError, nearest
+from ..errors import FoldMismatchError, NoMatchError, UnsupportedError, unknown
 from . import _algebra
 from .layers import DOConv2D
 
@@ -57,7 +57,7 @@ def expand(
         ['DOConv2D', 'Conv2D']
     """
     if method != "doconv":
-        raise UnsupportedError(f"method: expected 'doconv', received {method!r}{nearest(str(method), ['doconv'])}")
+        raise UnsupportedError(unknown("method", method, ["doconv"]))
     chosen = _choose(block, Selection(include, exclude))
     _check_ties(block, chosen)
     work = _copy_of(block)

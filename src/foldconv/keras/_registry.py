@@ -11,7 +11,7 @@ import numpy as np
 
 import keras
 
-from ..errors import UnsupportedError, nearest
+from ..errors import UnsupportedError, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,16 +74,10 @@ def method_of(name: Any, options: dict[str, Any]) -> Method:
     DOConv(depth_multiplier=12)
     """
     if name not in _METHODS:
-        raise UnsupportedError(
-            f"unknown method {name!r}{nearest(str(name), _METHODS)}; expected one of those there are for Keras: "
-            f"{', '.join(sorted(_METHODS))}"
-        )
+        raise UnsupportedError(f"{unknown('method', name, sorted(_METHODS))} (those there are for Keras)")
     cls = _METHODS[name]
     known = [field.name for field in dataclasses.fields(cls)]
     for option in options:
         if option not in known:
-            raise UnsupportedError(
-                f"method {name!r} has no option {option!r}{nearest(option, known)}; expected some of: "
-                f"{', '.join(known) or 'none, it has no options'}"
-            )
+            raise UnsupportedError(f"method {name!r}: {unknown('option', option, known)}")
     return cls(**options)

@@ -21,7 +21,7 @@ import numpy as np
 
 import keras
 
-from ..errors import FoldMismatchError, UnsupportedError, nearest
+from ..errors import FoldMismatchError, UnsupportedError, unknown
 from ..files.atomic import _sync_folder, atomic_path
 from .foldable import FoldableLayer
 from .surgery import fold
@@ -158,8 +158,7 @@ def _known(format: str, path: Path) -> str:
     """The format by its own name, when all is there that it takes."""
     name, backend = {"tflite": "litert"}.get(format, format), keras.backend.backend()
     if name not in NEEDED:
-        formats = ", ".join(NEEDED)
-        raise UnsupportedError(f"format: expected one of {formats}, received {format!r}{nearest(format, NEEDED)}")
+        raise UnsupportedError(unknown("format", format, NEEDED))
     if backend not in NEEDED[name]:
         able = " or ".join(NEEDED[name])
         raise UnsupportedError(

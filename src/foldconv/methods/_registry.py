@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import nn
 
-from ..errors import UnsupportedError, nearest
+from ..errors import UnsupportedError, unknown
 from ..layers import Foldable
 
 Init = Literal["preserve", "paper"]
@@ -89,9 +89,7 @@ def get_method(name: str) -> type[Method]:
     DOConv(depth_multiplier=12, composition='kernel')
     """
     if name not in _METHODS:
-        raise UnsupportedError(
-            f"unknown method {name!r}{nearest(name, _METHODS)}; expected one of: {', '.join(list_methods())}"
-        )
+        raise UnsupportedError(unknown("method", name, list_methods()))
     return _METHODS[name]
 
 
@@ -118,10 +116,7 @@ def method_from_json(description: dict[str, Any]) -> Method:
     known = [f.name for f in dataclasses.fields(cls)]
     for option in options:
         if option not in known:
-            raise UnsupportedError(
-                f"method {cls.name!r} has no option {option!r}{nearest(option, known)}; expected some of: "
-                f"{', '.join(known)}"
-            )
+            raise UnsupportedError(f"method {cls.name!r}: {unknown('option', option, known)}")
     return cls(**options)
 
 

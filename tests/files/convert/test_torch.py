@@ -248,12 +248,12 @@ def test_safetensors_tell_no_order_but_numbers(tmp_path):
     [
         ([nn.Conv2d(3, 4, 3)], {}, r"no.* counterparts in the source: 0 \(conv 4×3×3×3\); in the target: 0 .*8×3×3×3"),
         ([nn.Conv2d(3, 8, 3), nn.Linear(2, 2)], {}, r"source: 1 \(dense 2×2\); in the target: none; 2 and 1 layers"),
-        ([nn.Conv2d(3, 8, 3)], {"names": {"1": "0"}}, "names: '1': the source Sequential has no such layer"),
-        ([nn.Conv2d(3, 8, 3)], {"names": {"0": "o"}}, "names: 'o': the target Sequential has no such layer"),
+        ([nn.Conv2d(3, 8, 3)], {"names": {"1": "0"}}, "names: the source Sequential: unknown layer '1'"),
+        ([nn.Conv2d(3, 8, 3)], {"names": {"0": "o"}}, "names: the target Sequential: unknown layer 'o'"),
         ([nn.Conv2d(3, 8, 1)], {"names": {"0": "0"}}, r"names: 0 \(conv 8×3×1×1\) cannot become 0 \(conv 8×3×3×3\)"),
         ([nn.Conv2d(3, 8, 3), nn.PReLU()], {}, "Sequential: 1: no rule to convert PReLU; expected convolutions"),
         ([nn.Conv2d(3, 8, 3)], {"like": nn.ReLU()}, "like: a model to load into is its own template; leave it out"),
-        ([nn.Conv2d(3, 8, 3)], {"flatten": {"0": None}}, "flatten: '0': there is no such dense layer of Keras"),
+        ([nn.Conv2d(3, 8, 3)], {"flatten": {"0": None}}, "flatten: unknown dense layer of Keras '0'; expected none"),
     ],
 )
 def test_refusals_say_which_layers_and_shapes(source, options, message):

@@ -57,7 +57,7 @@ def test_the_network_gives_its_logits_and_folds(check_network):
         ({"gate": torch.ones(4)}, {}, CheckpointError, "1 misshapen: gate (expected (3,), received (4,)); nothing"),
         ({"conv.weight": torch.ones(1)}, {}, CheckpointError, "1 misshapen: conv.weight (expected (8, 8, 3, 3), rec"),
         ({"conv.bias": None}, {}, CheckpointError, "1 missing: conv.bias; nothing was loaded"),
-        ({}, {"sorted": True}, UnsupportedError, "method 'dgconv' has no option 'sorted'; did you mean 'sort'?"),
+        ({}, {"sorted": True}, UnsupportedError, "method 'dgconv': unknown option 'sorted'; did you mean 'sort'?"),
     ],
 )
 def test_what_does_not_fit(import_state, golden, change, options, error, message):

@@ -10,10 +10,10 @@ from foldconv.lab.cli import _parser, parse
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"what": ("stp",)}, "what: unknown 'stp'; did you mean 'step'?"),
-        ({"path": ("cuda",)}, "path: unknown 'cuda'"),
-        ({"composition": ("features",)}, "composition: unknown 'features'; did you mean 'feature'?"),
-        ({"device": "gpu"}, "device: unknown 'gpu'"),
+        ({"what": ("stp",)}, "what: unknown value 'stp'; did you mean 'step'?"),
+        ({"path": ("cuda",)}, "path: unknown value 'cuda'"),
+        ({"composition": ("features",)}, "composition: unknown value 'features'; did you mean 'feature'?"),
+        ({"device": "gpu"}, "device: unknown value 'gpu'"),
         ({"steps": 0}, "steps: expected a number ≥ 1, received 0"),
         ({"batch": (0,)}, r"batch: expected numbers ≥ 1, received \[0\]"),
         ({"methods": ("dbb", "dbb")}, "methods: expected one or more values, each once"),

@@ -208,9 +208,9 @@ def test_channels_last_and_amp_reach_the_networks(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"network": "resnet81"}, "no architecture named 'resnet81'"),
+        ({"network": "resnet81"}, "unknown architecture 'resnet81'"),
         ({"methods": ("docnv",)}, "unknown method 'docnv'; did you mean 'doconv'?"),
-        ({"methods": ("doconv:depth=9",)}, "method 'doconv' has no option 'depth'"),
+        ({"methods": ("doconv:depth=9",)}, "method 'doconv': unknown option 'depth'"),
         ({"methods": ("doconv:9",)}, "methods: expected NAME:KEY=VALUE, received 'doconv:9'"),
         ({"path": ("gpu",)}, "path 'gpu' cannot be taken: "),
         ({"methods": ("dbb",), "composition": ("feature",)}, "none of dbb has the choice of feature"),

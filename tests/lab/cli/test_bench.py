@@ -29,9 +29,9 @@ def test_prints_a_table_and_nothing_on_standard_error(call):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("digits_resnet", "--path", "cup"), "path: unknown 'cup'; did you mean 'cpu'?"),
+        (("digits_resnet", "--path", "cup"), "path: unknown value 'cup'; did you mean 'cpu'?"),
         (("digits_resnet", "--methods", "dconv"), "unknown method 'dconv'; did you mean 'doconv'?"),
-        (("digits_resent",), "no architecture named 'digits_resent'"),
+        (("digits_resent",), "unknown architecture 'digits_resent'"),
         (("digits_resnet", "--reference", "nowhere"), "reference: nowhere holds no original of doconv"),
         (("digits_resnet", "--out", "nowhere/a.json"), "nowhere/a.json: no folder nowhere to write into; create it"),
         (("plot", "nowhere.json"), "nowhere.json: No such file or directory"),
@@ -47,7 +47,7 @@ def test_errors_are_one_line(arguments, message, fails):
         ((), "required: NETWORK|plot"),
         (("digits_resnet", "more"), "foldconv bench: unknown argument 'more'; only plot takes files"),
         (("digits_resnet", "--batch", "8,x"), "argument --batch: expected numbers with commas between them"),
-        (("digits_resnet", "--device", "cud"), "unknown 'cud'; did you mean 'cuda'?"),
+        (("digits_resnet", "--device", "cud"), "unknown value 'cud'; did you mean 'cuda'?"),
         (("plot",), "foldconv bench plot: the following arguments are required: FILE"),
         (("plot", "a.json", "--steps", "3"), "foldconv bench plot: takes files and --out, not --steps"),
     ],

@@ -403,29 +403,29 @@ def test_inspect_other_peoples_networks(call_json):
     [
         (["digits_resnt"], "did you mean 'digits_resnet'?"),
         (["digits_resnet", "--method", "docon"], "unknown method 'docon'; did you mean 'doconv'?"),
-        (["digits_resnet", "--architecture-args", "widht=3"], "has no option 'widht'; did you mean 'width'?"),
+        (["digits_resnet", "--architecture-args", "widht=3"], "unknown option 'widht'; did you mean 'width'?"),
         (
             ["digits_resnet", "--architecture-args", "zz=3"],
-            "no option 'zz'; expected some of: depth, width, num_classes",
+            "unknown option 'zz'; expected one of: depth, width, num_classes",
         ),
         (
             ["resnet18", "--architecture-args", "drop_rat=3"],
-            "'resnet18' has no option 'drop_rat'; did you mean 'drop_rate'?",
+            "'resnet18': unknown option 'drop_rat'; did you mean 'drop_rate'?",
         ),
         (
             ["resnet18", "--architecture-args", "avg_dwn=3"],
-            "'resnet18' has no option 'avg_dwn'; did you mean 'avg_down'?",
+            "'resnet18': unknown option 'avg_dwn'; did you mean 'avg_down'?",
         ),
         (
             ["torchvision/resnet18", "--architecture-args", "width_per_grop=3"],
-            "has no option 'width_per_grop'; did you mean 'width_per_group'?",
+            "unknown option 'width_per_grop'; did you mean 'width_per_group'?",
         ),
         (["digits_resnet", "--architecture-args", "width=[]"], "does not take these options, received {'width': []}"),
         (["digits_resnet", "--architecture-args", "width=-4"], "does not take these options, received {'width': -4}"),
         (["digits_resnet", "--architecture-args", "width=0"], "{'width': 0}: nothing is left of stem.0.weight"),
         (
             ["digits_resnet", "--method", "doconv", "--method-args", "depth_multiplir=9"],
-            "'doconv' has no option 'depth_multiplir'; did you mean 'depth_multiplier'?",
+            "'doconv': unknown option 'depth_multiplir'; did you mean 'depth_multiplier'?",
         ),
         (["nowhere.safetensors"], "nowhere.safetensors: no such file"),
     ],

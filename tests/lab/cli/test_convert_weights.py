@@ -60,7 +60,7 @@ def test_eps_names_and_the_file_that_exists(call_json, fails, files):
         assert "is not overwritten; choose another name" in fails(*arguments)
         os.remove(out)
     arguments = ["convert-weights", folder / "rich.safetensors", out, *template]
-    assert "names: '0': the target" in fails(*arguments, "--names", "0=0")
+    assert "names: the target" in fails(*arguments, "--names", "0=0")
     assert "--names none.json: expected SOURCE=TARGET, or a file" in fails(*arguments, "--names", "none.json")
     expected = "expected LAYER=HxWxC or LAYER=no, received 'fc=3x'"
     assert expected in fails(*arguments, "--flatten", "fc=3x", code=2)

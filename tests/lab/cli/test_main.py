@@ -53,11 +53,11 @@ def test_version(call):
     ("arguments", "message"),
     [
         ([], "foldconv: the following arguments are required: COMMAND; see foldconv --help"),
-        (["trian"], "unknown 'trian'; did you mean 'train'? (expected one of: train, eval, fold, inspect, "),
+        (["trian"], "unknown value 'trian'; did you mean 'train'?; expected one of: train, eval, fold, inspect, "),
         (["train", "--epoch", "3"], "foldconv train: unknown argument '--epoch'; did you mean '--epochs'?"),
         (["train", "--epoch=3"], "unknown argument '--epoch'; did you mean '--epochs'?"),
         (["train", "--epochs", "many"], "foldconv train: argument --epochs: invalid int value: 'many'"),
-        (["train", "--init", "papr"], "unknown 'papr'; did you mean 'paper'?"),
+        (["train", "--init", "papr"], "unknown value 'papr'; did you mean 'paper'?"),
         (["train", "--architecture-args", "width"], "expected KEY=VALUE, received 'width'"),
         (["train", "--architecture-args", "width=["], "expected a value in YAML after width="),
         (["eval"], "foldconv eval: the following arguments are required: CHECKPOINT; see foldconv eval --help"),
@@ -100,7 +100,9 @@ def python(code):
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["trian"], ["train", "--epoch"]])
 def test_help_and_usage_errors_need_nothing_heavy(arguments):
     heavy = "{'torch', 'lightning', 'timm', 'sklearn', 'matplotlib', 'rich', 'yaml', 'numpy'}"
-    code = f"import sys; from foldconv.lab.cli import main; main({arguments}); print(); print({heavy} & set(sys.modules))"
+    code = (
+        f"import sys; from foldconv.lab.cli import main; main({arguments}); print(); print({heavy} & set(sys.modules))"
+    )
     assert python(code).stdout.splitlines()[-1] == "set()"
 
 
@@ -110,7 +112,9 @@ def test_help_and_usage_errors_need_nothing_heavy(arguments):
 )
 def test_missing_extras_are_named(missing, arguments, run_folder):
     arguments = [str(run_folder / "last.ckpt") if word == "FILE" else word for word in arguments]
-    code = f"import sys; sys.modules[{missing!r}] = None; from foldconv.lab.cli import main; sys.exit(main({arguments}))"
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; from foldconv.lab.cli import main; sys.exit(main({arguments}))"
+    )
     done = python(code)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
@@ -128,7 +132,7 @@ def test_streams_without_unicode_get_other_characters(encoding, monkeypatch):
     out, err = (stream.buffer.getvalue() for stream in streams.values())
     assert out.decode(encoding).splitlines()[1].startswith("-----")
     assert err.count(b"\n") == 1
-    assert b"no architecture named " in err
+    assert b"unknown architecture " in err
 
 
 def test_a_reader_that_leaves_early_is_no_error(run_folder):

@@ -63,20 +63,29 @@ def test_existing_folder(fails, tmp_path):
     ("arguments", "message"),
     [
         (["--method", "docon"], "unknown method 'docon'; did you mean 'doconv'?"),
-        (["--architecture", "resnet_18"], "no architecture named 'resnet_18'"),
+        (["--architecture", "resnet_18"], "unknown architecture 'resnet_18'"),
         (["--data", "digts"], "did you mean 'digits'?"),
         (["--epochs", "0"], "epochs: expected a number ≥ 1, received 0"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
         (["--resume", "nowhere"], "nowhere: cannot resume here: it has no config.yaml"),
-        (["--method-args", "depth_multiplyer=9"], "no option 'depth_multiplyer'; did you mean 'depth_multiplier'?"),
+        (
+            ["--method-args", "depth_multiplyer=9"],
+            "unknown option 'depth_multiplyer'; did you mean 'depth_multiplier'?",
+        ),
         (["--method-args", "method=orepa"], "method_args: expected options of the method, received 'method'"),
-        (["--architecture-args", "widht=9"], "'digits_resnet' has no option 'widht'; did you mean 'width'?"),
-        (["--optimizer-args", "nesterof=true"], "(given: nesterof): no option 'nesterof'; did you mean 'nesterov'?"),
-        (["--optimizer-args", "x=1"], "no option 'x'; expected some of: dampening, nesterov, "),
-        (["--optimizer", "adamw", "--optimizer-args", "beta=1"], "no option 'beta'; did you mean 'betas'?"),
+        (["--architecture-args", "widht=9"], "'digits_resnet': unknown option 'widht'; did you mean 'width'?"),
+        (
+            ["--optimizer-args", "nesterof=true"],
+            "(given: nesterof): unknown option 'nesterof'; did you mean 'nesterov'?",
+        ),
+        (["--optimizer-args", "x=1"], "unknown option 'x'; expected one of: dampening, nesterov, "),
+        (["--optimizer", "adamw", "--optimizer-args", "beta=1"], "unknown option 'beta'; did you mean 'betas'?"),
         (["--optimizer", "lamb", "--optimizer-args", "trustclip=1"], "did you mean 'trust_clip'?"),
-        (["--schedule-args", "pct=.5"], "'onecycle': no option 'pct'; did you mean 'pct_start'?"),
-        (["--schedule-args", "total_steps=5"], "'onecycle': no option 'total_steps'; expected some of: pct_start, "),
+        (["--schedule-args", "pct=.5"], "'onecycle': unknown option 'pct'; did you mean 'pct_start'?"),
+        (
+            ["--schedule-args", "total_steps=5"],
+            "'onecycle': unknown option 'total_steps'; expected one of: pct_start, ",
+        ),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, fails, tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ def test_numbers_that_yaml_reads_as_text():
     ("values", "message"),
     [
         ({"epoch": 3}, "unknown config key 'epoch'; did you mean 'epochs'"),
-        ({"zzzz": 3}, "unknown config key 'zzzz'; expected some of: data, "),
+        ({"zzzz": 3}, "unknown config key 'zzzz'; expected one of: data, "),
         ({"epochs": 0}, "epochs: expected a number ≥ 1, received 0"),
         ({"epochs": 2.5}, "epochs: expected an integer, received 2.5"),
         ({"epochs": True}, "epochs: expected an integer, received True"),

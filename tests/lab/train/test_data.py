@@ -25,7 +25,7 @@ def test_digits_are_split_once_and_for_all():
 
 
 def test_unknown_data_gives_the_nearest():
-    with pytest.raises(UnsupportedError, match="no data set named 'digit'; did you mean 'digits'"):
+    with pytest.raises(UnsupportedError, match="unknown data set 'digit'; did you mean 'digits'"):
         create_data("digit")
 
 

@@ -144,7 +144,7 @@ def test_a_config_hands_them_over(folder):
             {"augmentation_args": {"lighting": 0.1}},
             "digits: augmentation_args: for folders of images only, received li",
         ),
-        ({"augmentation_args": {"lightning": 1}}, "no option 'lightning'; did you mean 'lighting'"),
+        ({"augmentation_args": {"lightning": 1}}, "unknown option 'lightning'; did you mean 'lighting'"),
         ({"augmentation_args": {"random_erasing": 2}}, "random_erasing: expected a number from 0 to 1, received 2"),
         ({"augmentation_args": {"color_jitter": "much"}}, "color_jitter: expected a number from 0 to 10, received 'mu"),
         ({"augmentation_args": {"lighting": True}}, "lighting: expected a number .* received True"),

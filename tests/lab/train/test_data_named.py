@@ -153,7 +153,7 @@ def test_a_set_is_read_once(tmp_path, monkeypatch):
 
 def test_names():
     assert list_data() == ["cifar10", "cifar100", "digits", "fashion-mnist", "mnist", "mnist-50k"]
-    with pytest.raises(UnsupportedError, match="no data set named 'cifar-10'; did you mean 'cifar10'"):
+    with pytest.raises(UnsupportedError, match="unknown data set 'cifar-10'; did you mean 'cifar10'"):
         create_data("cifar-10")
     with pytest.raises(UnsupportedError, match="digits takes no options"):
         create_data("digits:holdout")

@@ -132,7 +132,7 @@ def test_existing_folder_is_refused_untouched(tiny, silent, tmp_path):
         ({"architecture": "digits_resnt"}, UnsupportedError, "did you mean 'digits_resnet'"),
         ({"method": "docnv"}, UnsupportedError, "unknown method 'docnv'; did you mean 'doconv'"),
         ({"method": "plan"}, UnsupportedError, "did you mean 'plain'"),
-        ({"method_args": {"depth": 9}}, UnsupportedError, "no option 'depth'"),
+        ({"method_args": {"depth": 9}}, UnsupportedError, "unknown option 'depth'"),
         ({"architecture_args": {"widht": 9}}, UnsupportedError, "widht"),
         ({"accelerator": "abacus"}, Exception, "abacus"),
     ],

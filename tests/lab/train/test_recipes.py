@@ -74,11 +74,14 @@ def test_timms_optimizers(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"optimizer": "adamv"}, "timm has none named 'adamv'; did you mean 'adam"),
+        ({"optimizer": "adamv"}, "unknown optimizer of timm 'adamv'; did you mean 'adam"),
         ({"optimizer": "adamw", "optimizer_args": {"beta": 3}}, r"optimizer_args of 'adamw' \(given: beta\)"),
         ({"optimizer_args": {"betas": 3}}, r"optimizer_args of 'sgd' \(given: betas\)"),
         ({"schedule_args": {"pct": 3}}, "schedule_args of 'onecycle'"),
-        ({"schedule": "step", "schedule_args": {"milestone": 3}}, "no option 'milestone'; did you mean 'milestones'"),
+        (
+            {"schedule": "step", "schedule_args": {"milestone": 3}},
+            "unknown option 'milestone'; did you mean 'milestones'",
+        ),
         ({"schedule": "step", "schedule_args": {"milestones": "3"}}, "milestones: expected a list of epochs"),
         ({"schedule": "cosine", "schedule_args": {"final": "low"}}, "final: expected a number, received 'low'"),
         ({"precision": "33-true"}, "Lightning does not take .*precision: 33-true"),

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import CheckpointError, UnsupportedError, nearest
+from ...errors import CheckpointError, UnsupportedError, unknown
 from ._layers import KERNELS, Layer, Network, converted, eps_of, reordered
 from ._match import match
 
@@ -210,10 +210,7 @@ def _say_flattened(flatten: Mapping[str, tuple[int, ...] | None], source: Networ
     known = {layer.name: layer for layer in layers if layer.kind == "dense"}
     for name, rows in flatten.items():
         if name not in known:
-            raise UnsupportedError(
-                f"flatten: {name!r}: there is no such dense layer of Keras{nearest(name, known)}; "
-                f"expected one of: {', '.join(known) or 'none'}"
-            )
+            raise UnsupportedError(f"flatten: {unknown('dense layer of Keras', name, known)}")
         features = known[name].shape[1]
         if rows is not None and math.prod(rows) != features:
             raise UnsupportedError(

@@ -17,7 +17,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from ...errors import CheckpointError, nearest
+from ...errors import CheckpointError, unknown
 from ._layers import KERNELS, Layer, Network, by_name, channels
 
 Pair = tuple[Layer, Layer]
@@ -76,8 +76,7 @@ def _explicit(source: Network, target: Network, names: Mapping[str, str]) -> lis
             known = by_name(network.layers)
             if name not in known:
                 raise CheckpointError(
-                    f"names: {name!r}: the {what} {network.where} has no such layer{nearest(name, known)}; "
-                    "give names as source=target"
+                    f"names: the {what} {network.where}: {unknown('layer', name, known)}; give names as source=target"
                 )
             found.append(known[name])
         if theirs in taken:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ...errors import CheckpointError, UnsupportedError, nearest
+from ...errors import CheckpointError, UnsupportedError, unknown
 from ..reading import is_safetensors as is_safetensors
 from ..reading import read_checkpoint as read_checkpoint
 from ..reading import read_safely as read_safely
@@ -60,9 +60,7 @@ def import_checkpoint(path: str | os.PathLike[str], model: nn.Module, source: st
         Conv2d(3, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
     """
     if source not in SOURCES:
-        raise UnsupportedError(
-            f"unknown checkpoint source {source!r}{nearest(source, SOURCES)}; expected one of: {', '.join(SOURCES)}"
-        )
+        raise UnsupportedError(unknown("checkpoint source", source, SOURCES))
     tensors = read_checkpoint(path)
     recognized = {name for name, blocks in _BLOCKS.items() if blocks.recognize(tensors)[0]}
     recognized |= {"do-conv"} if owners("W", tensors) else set()

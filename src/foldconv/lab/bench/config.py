@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ...errors import UnsupportedError, nearest
+from ...errors import UnsupportedError, unknown
 
 WHAT = ("step", "eval", "fold", "memory")
 PATHS = ("auto", "algebra", "cpu", "gpu")
@@ -33,7 +33,7 @@ class BenchConfig:
     [(1, 64), (2, 64)]
     >>> BenchConfig("resnet18", what=("setp",))
     Traceback (most recent call last):
-    foldconv.errors.UnsupportedError: what: unknown 'setp'; did you mean 'step'? (expected some of: step, eval, ...)
+    foldconv.errors.UnsupportedError: what: unknown value 'setp'; did you mean 'step'?; expected one of: step, eval, ...
     """
 
     network: str
@@ -61,8 +61,7 @@ class BenchConfig:
             value = getattr(self, name)
             for word in (value,) if isinstance(value, str) else value:
                 if word not in known:
-                    hint = nearest(word, known)
-                    raise UnsupportedError(f"{name}: unknown {word!r}{hint} (expected some of: {', '.join(known)})")
+                    raise UnsupportedError(f"{name}: {unknown('value', word, known)}")
         for name in ("batch", "size", "methods", "what", "path", "composition"):
             value = getattr(self, name)
             if not value or (len(set(value)) < len(value) and name not in ("batch", "size")):

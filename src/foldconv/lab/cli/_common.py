@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from ...errors import nearest
+from ...errors import unknown
 
 
 class UsageError(Exception):
@@ -32,9 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            expected = ", ".join(map(str, action.choices))
-            hint = nearest(str(value), map(str, action.choices))
-            raise argparse.ArgumentError(action, f"unknown {value!r}{hint} (expected one of: {expected})")
+            raise argparse.ArgumentError(action, unknown("value", value, action.choices))
 
 
 COMMON = Parser(add_help=False)
@@ -44,11 +42,11 @@ COMMON.add_argument("--debug", action="store_true", help="show the traceback of 
 
 def parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:
     """The options, or a `UsageError` that names the nearest option."""
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
+    options, others = parser.parse_known_args(arguments)
+    if others:
         command: Parser = options.parser
-        name = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
-        command.error(f"unknown argument {name!r}{nearest(name, command.options())}")
+        name = next((word for word in others if word.startswith("-")), others[0]).partition("=")[0]
+        command.error(unknown("argument", name, command.options()))
     return options
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...errors import UnsupportedError, nearest
+from ...errors import UnsupportedError, unknown
 from .transforms import AUGMENTATIONS
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -54,13 +54,12 @@ def image_options(given: Mapping[str, Any], augmentation: str = "default") -> Im
     0.4
     >>> image_options({"color_jiter": 0.4})
     Traceback (most recent call last):
-    foldconv.errors.UnsupportedError: augmentation_args: no option 'color_jiter'; did you mean 'color_jitter'?; ...
+    foldconv.errors.UnsupportedError: augmentation_args: unknown option 'color_jiter'; did you mean 'color_jitter'?; ...
     """
     known, values = [field.name for field in dataclasses.fields(ImageOptions)], {}
     for key, value in given.items():
         if key not in known:
-            expected = f"expected some of: {', '.join(known)}"
-            raise UnsupportedError(f"augmentation_args: no option {key!r}{nearest(str(key), known)}; {expected}")
+            raise UnsupportedError(f"augmentation_args: {unknown('option', key, known)}")
         low, high = _BOUNDS[key]
         number = None if isinstance(value, bool) or not isinstance(value, int | float | str) else _number(value)
         if number is None or not low <= number <= high:
@@ -103,8 +102,7 @@ def check_augmentation(name: str) -> None:
         _policy(name, 224)
     elif name not in AUGMENTATIONS:
         policies = "or a policy of timm such as rand-m9-mstd0.5, augmix-m3-w3, original, v0"
-        expected = f"expected one of: {', '.join(AUGMENTATIONS)}; {policies}"
-        raise UnsupportedError(f"unknown augmentation {name!r}{nearest(str(name), AUGMENTATIONS)}; {expected}")
+        raise UnsupportedError(f"{unknown('augmentation', name, AUGMENTATIONS)}; {policies}")
 
 
 def check_for_folders_only(name: str, augmentation: str, given: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import UnsupportedError, nearest
+from ...errors import UnsupportedError, unknown
 from ..train.config import TrainConfig
 from .arrays import Options, digits, image_data
 from .augmentation import check_augmentation, check_for_folders_only, image_options
@@ -73,8 +73,8 @@ def create_data(
         check_for_folders_only(name, augmentation, given)
     before, _, option = base.rpartition(":")
     if before in list_data() or before.endswith(".npz"):
-        expected = "expected one or more, with commas, of: holdout, holdout=COUNT, unit"
-        raise UnsupportedError(f"{before}: unknown option {option!r}{nearest(option, ['holdout', 'unit'])}; {expected}")
+        known = ["holdout", "holdout=COUNT", "unit"]
+        raise UnsupportedError(f"{before}: {unknown('option', option, known)}, or several with commas")
     if base == "digits":
         if options != Options():
             raise UnsupportedError(f"{name}: digits takes no options; its test images are split off already")
@@ -93,9 +93,8 @@ def create_data(
     if os.sep in base or "/" in base:
         remedy = "check the path, or name one of: " + ", ".join(list_data())
         raise FileNotFoundError(f"{base}: expected a folder with train/ and val/, found no such folder; {remedy}")
-    known = list_data()
-    expected = f"expected one of: {', '.join(known)}; or a path (.npz, or a folder with train/ and val/)"
-    raise UnsupportedError(f"no data set named {name!r}{nearest(name, known)}; {expected}")
+    path = "or a path (.npz, or a folder with train/ and val/)"
+    raise UnsupportedError(f"{unknown('data set', name, list_data())}; {path}")
 
 
 def open_data(config: TrainConfig) -> ImageData:

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from ...errors import CheckpointError, UnsupportedError, nearest
+from ...errors import CheckpointError, UnsupportedError, unknown
 from ...files.native import describe_layers, expand_as_described, load, load_exactly, read_description
 from ...files.originals import is_safetensors, read_checkpoint, read_safely
 from ...methods import list_methods, method_from_json
@@ -55,8 +55,7 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
     network = zoo.create(config.architecture, **options)
     known = [PLAIN, *list_methods()]
     if config.method not in known:
-        hint = nearest(config.method, known)
-        raise UnsupportedError(f"unknown method {config.method!r}{hint}; expected one of: {', '.join(known)}")
+        raise UnsupportedError(unknown("method", config.method, known))
     if "method" in config.method_args:  # would stand for the method itself, below
         raise UnsupportedError("method_args: expected options of the method, received 'method'; name it by method")
     if config.pretrained:

@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from ...errors import UnsupportedError, nearest
+from ...errors import UnsupportedError, unknown
 from ...files.atomic import atomic_path
 
 PLAIN = "plain"
@@ -51,7 +51,7 @@ class TrainConfig:
     0.01
     >>> TrainConfig.from_dict({"epoch": 3})
     Traceback (most recent call last):
-    foldconv.errors.UnsupportedError: unknown config key 'epoch'; did you mean 'epochs'?
+    foldconv.errors.UnsupportedError: unknown config key 'epoch'; did you mean 'epochs'?; expected one of: data, ...
     """
 
     data: str = _option("digits", _DATA, "data set: a name such as digits, an .npz file, or a folder of images")
@@ -188,8 +188,7 @@ class TrainConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                hint = nearest(str(key), known) or f"; expected some of: {', '.join(known)}"
-                raise UnsupportedError(f"unknown config key {key!r}{hint}")
+                raise UnsupportedError(unknown("config key", key, known))
         return cls(**values)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import UnsupportedError, nearest, option_names, refused_option, unknown_option
+from ...errors import UnsupportedError, option_names, refused_option, unknown
 from ...layers import Foldable
 from ...network.parameters import parameter_groups
 from .config import TrainConfig
@@ -85,8 +85,7 @@ def create_optimizer(groups: Groups, config: TrainConfig) -> torch.optim.Optimiz
 
         known = [str(name) for name in list_optimizers()]
         if config.optimizer not in known:
-            hint = nearest(config.optimizer, known)
-            raise UnsupportedError(f"optimizer: timm has none named {config.optimizer!r}{hint}")
+            raise UnsupportedError(unknown("optimizer of timm", config.optimizer, known))
         make = lambda: create_optimizer_v2(  # noqa: E731
             groups,
             opt=config.optimizer,
@@ -100,7 +99,7 @@ def create_optimizer(groups: Groups, config: TrainConfig) -> torch.optim.Optimiz
         return make()
     except (TypeError, ValueError) as error:
         given, option = ", ".join(config.optimizer_args) or "none", refused_option(error)
-        reason = str(error) if option is None else unknown_option(option, _own_options(kind))
+        reason = str(error) if option is None else unknown("option", option, _own_options(kind))
         raise UnsupportedError(f"optimizer_args of {config.optimizer!r} (given: {given}): {reason}") from None
 
 
@@ -130,7 +129,7 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps
         known = [name for name in option_names(cycle) if name not in _ONECYCLE_SET]
         for key in config.schedule_args:
             if key not in known:
-                raise UnsupportedError(f"schedule_args of 'onecycle': {unknown_option(str(key), known)}")
+                raise UnsupportedError(f"schedule_args of 'onecycle': {unknown('option', key, known)}")
         try:
             return cycle(optimizer, highest, steps, **options)
         except (TypeError, ValueError) as error:
@@ -143,11 +142,7 @@ def _factor(config: TrainConfig, steps: int) -> Callable[[int], float]:
     known = _SCHEDULE_ARGS[config.schedule]
     for key in config.schedule_args:
         if key not in known:
-            expected = ", ".join(known) or "none"
-            hint = nearest(str(key), known)
-            raise UnsupportedError(
-                f"schedule_args: {config.schedule!r} has no option {key!r}{hint} (expected: {expected})"
-            )
+            raise UnsupportedError(f"schedule_args of {config.schedule!r}: {unknown('option', key, known)}")
     options = {**known, **config.schedule_args}
     epoch = steps / config.epochs  # in steps
     warm = round(config.warmup_epochs * epoch)

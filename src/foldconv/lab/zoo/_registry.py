@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ...errors import FoldConvError, UnsupportedError, nearest, option_names, refused_option, unknown_option
+from ...errors import FoldConvError, UnsupportedError, option_names, refused_option, unknown
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 
@@ -76,7 +76,7 @@ def create(name: str, *, num_classes: int | None = None, in_channels: int | None
             if "weights_backbone" in inspect.signature(builder).parameters:
                 options.setdefault("weights_backbone", None)  # its own default downloads
             return _build(builder, name, options)
-    raise UnsupportedError(f"no architecture named {name!r} in the zoo, timm or torchvision{nearest(name, _names())}")
+    raise UnsupportedError(f"{unknown('architecture', name, _names())} (in the zoo, timm and torchvision)")
 
 
 def input_shape(model: nn.Module) -> tuple[int, int, int]:
@@ -117,9 +117,8 @@ def _build(
             # The libraries' builders pass on what they do not know: the class that refused it is in their module.
             module, refused_by = sys.modules[where[-1].__module__], str(error).partition(".")[0]
             where += [kind] if isinstance(kind := getattr(module, refused_by, None), type) else []
-            raise UnsupportedError(
-                f"architecture {name!r} has {unknown_option(option, option_names(*where))}"
-            ) from error
+            message = unknown("option", option, option_names(*where))
+            raise UnsupportedError(f"architecture {name!r}: {message}") from error
         reason = str(error) or type(error).__name__
         raise UnsupportedError(f"{name!r} does not take these options, received {options}: {reason}") from error
 
