@@ -2,9 +2,10 @@
 
     python benchmarks/gpu.py --out gpu.json
 
-Checked against the algebra: both compositions, every gradient, training steps, also under autocast in channels_last, a
-compiled layer, a step captured as a CUDA graph. Timed by CUDA events, in milliseconds: compositions and training steps,
-each round in a new order; ratios are medians of a value divided by the first contestant's in the same round.
+Checked against torch's operations: both compositions, every gradient, training steps, also under autocast in
+channels_last, a compiled layer, a step captured as a CUDA graph. Timed by CUDA events, in milliseconds: compositions
+and training steps, each round in a new order; ratios are medians of a value divided by the first contestant's in the
+same round.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from foldconv.lab.machine import machine, versions
 
 # network, batch, bfloat16 autocast in channels_last
 CASES = [("resnet18", 32, False), ("resnet18", 256, False), ("resnet50", 64, True), ("resnet50", 256, True)]
-CONTESTANTS = [("plain", "algebra"), *((m, path) for m in ("doconv", "orepa") for path in ("gpu", "algebra"))]
+CONTESTANTS = [("plain", "torch"), *((m, path) for m in ("doconv", "orepa") for path in ("gpu", "torch"))]
 LAYERS = [(64, 64, 1), (128, 128, 1), (256, 256, 1), (512, 512, 1), (256, 8, 32), (512, 1, 512)]
 
 
@@ -68,7 +69,7 @@ def check_compositions():
         grad = torch.randn(*layer[:2], 9, device="cuda", dtype=dtype)
         for method, (compose, tensors) in compositions(*layer, last=last, dtype=dtype).items():
             exact = [t.detach().double().requires_grad_() for t in tensors]
-            cases = (("gpu", tensors), ("gpu", tensors), ("algebra", exact))
+            cases = (("gpu", tensors), ("gpu", tensors), ("torch", exact))
             found, again, expected = (kernel_and_gradients(path, compose, inputs, grad) for path, inputs in cases)
             name = f"{method} {layer} {dtype} {'channels_last' if last else 'taps innermost'}"
             yield check(name, found, expected, most)
@@ -109,7 +110,7 @@ def check_training():
     for method in ("doconv", "orepa"):
         for amp in (False, True):
             inputs = *batch_of(16, amp), amp
-            steps = (trainer(network(method, amp=amp), path, *inputs) for path in ("gpu", "algebra"))
+            steps = (trainer(network(method, amp=amp), path, *inputs) for path in ("gpu", "torch"))
             losses = ([step() for _ in range(3)] for step in steps)
             name = f"{method}, training steps{', bf16 autocast, channels_last' if amp else ''}"
             yield check(name, *losses, 2e-2 if amp else 1e-3)
@@ -156,7 +157,7 @@ def time_layers(rounds):
     for layer in LAYERS:
         grad = torch.randn(*layer[:2], 9, device="cuda")
         for method, case in compositions(*layer).items():
-            runs = {path: functools.partial(kernel_and_gradients, path, *case, grad) for path in ("algebra", "gpu")}
+            runs = {path: functools.partial(kernel_and_gradients, path, *case, grad) for path in ("torch", "gpu")}
             yield {"method": method, "layer": layer, **paired(runs, rounds)}
 
 

@@ -40,5 +40,6 @@ from .network.costs import summary
 from .network.expand import expand
 from .network.fold import fold
 from .network.parameters import parameter_groups, regularization
+from .network.paths import explain
 from .network.permute import absorb_permutations
 from .network.verify import verify

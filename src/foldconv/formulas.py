@@ -44,7 +44,7 @@ def doconv(W: Any, D: Any, taps: int, p: Primitives) -> Any:
 
     Example:
         >>> import torch
-        >>> from foldconv.ops._algebra import TORCH
+        >>> from foldconv.ops._torch import TORCH
         >>> doconv(torch.randn(1, 4, 9, 8), torch.zeros(1, 4, 9, 9), 9, TORCH).shape
         torch.Size([1, 4, 9, 8])
     """
@@ -109,7 +109,7 @@ def orepa_1x1(weight: Any, first: Any, second: Any, scales: Any, p: Primitives) 
 
     Example:
         >>> import torch
-        >>> from foldconv.ops._algebra import TORCH
+        >>> from foldconv.ops._torch import TORCH
         >>> orepa_1x1(torch.ones(2, 3), torch.eye(2), torch.ones(2, 3), [torch.tensor(1.0), torch.tensor(0.5)], TORCH)
         tensor([[1.5000, 1.5000, 1.5000],
                 [1.5000, 1.5000, 1.5000]])

@@ -1,4 +1,4 @@
-"""The CPU's path computes what the algebra computes, whatever the shape, layout, dtype and number of threads."""
+"""The CPU's path computes what torch's operations compute, whatever the shape, layout, dtype and number of threads."""
 
 import math
 
@@ -32,10 +32,10 @@ def close(received, wanted, dtype):
 
 
 def by_both(compose, parameters, shape, dtype):
-    """Result and gradients by the CPU's path, then by the algebra."""
+    """Result and gradients by the CPU's path, then by torch's operations."""
     grad = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
     found = []
-    for path in ("cpu", "algebra"):
+    for path in ("cpu", "torch"):
         with ops.using(path):
             kernel = compose(*parameters)
         found.append((kernel.detach(), *torch.autograd.grad(kernel, parameters, grad)))

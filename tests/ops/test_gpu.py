@@ -18,8 +18,8 @@ from torch import nn
 
 import foldconv
 from foldconv.errors import UnsupportedError
-from foldconv.ops import _algebra, _gpu, compose_depthwise, compose_orepa, explain, using
-from foldconv.ops._algebra import Orepa
+from foldconv.ops import _gpu, _torch, compose_depthwise, compose_orepa, using
+from foldconv.ops._torch import Orepa
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda" if torch.cuda.is_available() else None
@@ -53,7 +53,7 @@ def test_everything_in_the_interpreter():
     assert int(passed[1]) > 4 * (len(DEPTHWISE) + len(OREPA))  # both layouts and dtypes: they ran, none was skipped
 
 
-# ---------------------------------------------------------------------- against the algebra
+# ---------------------------------------------------------------------- against torch's operations
 
 # outputs and inputs of a group, k, S, groups: odd sizes, S > k, many groups, more than one program and chunk
 DEPTHWISE = [
@@ -128,13 +128,13 @@ def compare(compose, reference, inputs, names):
 @dtypes
 @layouts
 @pytest.mark.parametrize("case", DEPTHWISE, ids=str)
-def test_depthwise_is_the_algebras(case, last, dtype):
+def test_depthwise_is_torchs(case, last, dtype):
     torch.manual_seed(0)
     out, per_group, k, multiplier, groups = case
     taps = draw(groups * out, per_group, multiplier, dtype=dtype, last=last)
     D = draw(groups * per_group, k, multiplier, dtype=dtype)
     kernel, d_taps, _ = compare(
-        lambda *t: compose_depthwise(*t, groups), lambda *t: _algebra.depthwise(*t, groups), (taps, D), ("taps", "D")
+        lambda *t: compose_depthwise(*t, groups), lambda *t: _torch.depthwise(*t, groups), (taps, D), ("taps", "D")
     )
     for result in (kernel, d_taps):
         assert (result.transpose(1, 2) if last else result).is_contiguous()
@@ -145,7 +145,7 @@ def test_depthwise_is_the_algebras(case, last, dtype):
 @dtypes
 @layouts
 @pytest.mark.parametrize("case", OREPA, ids=str)
-def test_orepa_is_the_algebras(case, last, dtype):
+def test_orepa_is_torchs(case, last, dtype):
     torch.manual_seed(0)
     groups = case[3]
     p = branches(*case, dtype=dtype, last=last)
@@ -157,7 +157,7 @@ def test_orepa_is_the_algebras(case, last, dtype):
 
     kernel, d_weight, *_ = compare(
         lambda *t: compose_orepa(all_of(t), groups),
-        lambda *t: _algebra.orepa(all_of(t), groups),
+        lambda *t: _torch.orepa(all_of(t), groups),
         [getattr(p, name) for name in names],
         names,
     )
@@ -183,8 +183,8 @@ def test_whatever_the_strides():
         found, composed = _gpu.depthwise(taps[:, :4], D[:4], 1), _gpu.orepa(p, 1)
         grad = torch.ones((), device=DEVICE).expand(composed.shape)
         gradients = _gpu.orepa_gradients(grad, p, 1)
-    assert torch.allclose(found, _algebra.depthwise(taps[:, :4], D[:4], 1), atol=1e-5)
-    assert torch.allclose(composed, _algebra.orepa(p, 1), atol=1e-5)
+    assert torch.allclose(found, _torch.depthwise(taps[:, :4], D[:4], 1), atol=1e-5)
+    assert torch.allclose(composed, _torch.orepa(p, 1), atol=1e-5)
     assert torch.allclose(gradients.product, p.scales[3, :, None, None].expand(4, 3, 2))
 
 
@@ -244,20 +244,20 @@ def test_a_layer_takes_it():
     nn.init.normal_(layer.D)
     x = torch.randn(2, 4, 5, 5, device=DEVICE)
     found = {}
-    for path in ("gpu", "algebra"):
+    for path in ("gpu", "torch"):
         layer.forget()
         with using(path):
             y = layer(x)
             found[path] = [y, *torch.autograd.grad(y.square().sum(), list(layer.parameters()))]
     for a, b in zip(*found.values(), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
-    # A gradient's gradient is the algebra's.
+    # A gradient's gradient is that of torch's operations.
     layer.forget()
     with using("gpu"):
         (first,) = torch.autograd.grad(layer(x).square().sum(), layer.D, create_graph=True)
         second = torch.autograd.grad(first.square().sum(), layer.weight)[0]
     layer.forget()
-    with using("algebra"):
+    with using("torch"):
         (first,) = torch.autograd.grad(layer(x).square().sum(), layer.D, create_graph=True)
         assert torch.allclose(second, torch.autograd.grad(first.square().sum(), layer.weight)[0], rtol=1e-3)
 
@@ -279,7 +279,7 @@ def test_tensors_on_the_cpu_are_not_for_it(monkeypatch):
     # Somebody who debugs kernels of their own does not want ours interpreted.
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert _gpu.reason_against(x) == "the tensors are on cpu"
-    assert explain(foldconv.expand(nn.Conv2d(2, 2, 3), "doconv")).find("gpu: ") == -1
+    assert foldconv.explain(foldconv.expand(nn.Conv2d(2, 2, 3), "doconv")).find("gpu: ") == -1
 
 
 class OnGPU:

@@ -1,4 +1,4 @@
-"""The rule that picks a path: what it picks, that it says why, and that compilers see the algebra."""
+"""The rule that picks a path: what it picks, that it says why, and that compilers see torch's operations."""
 
 import pytest
 import torch
@@ -17,17 +17,17 @@ def tensors(shape, **options):
 
 def name(*tensors):
     path = ops.choose(*tensors)
-    return "algebra" if path is None else path.name
+    return "torch" if path is None else path.name
 
 
 def test_large_kernels_on_the_cpu_take_its_path():
     pytest.importorskip("numba")
     assert name(*tensors(LARGE)) == "cpu"
-    assert name(*tensors(SMALL)) == "algebra"
+    assert name(*tensors(SMALL)) == "torch"
     with ops.using("cpu"):
         assert name(*tensors(SMALL)) == "cpu"
-    with ops.using("algebra"):
-        assert name(*tensors(LARGE)) == "algebra"
+    with ops.using("torch"):
+        assert name(*tensors(LARGE)) == "torch"
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,8 @@ def test_large_kernels_on_the_cpu_take_its_path():
         (lambda: (torch.randn(0, 64, 9), torch.randn(64, 9, 9)), "empty"),
     ],
 )
-def test_what_the_path_cannot_take_goes_to_the_algebra(others, reason):
-    assert name(*others()) == "algebra"
+def test_what_the_path_cannot_take_goes_to_torchs_operations(others, reason):
+    assert name(*others()) == "torch"
     with ops.using("cpu"), pytest.raises(foldconv.UnsupportedError, match=reason):
         ops.choose(*others())
 
@@ -49,30 +49,21 @@ def test_what_the_path_cannot_take_goes_to_the_algebra(others, reason):
 def test_without_numba_or_in_a_forked_process(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(_cpu, "_has_numba", lambda: False)
-        assert name(*tensors(LARGE)) == "algebra"
-        assert "pip install foldconv[cpu]" in ops.explain(foldconv.expand(nn.Conv2d(64, 64, 3), "doconv"))
+        assert name(*tensors(LARGE)) == "torch"
+        assert "pip install foldconv[cpu]" in ops.why(*tensors(LARGE))
     monkeypatch.setattr(_cpu, "_has_numba", lambda: True)
     assert name(*tensors(LARGE)) == "cpu"
     monkeypatch.setattr(_cpu, "_PROCESS", -1)
-    assert name(*tensors(LARGE)) == "algebra"
+    assert name(*tensors(LARGE)) == "torch"
 
 
 def test_unknown_paths_are_named():
-    with pytest.raises(foldconv.UnsupportedError, match="expected one of gpu, cpu, algebra, received 'tpu'"):
+    with pytest.raises(foldconv.UnsupportedError, match="expected one of gpu, cpu, torch, received 'tpu'"):
         ops.using("tpu").__enter__()
 
 
-def test_explain_names_every_layer_and_its_reason(monkeypatch):
-    monkeypatch.setattr(_cpu, "_has_numba", lambda: True)
-    plain = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Conv2d(64, 8, 3), nn.ConvTranspose2d(8, 8, 3))
-    lines = ops.explain(foldconv.expand(plain, "doconv")).split("\n")
-    assert [line.split(": ")[1] for line in lines] == ["cpu", "algebra", "algebra"]
-    assert "4608 weights are too few" in lines[1]
-    assert "what torch computes well" in lines[2]
-
-
 @pytest.mark.parametrize("method", ["doconv", "orepa"])
-def test_compilers_and_transforms_see_the_algebra(method, monkeypatch):
+def test_compilers_and_transforms_see_torchs_operations(method, monkeypatch):
     """The fast path would break a graph; under a compiler it must not even be asked."""
     torch.manual_seed(0)
     layer = foldconv.expand(nn.Conv2d(64, 64, 3, padding=1), method).train()
@@ -89,7 +80,7 @@ def test_compilers_and_transforms_see_the_algebra(method, monkeypatch):
     torch.testing.assert_close(compiled(x), wanted, rtol=1e-5, atol=1e-5)
     parameters = dict(layer.named_parameters())
     gradients = torch.func.grad(lambda p: torch.func.functional_call(layer, p, (x,)).sum())(parameters)
-    with ops.using("algebra"):
+    with ops.using("torch"):
         found = torch.autograd.grad(layer(x).sum(), list(parameters.values()))
     for received, expected in zip(gradients.values(), found, strict=True):
         torch.testing.assert_close(received, expected, rtol=1e-5, atol=1e-5)

@@ -10,7 +10,7 @@ import numpy as np
 from mxnet import gluon
 
 from ..errors import UnsupportedError
-from . import _algebra
+from . import _layout
 
 
 @mx.init.register
@@ -121,7 +121,7 @@ class DOConv2D(gluon.nn.Conv2D):
         """Compose (eq. 4), then convolve as the plain layer does."""
         if D is not None:
             geometry = self._kwargs
-            weight = _algebra.doconv(
+            weight = _layout.doconv(
                 F,
                 weight,
                 D,

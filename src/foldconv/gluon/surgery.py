@@ -18,7 +18,7 @@ from mxnet.gluon.nn import conv_layers
 
 from .._selection import Patterns, Selection
 from ..errors import FoldMismatchError, NoMatchError, UnsupportedError, unknown
-from . import _algebra
+from . import _layout
 from .layers import DOConv2D
 
 
@@ -134,7 +134,7 @@ def _kernel(layer: DOConv2D) -> np.ndarray:
     if layer._channels_last:
         weight = weight.transpose(0, 3, 1, 2)
     with np.errstate(over="ignore"):
-        kernel = _algebra.doconv_in_float64(weight, D, extra, layer._kwargs["num_group"]).astype(weight.dtype)
+        kernel = _layout.doconv_in_float64(weight, D, extra, layer._kwargs["num_group"]).astype(weight.dtype)
     if layer._channels_last:
         kernel = kernel.transpose(0, 2, 3, 1)
     bad = int((~np.isfinite(kernel)).sum())

@@ -12,7 +12,7 @@ import keras
 
 from .. import formulas
 from ..errors import UnsupportedError
-from . import _algebra
+from . import _layout
 from ._registry import Method, register
 from .composed import ComposedConv, ComposedDepthwise, ComposedLayer
 
@@ -58,11 +58,11 @@ class DOLayer(ComposedLayer):
         """``W + D · W`` on the taps of W."""
         D, extra = factors["D"], factors.get("kernel_extra")
         (groups, channels), (taps, multiplier) = self.decomposition, D.shape[1:]
-        W = _algebra.common(kernel, groups, channels, array)
+        W = _layout.common(kernel, groups, channels, array)
         if extra is not None:
-            W = array.concatenate([W, _algebra.common(extra, groups, channels, array)], axis=2)
+            W = array.concatenate([W, _layout.common(extra, groups, channels, array)], axis=2)
         D = array.reshape(D, (groups, channels, taps, multiplier))
-        return _algebra.back(formulas.doconv(W, D, taps, _algebra.PRIMITIVES), kernel.shape, array)
+        return _layout.back(formulas.doconv(W, D, taps, _layout.PRIMITIVES), kernel.shape, array)
 
 
 class _DOConv(DOLayer, ComposedConv):

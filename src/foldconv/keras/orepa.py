@@ -21,7 +21,7 @@ import keras
 
 from .. import formulas
 from ..errors import UnsupportedError
-from . import _algebra
+from . import _layout
 from ._registry import Method, register
 from .composed import ComposedConv, ComposedDepthwise, ComposedLayer
 
@@ -82,13 +82,13 @@ class OREPALayer(ComposedLayer):
             # What is not learned, made here: compilers would otherwise trace how.
             self._identity = np.tile(np.eye(i), (1, inner // i))
             self._cosines = _cosines(out, size, groups)
-            self._centre = _algebra.at_centre(size)
+            self._centre = _layout.at_centre(size)
         self.add_factor("vector", (len(scales), out), "zeros")
         self.vector.assign(np.repeat(np.array(scales)[:, None], out, axis=1))
 
     def composed(self, kernel: Any, factors: dict[str, Any], array: Any) -> Any:
         """The sum of the scaled branches."""
-        (groups, i), p, size = self.decomposition, _algebra.PRIMITIVES, kernel.shape[:-2]
+        (groups, i), p, size = self.decomposition, _layout.PRIMITIVES, kernel.shape[:-2]
         f, taps = factors, math.prod(size)
         vector = f["vector"]
         if taps == 1:
@@ -96,10 +96,10 @@ class OREPALayer(ComposedLayer):
             return array.reshape(formulas.orepa_1x1(own, first, second, [vector[0], vector[1]], p), kernel.shape)
 
         def common(branch: Any, channels: int = i) -> Any:
-            return _algebra.common(branch, groups, channels, array)
+            return _layout.common(branch, groups, channels, array)
 
         out, inner, filters = vector.shape[1], f["kxk_conv2"].shape[-2], DEPTHWISE_FILTERS
-        first = common(f["kxk_idconv1"])[:, :, 0] + _algebra.constant(self._identity, kernel, array)  # (G, I, t)
+        first = common(f["kxk_idconv1"])[:, :, 0] + _layout.constant(self._identity, kernel, array)  # (G, I, t)
         second = common(f["kxk_conv2"], inner)  # (G, t, k, o)
         product = p.matmul(first, array.reshape(second, (groups, inner, taps * (out // groups))))
         depthwise = array.transpose(array.reshape(f["gconv_dw"], (taps, groups, i, filters)), (1, 2, 0, 3))
@@ -112,13 +112,13 @@ class OREPALayer(ComposedLayer):
             product=array.reshape(product, (groups, i, taps, out // groups)),
             point=None if point is None else common(point),
             separable=(depthwise, pointwise),
-            scales=[_algebra.per_output(vector[n], groups, array) for n in range(vector.shape[0])],
-            cosines=_algebra.constant(self._cosines, kernel, array),
-            centre=None if point is None else _algebra.constant(self._centre, kernel, array),
+            scales=[_layout.per_output(vector[n], groups, array) for n in range(vector.shape[0])],
+            cosines=_layout.constant(self._cosines, kernel, array),
+            centre=None if point is None else _layout.constant(self._centre, kernel, array),
             taps=taps,
             p=p,
         )
-        return _algebra.back(composed, kernel.shape, array)
+        return _layout.back(composed, kernel.shape, array)
 
 
 def _cosines(out: int, size: tuple[int, ...], groups: int) -> np.ndarray:

@@ -25,7 +25,7 @@ import numpy as np
 import keras
 
 from .. import formulas
-from . import _algebra
+from . import _layout
 from ._registry import Method, register
 from .foldable import FoldableConv, FoldableDepthwise, FoldableLayer, float64
 
@@ -162,15 +162,15 @@ class RepVGGLayer(FoldableLayer):
                 own = own + scale * bias
             if norm is not None or not scales:
                 shift = shift + own
-            scales.append(_algebra.per_output(scale, groups, np))
+            scales.append(_layout.per_output(scale, groups, np))
         composed = formulas.repvgg(
-            weight=_algebra.common(kernel, groups, i, np),
-            point=_algebra.common(float64(self.point_kernel), groups, i, np),
+            weight=_layout.common(kernel, groups, i, np),
+            point=_layout.common(float64(self.point_kernel), groups, i, np),
             identity=None if self.identity_norm is None else np.eye(i).reshape(1, i, 1, i),
             scales=scales,
-            centre=_algebra.at_centre(self.kernel_size),
+            centre=_layout.at_centre(self.kernel_size),
         )
-        return _algebra.back(composed, kernel.shape, np), shift
+        return _layout.back(composed, kernel.shape, np), shift
 
     def fold_before(self: Any, config: dict[str, Any]) -> tuple[Any, Any]:
         """The plain layer and the BatchNormalization of a config that compute together what this layer does.

@@ -3,18 +3,18 @@
 =============  ====================================================================================
 path           where
 =============  ====================================================================================
-``algebra``    torch operations; everywhere, and wherever a compiler, tracer or transform looks on
+``torch``      torch operations; everywhere, and wherever a compiler, tracer or transform looks on
 ``cpu``        one pass over the weights in each direction, by Numba (``pip install foldconv[cpu]``)
 ``gpu``        one launch per layer in each direction, by Triton, which comes with torch for CUDA
 =============  ====================================================================================
 
-Every path computes what the algebra computes, to rounding, and is deterministic. `explain` says which one a layer
-takes and why; `using` forces one.
+Every path computes what torch's operations compute, to rounding, and is deterministic. `why` says which one tensors
+take and why, `foldconv.explain` that of each layer; `using` forces one.
 """
 
-from ._algebra import Orepa
 from ._autograd import compose_depthwise, compose_orepa, compose_pointwise
-from ._paths import Path, choose, explain, is_recorded, paths, using
+from ._paths import Path, choose, is_recorded, paths, using, why
+from ._torch import Orepa
 
 __all__ = [
     "Orepa",
@@ -23,8 +23,8 @@ __all__ = [
     "compose_depthwise",
     "compose_orepa",
     "compose_pointwise",
-    "explain",
     "is_recorded",
     "paths",
     "using",
+    "why",
 ]

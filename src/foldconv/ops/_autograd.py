@@ -1,4 +1,4 @@
-"""The compositions as differentiable functions: on a fast path forward and explicit backward, else by the algebra."""
+"""The compositions as differentiable functions: a fast path forward and explicit backward, else torch operations."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _algebra
-from ._algebra import Orepa
+from . import _torch
 from ._paths import choose
+from ._torch import Orepa
 
 
 def compose_depthwise(taps: Tensor, D: Tensor, groups: int = 1) -> Tensor:
@@ -32,7 +32,7 @@ def compose_depthwise(taps: Tensor, D: Tensor, groups: int = 1) -> Tensor:
     """
     path = choose(taps, D)
     if path is None:
-        return _algebra.depthwise(taps, D, groups)
+        return _torch.depthwise(taps, D, groups)
     return _Depthwise.apply(path, groups, taps, D)  # pyright: ignore[reportReturnType]
 
 
@@ -54,7 +54,7 @@ def compose_pointwise(first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
     """
     path = choose(second, first)
     if path is None or not hasattr(path, "pointwise"):  # a GPU's products are torch's
-        return _algebra.pointwise(first, second, groups)
+        return _torch.pointwise(first, second, groups)
     return _Pointwise.apply(path, groups, first, second)  # pyright: ignore[reportReturnType]
 
 
@@ -69,7 +69,7 @@ def compose_orepa(p: Orepa, groups: int = 1) -> Tensor:
     """
     path = choose(*(t for t in p if isinstance(t, Tensor)))
     if path is None:
-        return _algebra.orepa(p, groups)
+        return _torch.orepa(p, groups)
     return _Orepa.apply(path, groups, *p)  # pyright: ignore[reportReturnType]
 
 
@@ -87,7 +87,7 @@ class _Depthwise(torch.autograd.Function):
             return (
                 None,
                 None,
-                *_differentiably(lambda taps, D: _algebra.depthwise(taps, D, ctx.groups), (taps, D), grads[0]),
+                *_differentiably(lambda taps, D: _torch.depthwise(taps, D, ctx.groups), (taps, D), grads[0]),
             )
         return None, None, *ctx.path.depthwise_gradients(grads[0], taps, D, ctx.groups)
 
@@ -107,7 +107,7 @@ class _Pointwise(torch.autograd.Function):
                 None,
                 None,
                 *_differentiably(
-                    lambda first, second: _algebra.pointwise(first, second, ctx.groups), (first, second), grads[0]
+                    lambda first, second: _torch.pointwise(first, second, ctx.groups), (first, second), grads[0]
                 ),
             )
         return None, None, *ctx.path.pointwise_gradients(grads[0], first, second, ctx.groups)
@@ -128,14 +128,14 @@ class _Orepa(torch.autograd.Function):
             saved.insert(4, None)
         p = Orepa(*saved, centre=ctx.centre)  # pyright: ignore[reportCallIssue]
         if torch.is_grad_enabled():
-            found = _differentiably(lambda *fields: _algebra.orepa(Orepa._make(fields), ctx.groups), tuple(p), grads[0])
+            found = _differentiably(lambda *fields: _torch.orepa(Orepa._make(fields), ctx.groups), tuple(p), grads[0])
         else:
             found = ctx.path.orepa_gradients(grads[0], p, ctx.groups)
         return None, None, *found[:-2], None, None  # cosines and centre are not learned
 
 
 def _differentiably(compose: Any, fields: tuple[Any, ...], grad: Tensor) -> list[Tensor | None]:
-    """The gradients of `fields` by the algebra, themselves differentiable."""
+    """The gradients of `fields` by torch operations, themselves differentiable."""
     wanted = [isinstance(t, Tensor) and t.requires_grad for t in fields]
     with torch.enable_grad():
         kernel = compose(*fields)

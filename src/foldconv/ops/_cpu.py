@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._algebra import Orepa
 from ._buffers import empty
 from ._threads import run
+from ._torch import Orepa
 
 name = "cpu"
 WORTHWHILE = 1 << 15

@@ -8,8 +8,8 @@ Gradients of what all outputs share are sums over outputs. These are cut into ch
 multiprocessor; each chunk is summed by one program and torch adds the chunks. Their number depends on shapes only and
 there are no atomics, so results are the same in every run.
 
-Under `torch.compile` the layers take the algebra instead: inductor sees the formula and fuses it with what surrounds
-it, which it could not do with a launch of ours.
+Under `torch.compile` the layers take torch's operations instead: inductor sees the formula and fuses it with what
+surrounds it, which it could not do with a launch of ours.
 
 Nothing here waits for the GPU or asks it anything, so a training step can be captured as a CUDA graph; run it once
 before, for kernels are compiled when they are first used.
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._algebra import Orepa
+from ._torch import Orepa
 
 name = "gpu"
 WORTHWHILE = 0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedError
 from . import _cpu, _gpu
-from ._algebra import Orepa
+from ._torch import Orepa
 
 
 class Path(Protocol):
@@ -38,13 +38,13 @@ def paths() -> tuple[str, ...]:
 
     Example:
         >>> paths()
-        ('gpu', 'cpu', 'algebra')
+        ('gpu', 'cpu', 'torch')
     """
-    return (*(path.name for path in _FAST), "algebra")
+    return (*(path.name for path in _FAST), "torch")
 
 
 def choose(*tensors: Tensor) -> Path | None:
-    """The path for a composition of these tensors; None: the algebra.
+    """The path for a composition of these tensors; None: torch operations.
 
     Raises:
         UnsupportedError: when `using` forces a path that cannot take them.
@@ -94,11 +94,8 @@ def using(path: str) -> Iterator[None]:
         UnsupportedError: for another name at once; when a composition cannot take the path, there.
 
     Example:
-        >>> import foldconv
-        >>> layer = foldconv.expand(nn.Conv2d(4, 8, 3), "doconv")
-        >>> with using("algebra"):
-        ...     print(explain(layer))
-        algebra: asked for by foldconv.ops.using
+        >>> with using("torch"):
+        ...     choose(torch.zeros(8, 4, 9))
     """
     if path not in paths():
         raise UnsupportedError(f"path: expected one of {', '.join(paths())}, received {path!r}")
@@ -109,32 +106,14 @@ def using(path: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def explain(module: nn.Module) -> str:
-    """Which path each foldable layer in `module` takes now, and why: one line per layer.
-
-    Args:
-        module: a network or a layer.
+def why(*tensors: Tensor) -> str:
+    """The path that a composition of these tensors takes now, and the reason, as ``"cpu: not gpu, …"``.
 
     Example:
-        >>> import foldconv
-        >>> net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8))
-        >>> print(explain(foldconv.expand(net, "repvgg")))
-        0: features: its branches run side by side, for their norms see the batch
+        >>> with using("torch"):
+        ...     why(torch.zeros(8, 4, 9))
+        'torch: asked for by foldconv.ops.using'
     """
-    from ..layers import Foldable
-
-    lines = {name: _explain_layer(m) for name, m in module.named_modules() if isinstance(m, Foldable)}
-    return "\n".join(f"{name}: {line}" if name else line for name, line in lines.items())
-
-
-def _explain_layer(layer: Any) -> str:
-    from ..layers import ComposedConv
-
-    if not isinstance(layer, ComposedConv):
-        return "features: its branches run side by side, for their norms see the batch"
-    tensors = layer.composition_tensors()
-    if tensors is None:
-        return "algebra: its composition is made of what torch computes well"
     if _forced.get() is not None:
         return f"{_forced.get()}: asked for by foldconv.ops.using"
     reasons = []
@@ -143,4 +122,4 @@ def _explain_layer(layer: Any) -> str:
         if reason is None:
             return f"{path.name}: " + ("; ".join(reasons) or "fits its device, dtype and shape")
         reasons.append(f"not {path.name}, {reason}")
-    return "algebra: " + "; ".join(reasons)
+    return "torch: " + "; ".join(reasons)

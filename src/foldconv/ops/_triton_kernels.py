@@ -1,6 +1,6 @@
 """The kernels of `foldconv.ops._gpu`, in Triton; the only module that imports it.
 
-Terms as in `_algebra`: a row is what one output channel reads, ``inputs`` pairs of some taps each; ``rows`` rows make a
+Terms as in `_torch`: a row is what one output channel reads, ``inputs`` pairs of some taps each; ``rows`` rows make a
 group and share their table. Flat elements of a row lie side by side in memory and are spread over neighbouring threads;
 which pair and tap an element is follows from its place, so no memory access is padded. Rows in channels_last (``LAST``)
 have the input channel innermost, others the tap.

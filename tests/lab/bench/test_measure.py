@@ -81,7 +81,7 @@ def test_memory_counts_what_is_held_and_what_a_step_adds(report):
     assert found["dbb"]["peak"] > found[PLAIN]["peak"]
 
 
-@pytest.mark.parametrize("path", ["algebra", "cpu"])
+@pytest.mark.parametrize("path", ["torch", "cpu"])
 def test_memory_sees_the_composed_kernels_on_every_path(path, monkeypatch):
     def wide():
         layers = [torch.nn.Conv2d(3, 64, 1), torch.nn.Conv2d(64, 256, 3)]
@@ -166,13 +166,13 @@ def test_in_evaluation_each_kernel_is_composed_once_however_many_forwards(tiny, 
 
 
 def test_paths_and_compositions_are_contestants_where_they_differ(tiny):
-    given = config(tiny, methods=("doconv", "dbb"), path=("auto", "algebra"), composition=("kernel", "feature"))
+    given = config(tiny, methods=("doconv", "dbb"), path=("auto", "torch"), composition=("kernel", "feature"))
     contestants = build(given).contestants
     found = {c.name: c for c in contestants}
-    assert [c.name for c in contestants] == [PLAIN, AGAIN, "doconv", "doconv (algebra)", "doconv (feature)", "dbb"]
+    assert [c.name for c in contestants] == [PLAIN, AGAIN, "doconv", "doconv (torch)", "doconv (feature)", "dbb"]
     assert found["doconv (feature)"].method == foldconv.DOConv(composition="feature")
-    assert found["doconv (algebra)"].describe()["paths"] == {"algebra": 3}
-    assert found["doconv"].network is not found["doconv (algebra)"].network
+    assert found["doconv (torch)"].describe()["paths"] == {"torch": 3}
+    assert found["doconv"].network is not found["doconv (torch)"].network
 
 
 def test_methods_take_options(tiny):

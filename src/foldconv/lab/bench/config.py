@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import UnsupportedError, unknown
 
 WHAT = ("step", "eval", "fold", "memory")
-PATHS = ("auto", "algebra", "cpu", "gpu")
+PATHS = ("auto", "torch", "cpu", "gpu")
 DEVICES = ("cpu", "cuda")
 COMPOSITIONS = ("kernel", "feature")
 

@@ -16,6 +16,7 @@ from ...errors import UnsupportedError
 from ...layers import ComposedConv
 from ...methods import Method, method_from_json, method_from_text
 from ...network.expand import expand
+from ...network.paths import path_of
 from ...network.tree import foldable_layers
 from .. import zoo
 from .config import BenchConfig
@@ -47,7 +48,7 @@ class Contestant:
         if self.method is None:
             return {"layers": self.layers}
         with self.on_path():
-            taken = Counter(ops.explain(layer).partition(":")[0] for layer in foldable_layers(self.network).values())
+            taken = Counter(path_of(layer).partition(":")[0] for layer in foldable_layers(self.network).values())
         return {"layers": self.layers, "paths": dict(taken)}
 
 
