@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import foldconv
-from foldconv.network.dataflow import conv_norm_pairs
+from foldconv.network.dataflow import DataFlow
 
 
 def pairs(model):
     """The proven pairs by name."""
     names = {module: name for name, module in reversed(list(model.named_modules()))}
-    return {names[conv]: names[norm] for conv, norm in conv_norm_pairs(model).items()}
+    return {names[conv]: names[norm] for conv, norm in DataFlow(model).pairs.items()}
 
 
 class Net(nn.Module):
@@ -275,6 +275,69 @@ def test_unproven(forward, nested):
     # Called with its defaults and nested, optional arguments are known.
     proven = {"2.conv1": "2.norm1"} if nested and forward in OPTIONAL else {}
     assert pairs(model) == ({"0": "1"} if nested else {}) | proven
+
+
+WHY = {
+    output_used_twice: "its output is read in 2 places",
+    activation_between: "its output goes to relu, no batch norm module",
+    called_twice: "it is called 2 times",
+    norm_called_twice: "norm1 alone reads its output; but of norm1, it is called 2 times",
+    weight_used: "the model reads its tensors outside of it",
+    output_kept: "its output is kept",
+    output_returned_too: "its output is read in 2 places",
+    by_data: "it is called by the root (Net), which cannot be traced",
+    by_optional_argument: "its output goes to mul, no batch norm module",
+    no_call_at_all: "its output goes to batch_norm, no batch norm module",
+    as_keyword_argument: "it is not called with its input alone",
+}
+
+
+@pytest.mark.parametrize("forward", WHY, ids=lambda f: f.__name__)
+def test_why_not(forward):
+    net = type("Net", (Net,), {"forward": forward})()
+    assert DataFlow(net).why(net.conv1) == WHY[forward]
+
+
+def test_why_of_other_modules():
+    class Odd(nn.Conv2d):
+        pass
+
+    net = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1), Odd(1, 1, 3), nn.BatchNorm2d(1), nn.Conv2d(1, 1, 3))
+    net[4].register_forward_hook(lambda *args: None)
+    flow = DataFlow(net)
+    assert [flow.why(module) for module in net] == [
+        "1 alone reads its output",
+        "it is no convolution",
+        "it is a subclass of a convolution and may compute anything",
+        "it is no convolution",
+        "it has hooks, or a forward of its own",
+    ]
+    assert flow.why(nn.Conv2d(1, 1, 1)) == "it is called 0 times"
+    assert DataFlow(net[0]).why(net[0]) == "it is called by nobody that can be seen"
+    net[0].weight = net[2].weight
+    assert DataFlow(net).why(net[0]) == "another module holds a parameter of it too"
+
+
+def test_why_where_nothing_can_be_followed():
+    class Uncopyable(nn.Sequential):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("holds a socket")
+
+    net = Uncopyable(nn.Conv2d(1, 1, 3))
+    assert DataFlow(net).read == set()
+    assert "cannot be copied (RuntimeError: holds a socket)" in DataFlow(net).why(net[0])
+
+
+def test_why_below_code_that_may_do_anything():
+    net = type("Made", (Opaque,), {"forward": iterates})()
+    assert DataFlow(net).why(net.child[0]) == "the root (Made), which cannot be traced, may use it in any way"
+
+
+def test_modules_whose_weight_the_model_reads():
+    net = type("Net", (Net,), {"forward": weight_used})()
+    assert DataFlow(net).read == {net.conv1}
+    net = type("Net", (Net,), {"forward": statistics_used})()
+    assert DataFlow(net).read == {net.norm1}
 
 
 CPU = torch.device("cpu")

@@ -25,7 +25,7 @@ from ..errors import CheckpointError, UnsupportedError
 from ..layers.foldable import PLAIN
 from ..layers.permuted import PERMUTED, regrouped
 from ..methods import Method, method_from_json
-from ..network.dataflow import conv_norm_pairs
+from ..network.dataflow import DataFlow
 from ..network.expand import expanded_layers
 from ..network.tree import carry_over, copy_of, foldable_layers, replace_modules, walk
 from .atomic import atomic_path
@@ -161,7 +161,7 @@ def expand_as_described(model: nn.Module, layers: dict[str, dict[str, Any]], pat
             raise CheckpointError(f"{path}: {name}: {error}") from None
     takes_norm = any(method.takes_norm for _, method in chosen.values())
     try:
-        norms = conv_norm_pairs(work) if takes_norm else {}
+        norms = DataFlow(work).pairs if takes_norm else {}
         # The values come from the file: no need to start from the plain network's, which some layers could not.
         return replace_modules(work, expanded_layers(chosen, norms, "paper"))
     except UnsupportedError as error:

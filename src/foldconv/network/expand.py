@@ -15,7 +15,7 @@ from ..layers import Foldable, NormPlace
 from ..layers.foldable import PLAIN
 from ..methods import Method, as_method
 from ..methods._registry import Init
-from .dataflow import conv_norm_pairs, read_elsewhere
+from .dataflow import DataFlow
 from .tree import carry_over, copy_of, expect_module, replace_modules, walk
 
 
@@ -68,8 +68,9 @@ def expand(
         raise UnsupportedError(f"init: expected 'preserve' or 'paper', received {init!r}")
     expect_module(model)
     # Chosen on the caller's own model, so that `where` may compare modules by identity.
-    pairs = conv_norm_pairs(model) if config.takes_norm else {}
-    chosen = _choose(model, config, Selection(include, exclude), where, pairs)
+    flow = DataFlow(model)
+    pairs = flow.pairs if config.takes_norm else {}
+    chosen = _choose(model, config, Selection(include, exclude), where, pairs, flow.read)
     first = {module: name for name, module in reversed(list(walk(model)))}
     work = model if inplace else copy_of(model)
     modules = dict(walk(work))
@@ -142,6 +143,7 @@ def _choose(
     selection: Selection,
     where: Callable[[str, nn.Module], bool] | None,
     pairs: dict[nn.Module, nn.Module],
+    read: set[nn.Module],
 ) -> list[str]:
     """The first names of the convolutions to replace."""
     names: dict[nn.Module, list[str]] = {}
@@ -150,7 +152,6 @@ def _choose(
             names.setdefault(module, []).append(name)
     everywhere = [name for group in names.values() for name in group]
     selection.check(everywhere, type(model).__name__)
-    read = read_elsewhere(model)
     chosen: dict[str, nn.Module] = {}
     refused: dict[str, str] = {}
     for conv, group in names.items():

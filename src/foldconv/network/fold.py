@@ -11,7 +11,7 @@ from ..algebra import Kernel, kernel_of, norms
 from ..errors import FoldMismatchError, UnsupportedError
 from ..layers import Foldable, NormPlace
 from ..layers.foldable import PLAIN, realize_like
-from .dataflow import conv_norm_pairs
+from .dataflow import DataFlow
 from .tree import carry_over, copy_of, expect_module, replace_modules, walk
 
 TOLERANCE = 1e-10
@@ -49,7 +49,7 @@ def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, ch
     """
     expect_module(model)
     work = model if inplace else copy_of(model)
-    pairs = conv_norm_pairs(work) if batchnorm else {}
+    pairs = DataFlow(work).pairs if batchnorm else {}
     # Norms that only know the batch stay; `kernel_of` refuses them and the user did not ask for them one by one.
     pairs = {conv: norm for conv, norm in pairs.items() if getattr(norm, "running_var", None) is not None}
     places = {place.link[0]: place for _, place in walk(work) if isinstance(place, NormPlace)}

@@ -23,7 +23,8 @@ from ..algebra.kernel import CONVOLUTIONS
 from ..algebra.norms import after_norm, is_norm
 from ..layers.foldable import PLAIN, conv_arguments, plain_class
 from ..layers.permuted import PERMUTED
-from .dataflow import _altered, _collect, _Evidence, _tied, _Trace
+from ._tracing import Trace
+from .dataflow import DataFlow, is_altered
 from .tree import carry_over, copy_of, replace_modules
 
 _POOLS = ("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "Dropout")
@@ -79,21 +80,17 @@ def absorb_permutations(model: nn.Module, *, inplace: bool = False) -> nn.Module
     if not any(_is_permuted(module) for module in model.modules()):
         return model
     work = model if inplace else copy_of(model)
-    found = _Evidence()
-    _collect(work, found)
-    once = {module for module, calls in found.calls.items() if calls == 1}
-    free = once - found.touched - found.read - set(_tied(work))
+    flow = DataFlow(work)
     # Outputs first: a permutation between two such convolutions joins the second one's input.
     for backward in (False, True):
         chains: dict[nn.Module, list[_Chain]] = {}
-        for trace in (trace for traces in found.traces for trace in traces):
+        for trace in flow.traces:
             for node, conv in trace.calls():
-                if _is_permuted(conv) and conv in free and not _altered(conv):
-                    chains.setdefault(conv, []).append(_follow(trace, node, free, backward))
-        for conv, found_chains in chains.items():
-            chain = found_chains[0]
+                if _is_permuted(conv) and conv in flow.free:
+                    chains.setdefault(conv, []).append(_follow(trace, node, flow.free, backward))
+        for conv, (chain, *others) in chains.items():
             # Each trace is of another choice of optional arguments; what moves must be right for all.
-            if chain.end is not None and all(other == chain for other in found_chains):
+            if chain.end is not None and all(other == chain for other in others):
                 _move(conv, chain, backward)
     freed = [m for m in work.modules() if _is_permuted(m) and m.input_order is None and m.output_order is None]
     return replace_modules(work, {module: _as_plain(module) for module in freed})
@@ -107,7 +104,7 @@ class _Chain:
     end: nn.Module | None = None
 
 
-def _follow(trace: _Trace, node: fx.Node, free: set[nn.Module], backward: bool) -> _Chain:
+def _follow(trace: Trace, node: fx.Node, free: set[nn.Module], backward: bool) -> _Chain:
     """Where the permutation on one side of a convolution can go, as one trace shows it."""
     called = dict(trace.calls())
     chain = _Chain()
@@ -120,17 +117,15 @@ def _follow(trace: _Trace, node: fx.Node, free: set[nn.Module], backward: bool) 
         if module is None:
             if node.target not in (_FUNCTIONS if node.op == "call_function" else _METHODS):
                 return chain
-        elif _altered(module):
-            return chain
         elif _has_values_per_channel(module) and module in free:
             chain.passed.append(module)
-        elif type(module) not in _ALIKE:
+        elif type(module) not in _ALIKE or is_altered(module):
             takes = (type(module) in PLAIN and module.groups == 1) or (_is_permuted(module) and not backward)
             chain.end = module if takes and module in free else None
             return chain
 
 
-def _link(trace: _Trace, node: fx.Node) -> fx.Node | None:
+def _link(trace: Trace, node: fx.Node) -> fx.Node | None:
     """The only reader of a value."""
     return next(iter(node.users)) if len(node.users) == 1 and node not in trace.escaped else None
 

@@ -175,12 +175,12 @@ def _kind_of_arrays(arrays: dict[str, np.ndarray]) -> Kind | None:
 
 def _attach_norms(model: nn.Module, modules: dict[str, nn.Module], layers: list[Layer]) -> None:
     """By data flow where it can be traced, else by order."""
-    from ...network.dataflow import conv_norm_pairs
+    from ...network.dataflow import DataFlow
 
     follow_in_order(layers)
     names = {module: name for name, module in modules.items()}
     try:
-        proven = {names[conv]: names[norm] for conv, norm in conv_norm_pairs(model).items()}
+        proven = {names[conv]: names[norm] for conv, norm in DataFlow(model).pairs.items()}
     except UnsupportedError:
         proven = {}
     for layer in layers:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError
 from ...layers.foldable import PLAIN
 from ...methods import Method, method_from_json
-from ...network.dataflow import conv_norm_pairs
+from ...network.dataflow import DataFlow
 from ...network.expand import expanded_layers
 from ...network.fold import fold
 from ...network.tree import copy_of, replace_modules
@@ -82,7 +82,7 @@ class Blocks:
         blocks, folded = self.recognize(tensors)
         if not blocks:
             raise CheckpointError(f"{path}: holds no {self.title} block; is it a plain network's?")
-        pairs = conv_norm_pairs(model) if self.takes_norm else {}
+        pairs = DataFlow(model).pairs if self.takes_norm else {}
         names = {module: name for name, module in model.named_modules()}
         convs = self._convolutions(blocks, model, pairs, path)
         if folded:

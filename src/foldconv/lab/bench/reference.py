@@ -32,7 +32,7 @@ from torch import nn
 from ...algebra.norms import after_norm
 from ...errors import UnsupportedError
 from ...methods import Method
-from ...network.dataflow import conv_norm_pairs
+from ...network.dataflow import DataFlow
 from ...network.expand import expand
 from ...network.tree import foldable_layers, replace_modules
 
@@ -115,7 +115,7 @@ def swap(plain: nn.Module, method: Method, path: Path) -> tuple[nn.Module, dict[
     original, module = ORIGINALS[method.name], _load(path)
     names = list(foldable_layers(expand(plain, method)))
     work = copy.deepcopy(plain)
-    pairs = conv_norm_pairs(work) if original.takes_norm else {}
+    pairs = DataFlow(work).pairs if original.takes_norm else {}
     replacements: dict[nn.Module, nn.Module] = {}
     counts: Counter[str] = Counter()
     for name in names:

@@ -1,0 +1,87 @@
+"""What the source of a module's methods proves about its children, where running it proves nothing."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from typing import Any
+
+from torch import nn
+
+from ..layers.branched import is_watched
+from ._tracing import leaves
+
+_INNER = ("__dict__", "_modules", "_parameters", "_buffers")
+
+
+def only_called(module: nn.Module) -> set[nn.Module]:
+    """The children that the module's own methods use in no other way than ``self.child(...)``.
+
+    Conservative: a bare ``self`` (passed on, iterated over, given another name) or a look at torch's own members
+    (``self.children()``, ``self._modules``) proves nothing about any child.
+    """
+    plain = {name: value for name, value in vars(module).items() if name != "_modules"}
+    if "forward" in plain or held(list(plain.values())) or is_watched(module):
+        return set()
+    called = {name for name, child in module._modules.items() if child is not None}
+    for cls in type(module).__mro__:
+        for name, member in vars(cls).items() if cls not in (nn.Module, object) else ():
+            for function in _functions(member) if name != "__init__" else ():
+                bad = _bad_uses(module, function)
+                if bad is None:
+                    return set()
+                called -= bad
+    return {module._modules[name] for name in called}  # pyright: ignore[reportReturnType]
+
+
+def held(value: Any) -> set[nn.Module]:
+    """The modules among what a value holds."""
+    return {leaf for leaf in leaves(value) if isinstance(leaf, nn.Module)}
+
+
+def _functions(member: Any) -> list[Any]:
+    """The functions that a class member runs."""
+    if isinstance(member, property):
+        return [f for f in (member.fget, member.fset, member.fdel) if f is not None]
+    if isinstance(member, (staticmethod, classmethod)):
+        return [member.__func__]
+    return [member] if callable(member) or hasattr(member, "__get__") else []
+
+
+def _bad_uses(module: nn.Module, method: Any) -> set[str] | None:
+    """Children that the method may use otherwise than by calling them; None if it may so use any."""
+    try:
+        (function,) = ast.parse(textwrap.dedent(inspect.getsource(method))).body
+        known = inspect.getclosurevars(method)
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return None
+    decorated = hasattr(method, "__wrapped__")
+    if not isinstance(function, ast.FunctionDef) or decorated or held([known.nonlocals, known.globals]):
+        return None
+    parent = {child: node for node in ast.walk(function) for child in ast.iter_child_nodes(node)}
+    arguments = function.args.posonlyargs + function.args.args
+    names = {"self", arguments[0].arg if arguments else "self"}
+    bad: set[str] = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and node.id in names:
+            use = parent[node]
+            if not (isinstance(use, ast.Attribute) and use.value is node):
+                return None
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super":
+            use = parent[node]
+        elif isinstance(node, ast.Name) and node.id in ("locals", "vars", "globals", "eval", "exec"):
+            return None
+        else:
+            continue
+        if not isinstance(use, ast.Attribute):
+            return None
+        around, name = parent[use], use.attr
+        if name in module._modules:
+            call = isinstance(around, ast.Call) and around.func is use
+            asked = isinstance(around, ast.Compare) and all(isinstance(op, (ast.Is, ast.IsNot)) for op in around.ops)
+            if not call and not asked:
+                bad.add(name)
+        elif name in _INNER or getattr(type(module), name, None) is getattr(nn.Module, name, 0):
+            return None
+    return bad
