@@ -7,8 +7,19 @@ import pytest
 import torch
 
 from foldconv import DGConv2d, FoldMismatchError
-from foldconv.methods import DGConv, DOConv, _registry
+from foldconv.methods import DGConv, DOConv, _registry, doconv, get_method
 from foldconv.testing import CHECKS
+
+
+def config_of(layer):
+    return get_method("sound")(layer.depth_multiplier, layer.composition)
+
+
+LAYERS = {
+    cls: type(f"Sound{cls.__name__}", (cls,), {"__module__": __name__, "method": property(config_of)})
+    for cls in doconv._LAYERS.values()
+}
+globals().update({cls.__name__: cls for cls in LAYERS.values()})  # where pickle looks for them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +30,7 @@ class Sound(DOConv):
 
     def expand(self, conv, init="preserve", norm=None):
         layer = super().expand(conv, init)
-        layer.__class__ = self.remake(type(layer))
+        layer.__class__ = self.remake(LAYERS[type(layer)])
         return self.touch(layer)
 
     def remake(self, cls):
@@ -156,8 +167,53 @@ def thaw(self, layer):
     return layer.requires_grad_(True)
 
 
+def with_option(kind, default):
+    own = {"__doc__": Sound.__doc__, "__annotations__": {"option": kind}, "option": default}
+    return dataclasses.dataclass(frozen=True)(type("Broken", (Sound,), own))
+
+
+def of_layer(**attributes):
+    """A method whose layers have some class attributes replaced."""
+    return broken(remake=lambda self, cls: type(cls.__name__, (cls,), attributes))
+
+
+def note_kernel(compose, layer, *tensors):
+    layer.last = compose(*tensors)
+    return layer.last
+
+
+def noted(plain):
+    plain.noted = True
+    return plain
+
+
+def keep_nothing(self, conv, init="preserve", norm=None):
+    del conv.attached_before
+    return Sound.expand(self, conv, init)
+
+
+def penalized(penalty):
+    return broken(penalty=lambda self, layer: penalty(layer))
+
+
+def first_only(compose_branches, layer, *tensors):
+    (name, kernel), *_ = compose_branches(*tensors).items()
+    return {name: kernel}
+
+
+def measuring(value):
+    return layer_with(measures=lambda measures, layer: measures() | {"new": value})
+
+
 MUTANTS = {
-    "describes_itself": [broken(gain=""), broken(kind="magic"), broken(__doc__="No runnable part.")],
+    "describes_itself": [
+        broken(gain=""),
+        broken(kind="magic"),
+        broken(__doc__="No runnable part."),
+        with_option(tuple, (1, 2)),
+        with_option(torch.dtype, torch.float32),
+        of_layer(method=DOConv()),
+    ],
     "is_registered": [broken(name="doconv")],
     "preserves_the_function": [add_to_D(1e-9)],
     "paper_initialization_is_finite": [
@@ -188,7 +244,32 @@ MUTANTS = {
     "compiles": [layer_with(forward=when_compiling)],
     "refuses_nan": [layer_with(to_kernel=without_nan)],
     "the_fold_check_bites": [layer_with(feature_forward=through_the_kernel, forward=through_the_kernel)],
-    "optimizer_groups_cover_all": [layer_with(regularization=lambda original, layer: torch.tensor(float("inf")))],
+    "leaves_nothing_on_the_fold": [
+        layer_with(compose=note_kernel),
+        layer_with(realize=lambda realize, layer, kernel: noted(realize(kernel))),
+        broken(expand=keep_nothing),
+    ],
+    "names_its_parameters": [
+        of_layer(composed_from=("weight", "D", "weight_extra", "E")),
+        of_layer(composed_from=("weight", "weight_extra")),
+        of_layer(no_decay=frozenset({"d"})),
+    ],
+    "the_penalty_is_a_scalar": [
+        penalized(lambda layer: layer.D.square().sum(0)),
+        penalized(lambda layer: layer.D.sum() * float("inf")),
+        penalized(lambda layer: (layer.D - layer.D.detach()).abs().sum().sqrt()),
+        penalized(lambda layer: 0.1),
+    ],
+    "branches_add_up": [layer_with(compose_branches=first_only)],
+    "measures_can_be_shown": [
+        measuring(torch.zeros(2)),
+        measuring([0.5, "much"]),
+    ],
+    "says_what_composing_costs": [
+        layer_with(composition_cost=lambda original, layer: 0),
+        layer_with(composition_cost=lambda original, layer: 0.5),
+        layer_with(composition_tensors=lambda original, layer: layer.D),
+    ],
     "a_convolution_alone_expands": [broken(expand=lambda self, conv, init="preserve", norm=None: conv)],
 }
 PAIRS = [(name, mutant) for name, mutants in MUTANTS.items() for mutant in mutants]

@@ -34,8 +34,6 @@ class FoldableBlock(BranchTree):
         )
     """
 
-    structure = ("in_channels", "ndim")
-
     def __init__(self, body: nn.Module, *, in_channels: int | None = None, ndim: int | None = None):
         super().__init__()
         self.body = body

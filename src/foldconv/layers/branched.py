@@ -202,8 +202,6 @@ class BranchedConv(BranchTree):
         UnsupportedError: from `fold`, when the tree has no exact kernel.
     """
 
-    structure = ("_path", "_method")
-
     def __init__(self, body: nn.Module, conv: nn.Module, method: Any):
         super().__init__()
         self.body = body
@@ -234,11 +232,6 @@ class BranchedConv(BranchTree):
         """A plain convolution like the main branch's; of the kernel's own window, if somebody enlarged the body."""
         source = self.conv if kernel.weight.shape == self.conv.weight.shape else self
         return realize_like(source, kernel).train(self.training)
-
-    def regularization(self) -> Tensor | None:
-        """The method's penalty, if it has one."""
-        penalty = getattr(self._method, "penalty", None)
-        return None if penalty is None else penalty(self)
 
 
 class NormPlace(nn.Module):

@@ -38,7 +38,11 @@ class ComposedConv(Foldable):
     """Mixin for ``nn.Conv*d`` subclasses whose kernel is a function of several parameters."""
 
     composed_from: tuple[str, ...] = ("weight",)
-    """Names of the parameters that the kernel is composed from; absent ones are passed as None."""
+    """Names of all the layer's parameters but the bias, in the order in which `compose` takes them.
+
+    One that is registered as None is passed as None. A layer whose parameters depend on its arguments sets this in its
+    constructor.
+    """
 
     _kept: tuple[list[Tensor], list[tuple[int, int, int]]] | None = None
     """The composed kernel and the parameters it was composed from, and the state they were in."""
@@ -93,7 +97,10 @@ class ComposedConv(Foldable):
         return value
 
     def composition_tensors(self) -> tuple[Tensor, ...] | None:
-        """What `foldconv.ops` picks a path by; None for a method whose composition is made of torch's own products."""
+        """For a method whose `compose` calls `foldconv.ops`: the tensors that it hands over, by which a path is picked.
+
+        None for one that is made of torch's own products.
+        """
         return None
 
     def _compose_precisely(self, parameters: list[Tensor | None]) -> Tensor:
@@ -116,7 +123,7 @@ class ComposedConv(Foldable):
     def compose_branches(self, *parameters: Tensor | None) -> dict[str, Tensor]:
         """The terms of `compose` by the names of the branches, each in ``weight``'s shape; they add up to it.
 
-        A method that composes a sum says here what it adds.
+        A method that composes a sum says here what it adds; other methods have one branch, the kernel.
         """
         return {"kernel": self.compose(*parameters)}
 

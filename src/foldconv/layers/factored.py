@@ -31,7 +31,6 @@ class FactoredConv(ComposedConv):
     """
 
     composed_from = ()
-    structure = ("shapes", "composed_from")
     shapes: tuple[tuple[int, ...], ...] = ()
     """Shape of each factor, first to last: ``(width, previous width / groups, *taps)``."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -17,14 +19,29 @@ class Foldable(nn.Module):
     """Base of all foldable layers; a subclass says what kernel it computes, the rest follows."""
 
     no_decay: ClassVar[frozenset[str]] = frozenset()
-    """Names of own parameters that weight decay must leave alone (gates, scaling vectors)."""
+    """Names of the layer's own parameters that weight decay must leave alone (gates, scales).
 
-    structure: ClassVar[tuple[str, ...]] = ()
-    """Names of own attributes that a folded layer does not have."""
+    Biases, norms and whatever has one dimension are left alone anyway.
+    """
+
+    _built_with: frozenset[str] = frozenset()
+    """Names of the attributes that the layer was built with, which its fold does not get; see `note_attributes`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = _noting(cls.__init__)
+
+    def note_attributes(self) -> None:
+        """All attributes that the layer has now are its own; what is attached later is the user's and is carried over.
+
+        Called when a constructor ends and when a method's `expand` returns; an author has nothing to list.
+        """
+        vars(self)["_built_with"] = frozenset(vars(self)) | {"_built_with"}
 
     @property
     def method(self) -> Any:
-        """The method's config that rebuilds this layer from a plain convolution."""
+        """The method's config that rebuilds this layer from a plain convolution; None for a layer of no method."""
         raise NotImplementedError
 
     def to_kernel(self, dtype: torch.dtype | None = torch.float64) -> Kernel:
@@ -39,7 +56,10 @@ class Foldable(nn.Module):
         return {"kernel": self.to_kernel(dtype).replace(bias=None)}
 
     def measures(self) -> dict[str, Any]:
-        """What else the method's authors look at while training, by name, as plain numbers and lists of them."""
+        """What else the method's authors look at while training: numbers and lists of numbers, by any names.
+
+        `foldconv.branches` shows them; None stands for a number that is not there.
+        """
         return {}
 
     def feature_forward(self, input: Tensor) -> Tensor:
@@ -47,8 +67,9 @@ class Foldable(nn.Module):
         return self(input)
 
     def regularization(self) -> Tensor | None:
-        """The method's own penalty as a scalar, or None."""
-        return None
+        """The method's `penalty` for this layer: a scalar, or None."""
+        method = self.method
+        return None if method is None else method.penalty(self)
 
     def composition_cost(self) -> int:
         """Multiply-adds spent on composing the kernel once, independent of the input."""
@@ -61,6 +82,17 @@ class Foldable(nn.Module):
     def fold(self) -> nn.Module:
         """The plain convolution with this layer's evaluation-mode function, composed in float64, cast last."""
         return self.realize(self.to_kernel())
+
+
+def _noting(build: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that ends by noting the attributes; where several are nested, the outermost ends last."""
+
+    @functools.wraps(build)
+    def __init__(self: Foldable, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        self.note_attributes()
+
+    return __init__
 
 
 def plain_class(module: nn.Module) -> type | None:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any, ClassVar, Literal, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UnsupportedError, unknown
 from ..layers import Foldable
@@ -47,6 +47,13 @@ class Method:
     def expand(self, conv: nn.Module, init: Init = "preserve", norm: nn.Module | None = None) -> Foldable:
         """The foldable layer that takes the place of `conv` (and of `norm`), built from their own parameters."""
         raise NotImplementedError
+
+    def penalty(self, layer: Any) -> Tensor | None:
+        """What the method adds to the loss for a layer it made: a scalar with gradients; by default None, nothing.
+
+        `foldconv.regularization` adds them up.
+        """
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `method_from_json` reads them.

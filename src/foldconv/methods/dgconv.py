@@ -51,7 +51,6 @@ class _DGConvNd(ComposedConv):
     """All of DGConv, for any number of dimensions; the rank classes only pin the base."""
 
     composed_from = ("weight", "gates")
-    structure = ("sort", "complexity_weight")
     no_decay = frozenset({"gates"})
     gates: Tensor | None
 
@@ -157,10 +156,6 @@ class _DGConvNd(ComposedConv):
         """``groups``: those of the folded layer, the convolution's own included; ``gates``: their values."""
         gates = [] if self.gates is None else self.gates.detach().tolist()
         return {"groups": self.groups * 2 ** sum(gate < 0 for gate in gates), "gates": gates}
-
-    def regularization(self) -> Tensor | None:
-        """``complexity_weight`` times `complexity`; None without gates or weight."""
-        return None if self.gates is None or not self.complexity_weight else self.complexity_weight * self.complexity()
 
     def composition_cost(self) -> int:
         """Multiply-adds of composing: one per entry of the kernel, and those of the Kronecker products."""
@@ -283,7 +278,7 @@ class DGConv(Method):
 
     Args:
         sort: keep the groups side by side.
-        complexity_weight: the weight of each layer's complexity in `regularization`; with 0 there is no penalty, as
+        complexity_weight: the weight of each layer's complexity in `foldconv.regularization`; with 0 there is no penalty, as
             in the published results.
 
     Example:
@@ -331,6 +326,12 @@ class DGConv(Method):
             layer.reset_parameters()
             layer.draw_gates()
         return layer
+
+    def penalty(self, layer: Any) -> Tensor | None:
+        """``complexity_weight`` times the layer's `complexity`; None without gates or weight."""
+        return (
+            None if layer.gates is None or not self.complexity_weight else self.complexity_weight * layer.complexity()
+        )
 
 
 def complexity(model: nn.Module) -> Tensor:

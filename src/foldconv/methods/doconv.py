@@ -38,7 +38,6 @@ class _DOConvNd(ComposedConv):
     """All of DO-Conv, for any number of dimensions, transposed or not; the rank classes only pin the base."""
 
     composed_from = ("weight", "D", "weight_extra")
-    structure = ("depth_multiplier", "composition")
     depth_multiplier: int
     composition: Composition
     D: Tensor | None

@@ -39,7 +39,6 @@ Chain = Literal["CL", "CK"]
 class _ExpandNetNd(FactoredConv):
     """All of ExpandNets, for any number of dimensions; the rank classes only pin the base."""
 
-    structure = (*FactoredConv.structure, "rate", "chain")
     rate: int
     chain: Chain
 

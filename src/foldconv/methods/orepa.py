@@ -55,7 +55,6 @@ class _OREPANd(ComposedConv):
 
     composed_from = ("weight", "vector")  # the constructor adds the rest
     no_decay = frozenset({"vector"})
-    structure = ("branches", "composed_from")
 
     def __init__(self, *args: Any, point: bool = True, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -120,8 +119,6 @@ class _OREPANd(ComposedConv):
 
 class _OREPALargeNd(FactoredConv):
     """LargeConv and LargeConvBase, for any number of dimensions; the rank classes only pin the base."""
-
-    structure = (*FactoredConv.structure, "stages", "large")
 
     def __init__(self, *args: Any, large: Large = "orepa", **kwargs: Any):
         super().__init__(*args, **kwargs)

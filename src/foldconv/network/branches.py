@@ -40,7 +40,10 @@ class Branch:
 
 @dataclasses.dataclass(frozen=True)
 class LayerBranches:
-    """One layer. `similarities` is the symmetric matrix of its branches; what a method does not have is None."""
+    """One layer. `similarities` is the symmetric matrix of its branches; what a method does not have is None.
+
+    `measures` holds what its method measures besides, by name.
+    """
 
     name: str
     method: str
@@ -48,7 +51,8 @@ class LayerBranches:
     similarities: tuple[tuple[float | None, ...], ...]
     identity_distance: float | None = None
     groups: int | None = None
-    gates: tuple[float, ...] | None = None
+    gates: tuple[float | None, ...] | None = None
+    measures: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def similarity(self) -> float | None:
@@ -68,11 +72,16 @@ class BranchReport:
 
     def __str__(self) -> str:
         head = ["layer", "branch", "share", "norm", "similarity"]
-        facts = [name for name in _FACTS if any(getattr(layer, name) is not None for layer in self.layers)]
-        rows = [(*head, *(_FACTS[name] for name in facts))]
-        for layer in self.layers:
+        found = [{name: getattr(layer, name) for name in _FACTS} | layer.measures for layer in self.layers]
+        facts = [
+            name
+            for name in dict.fromkeys(key for own in found for key in own)
+            if any(name in own and own[name] is not None for own in found)
+        ]
+        rows = [(*head, *(_FACTS.get(name, name) for name in facts))]
+        for layer, measures in zip(self.layers, found):
             for i, b in enumerate(layer.branches):
-                own = [_fact(getattr(layer, name)) if i == 0 else "" for name in facts]
+                own = [_fact(name, measures.get(name)) if i == 0 else "" for name in facts]
                 name = (layer.name or "(root)") if i == 0 else ""
                 rows.append((name, b.name, *map(_number, (b.share, b.norm, b.similarity)), *own))
         note = "share: of the folded kernel, negative where a branch works against it; norm: relative to its norm; "
@@ -139,10 +148,22 @@ def _layer(name: str, layer: Any, dtype: torch.dtype) -> LayerBranches:
         )
         for i, key in enumerate(kernels)
     )
-    measures: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in layer.measures().items()
-    }
-    return LayerBranches(name, layer.method.name if layer.method else "", found, similarities, **measures)
+    measures = {key: _measure(name, key, value) for key, value in layer.measures().items()}
+    known: dict[str, Any] = {key: measures.pop(key) for key in _FACTS if key in measures}
+    method = layer.method.name if layer.method else ""
+    return LayerBranches(name, method, found, similarities, measures=measures, **known)
+
+
+def _measure(layer: str, key: str, value: Any) -> Any:
+    """A number, or numbers as a tuple; None for one that JSON does not have."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_measure(layer, key, each) for each in value)
+    if value is not None and not isinstance(value, (int, float)):
+        raise UnsupportedError(
+            f"{layer or 'the root'}: its measures() gives {key!r}: expected a number or a list of numbers, received "
+            f"{type(value).__name__}"
+        )
+    return value if value is None or math.isfinite(value) else None
 
 
 def _products(rows: list[Tensor]) -> list[list[float]]:
@@ -175,7 +196,9 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value + 0.0:.3f}"
 
 
-def _fact(value: Any) -> str:
-    if isinstance(value, tuple):  # gates as the zeros and ones that they stand for
-        return "".join("0" if gate < 0 else "1" for gate in value) or "-"
+def _fact(name: str, value: Any) -> str:
+    if name == "gates" and value is not None:  # as the zeros and ones that they stand for
+        return "".join("-" if gate is None else "0" if gate < 0 else "1" for gate in value) or "-"
+    if isinstance(value, tuple):
+        return " ".join(_fact("", each) for each in value) or "-"
     return str(value) if isinstance(value, int) else _number(value)

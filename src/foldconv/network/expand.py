@@ -117,6 +117,7 @@ def expanded_layers(
             place.training = norm.training
     for conv, layer in replacements.items():
         if isinstance(layer, Foldable):
+            layer.note_attributes()
             carry_over(conv, layer)
     return replacements
 

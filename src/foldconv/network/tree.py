@@ -94,10 +94,13 @@ _BOUND = {"forward", "_compiled_call_impl", "_kept"}
 
 
 def carry_over(source: nn.Module, target: nn.Module) -> nn.Module:
-    """Give the new layer the old one's hooks and whatever users attached to it; training flag included."""
-    own = {"_parameters", "_buffers", "_modules", *getattr(source, "structure", ())} | _BOUND
+    """Give the new layer the old one's hooks and whatever users attached to it; training flag included.
+
+    What the new one has already is its own, and a foldable layer knows what it was built with.
+    """
+    own = {*vars(target), *getattr(source, "_built_with", ()), *_BOUND}
     for name, value in vars(source).items():
-        if "_hook" in name or (name not in own and name not in vars(target)):
+        if "_hook" in name or name not in own:
             target.__dict__[name] = value
     hooks = target._load_state_dict_pre_hooks
     for key, hook in hooks.items():

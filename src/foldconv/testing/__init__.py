@@ -13,6 +13,7 @@ through `expand`, `fold` and the public layer interface, on small networks of on
 """
 
 from . import checks as checks  # registers them
+from . import duties as duties
 from .battery import CHECKS as CHECKS
 from .battery import check as check
 from .battery import parametrize_with_checks as parametrize_with_checks

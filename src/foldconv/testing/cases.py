@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra.norms import is_norm
+from ..layers import Foldable
 from ..methods import Method
 from ..network.tree import foldable_layers
 
@@ -99,6 +100,27 @@ def cases(method: Method) -> list[Case]:
             found.append(case)
     assert found, f"{method.name} applies to none of the convolutions of the sweep"
     return found
+
+
+def typical(method: Method) -> Case:
+    """One of the `cases`, in two dimensions if there is such a one."""
+    found = cases(method)
+    return next((case for case in found if case.cls is nn.Conv2d), found[0])
+
+
+def only_layer(model: nn.Module) -> Foldable:
+    """The foldable layer of an expanded `Case.network`."""
+    layers = list(foldable_layers(model).values())
+    assert len(layers) == 1, f"expected one foldable layer, found {len(layers)}"
+    return layers[0]
+
+
+def assert_close(received: Tensor, expected: Tensor, tolerance: float, what: object) -> None:
+    """The same shape, and values that differ by at most `tolerance` of the largest expected one."""
+    assert received.shape == expected.shape, f"{what}: expected shape {expected.shape}, received {received.shape}"
+    error = (received.double() - expected.double()).abs().max().item()
+    allowed = tolerance * max(1.0, expected.double().abs().max().item())
+    assert error <= allowed, f"{what}: expected a difference of at most {allowed:.1e}, received {error:.1e}"
 
 
 def randomize(model: nn.Module, *, parameters: bool = True) -> None:

@@ -1,11 +1,10 @@
-"""The checks, by what they promise a user of the method."""
+"""The checks of what a method promises its users."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import io
-import json
 import pickle
 import tempfile
 from collections.abc import Callable
@@ -19,53 +18,15 @@ from ..errors import FoldMismatchError
 from ..files.native import load, save
 from ..layers import ComposedConv, Foldable
 from ..layers.foldable import PLAIN
-from ..methods import Method, get_method, method_from_json
+from ..methods import Method
 from ..network.expand import expand
 from ..network.fold import fold
-from ..network.parameters import parameter_groups, regularization
-from ..network.tree import foldable_layers
+from ..network.parameters import regularization
 from .battery import check
-from .cases import Case, cases, randomize
+from .cases import assert_close, cases, only_layer, randomize, typical
 
 EXACT = 1e-10
 PRESERVED = 1e-12
-
-
-def _close(received: Tensor, expected: Tensor, tolerance: float, what: object) -> None:
-    assert received.shape == expected.shape, f"{what}: expected shape {expected.shape}, received {received.shape}"
-    error = (received.double() - expected.double()).abs().max().item()
-    allowed = tolerance * max(1.0, expected.double().abs().max().item())
-    assert error <= allowed, f"{what}: expected a difference of at most {allowed:.1e}, received {error:.1e}"
-
-
-def _layer(model: nn.Module) -> Foldable:
-    layers = list(foldable_layers(model).values())
-    assert len(layers) == 1, f"expected one foldable layer, found {len(layers)}"
-    return layers[0]
-
-
-def _typical(method: Method) -> Case:
-    return next((c for c in cases(method) if c.cls is nn.Conv2d), cases(method)[0])
-
-
-# ---------------------------------------------------------------------- the checks
-
-
-@check
-def describes_itself(method: Method) -> None:
-    """The registry's facts are there, and the config survives JSON."""
-    for fact in ("name", "title", "paper", "adds", "gain"):
-        assert isinstance(getattr(method, fact, None), str) and getattr(method, fact), f"no {fact}"
-    assert method.kind in ("composable", "statistical"), method.kind
-    assert "Example" in (type(method).__doc__ or ""), "the config's docstring has no Example"
-    assert method_from_json(json.loads(json.dumps(method.to_json()))) == method, "the config does not survive JSON"
-    hash(method)
-
-
-@check
-def is_registered(method: Method) -> None:
-    """The name leads back to the config's class."""
-    assert get_method(method.name) is type(method)
 
 
 @check
@@ -73,13 +34,13 @@ def preserves_the_function(method: Method) -> None:
     """``init="preserve"``: same output before and after `expand`, in evaluation mode."""
     for case in cases(method):
         net, x = case.network(), case.input()
-        _close(expand(net, method)(x), net(x), PRESERVED, case)
+        assert_close(expand(net, method)(x), net(x), PRESERVED, case)
 
 
 @check
 def paper_initialization_is_finite(method: Method) -> None:
     """``init="paper"``: draws anew, finite, of a sensible size."""
-    case = _typical(method)
+    case = typical(method)
     net, x = case.network(), case.input()
     rich = expand(net, method, init="paper").eval()
     y = rich(x)
@@ -95,14 +56,14 @@ def folds_exactly(method: Method) -> None:
         net, x = case.network(), case.input()
         rich = expand(net, method)
         randomize(rich)
-        layer = _layer(rich)
+        layer = only_layer(rich)
         expected = layer.feature_forward(x)
         assert not torch.allclose(expected, net.conv(x), atol=1e-3), f"{case}: random parameters changed nothing"
-        _close(layer(x), expected, EXACT, f"{case}: forward")
-        _close(kernel_of(layer)(x), expected, EXACT, f"{case}: kernel_of")
-        _close(layer.fold()(x), expected, EXACT, f"{case}: fold()")
-        _close(fold(rich)(x), rich(x), EXACT, f"{case}: the network")
-        _close(fold(rich, batchnorm=True)(x), rich(x), EXACT, f"{case}: the network, norm absorbed")
+        assert_close(layer(x), expected, EXACT, f"{case}: forward")
+        assert_close(kernel_of(layer)(x), expected, EXACT, f"{case}: kernel_of")
+        assert_close(layer.fold()(x), expected, EXACT, f"{case}: fold()")
+        assert_close(fold(rich)(x), rich(x), EXACT, f"{case}: the network")
+        assert_close(fold(rich, batchnorm=True)(x), rich(x), EXACT, f"{case}: the network, norm absorbed")
 
 
 @check
@@ -140,24 +101,24 @@ def folds_to_a_plain_network(method: Method) -> None:
 @check
 def folds_the_evaluation_function(method: Method) -> None:
     """From training mode too, and the mode stays."""
-    case = _typical(method)
+    case = typical(method)
     rich, x = expand(case.network(), method), case.input()
     randomize(rich)
     expected = rich.eval()(x)
     folded: Any = fold(rich.train())
     assert all(m.training for m in folded.modules()), "the mode was not kept"
     assert all(m.training for m in rich.modules()), "the expanded network's mode changed"
-    _close(folded.eval()(x), expected, EXACT, case)
+    assert_close(folded.eval()(x), expected, EXACT, case)
 
 
 @check
 def every_parameter_learns(method: Method) -> None:
     """Within three steps each parameter gets a gradient, and training changes the function."""
-    case = _typical(method)
+    case = typical(method)
     rich, x = expand(case.network(), method).train(), case.input()
     start, target = rich.eval()(x).detach(), torch.randn_like(rich(x))
     optimizer = torch.optim.SGD(rich.parameters(), lr=0.1)
-    layer = _layer(rich.train())
+    layer = only_layer(rich.train())
     reached: set[str] = set()
     for _ in range(3):
         optimizer.zero_grad()
@@ -176,7 +137,7 @@ def gradients_are_the_features(method: Method) -> None:
     for case in cases(method):
         rich, x = expand(case.network(), method), case.input().requires_grad_()
         randomize(rich)
-        layer = _layer(rich.train() if method.kind == "composable" else rich.eval())
+        layer = only_layer(rich.train() if method.kind == "composable" else rich.eval())
         wrt = [x, *(p for p in layer.parameters() if p.requires_grad)]
         probe = torch.randn_like(layer(x))
         received = torch.autograd.grad((layer(x) * probe).sum(), wrt, allow_unused=True)
@@ -184,7 +145,7 @@ def gradients_are_the_features(method: Method) -> None:
         for a, b in zip(received, expected):
             assert (a is None) == (b is None), f"{case}: a gradient is missing on one side"
             if a is not None and b is not None:
-                _close(a, b, EXACT, f"{case}: gradient")
+                assert_close(a, b, EXACT, f"{case}: gradient")
 
 
 @check
@@ -194,7 +155,7 @@ def an_unfolded_layer_is_a_convolution(method: Method) -> None:
         return
     for case in cases(method):
         net = case.network()
-        layer: Any = _layer(expand(net, method))
+        layer: Any = only_layer(expand(net, method))
         assert isinstance(layer, case.cls), f"{case}: not an instance of {case.cls.__name__}"
         assert layer.weight.shape == net.conv.weight.shape == layer.kernel().shape, f"{case}: weight or kernel()"
         assert (layer.bias is None) == (net.conv.bias is None), f"{case}: bias"
@@ -203,10 +164,10 @@ def an_unfolded_layer_is_a_convolution(method: Method) -> None:
 @check
 def composes_once_in_evaluation(method: Method) -> None:
     """A composed kernel is kept until a parameter changes, and is right after each change."""
-    case = _typical(method)
+    case = typical(method)
     rich, x = expand(case.network(), method), case.input()
     randomize(rich)
-    layer = _layer(rich)
+    layer = only_layer(rich)
     if not isinstance(layer, ComposedConv):
         return
     count, compose = 0, layer.compose
@@ -227,13 +188,13 @@ def composes_once_in_evaluation(method: Method) -> None:
     with torch.no_grad():
         for p in layer.parameters():
             p.mul_(1.5)
-    _close(layer(x), layer.feature_forward(x), EXACT, "after a change of the parameters")
+    assert_close(layer(x), layer.feature_forward(x), EXACT, "after a change of the parameters")
 
 
 @check
 def keeps_flags(method: Method) -> None:
     """dtype, memory format, requires_grad and hooks come through `expand` and `fold`."""
-    case = _typical(method)
+    case = typical(method)
     net = case.network().float()
     if len(case.spatial) == 2:
         net = net.to(memory_format=torch.channels_last)
@@ -241,10 +202,12 @@ def keeps_flags(method: Method) -> None:
     net.conv.register_forward_hook(lambda module, args, output: output * 2)
     x = case.input().float()
     rich: Any = expand(net, method)
-    assert not any(p.requires_grad for n, p in _layer(rich).named_parameters() if "bias" not in n), "frozen was lost"
+    assert not any(p.requires_grad for n, p in only_layer(rich).named_parameters() if "bias" not in n), (
+        "frozen was lost"
+    )
     folded: Any = fold(rich)
     for model in (rich, folded):
-        _close(model(x), net(x), 1e-4, "hooks")
+        assert_close(model(x), net(x), 1e-4, "hooks")
     assert folded.conv.weight.dtype == torch.float32, "dtype"
     assert folded.conv.weight.stride() == net.conv.weight.stride(), "memory format"
     assert not folded.conv.weight.requires_grad, "requires_grad"
@@ -258,9 +221,9 @@ def folds_half_precision(method: Method) -> None:
             rich = expand(case.network(), method)
             randomize(rich)
             rich = rich.to(dtype)
-            expected = kernel_of(_layer(copy.deepcopy(rich).double())).grouped(1).weight.to(dtype)
+            expected = kernel_of(only_layer(copy.deepcopy(rich).double())).grouped(1).weight.to(dtype)
             assert {p.dtype for p in fold(rich).parameters()} == {dtype}, f"{case}: the fold has another dtype"
-            folded: Any = _layer(rich).fold()
+            folded: Any = only_layer(rich).fold()
             assert folded.weight.dtype == dtype, f"{case}: folded to {folded.weight.dtype}"
             received = kernel_of(folded, dtype=None).grouped(1).weight
             assert torch.equal(received, expected), f"{case}: not the float64 kernel, cast"
@@ -269,25 +232,25 @@ def folds_half_precision(method: Method) -> None:
 @check
 def composes_in_float32_under_autocast(method: Method) -> None:
     """Under autocast the kernel is not composed in bfloat16."""
-    case = _typical(method)
+    case = typical(method)
     rich = expand(case.network(), method)
     randomize(rich)
-    layer, x = _layer(rich.float()), case.input().float()
+    layer, x = only_layer(rich.float()), case.input().float()
     expected = kernel_of(layer, dtype=torch.float32).to_module().weight
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer(x)
         if isinstance(layer, ComposedConv):
             kernel = layer.train().kernel()
             assert kernel.dtype == torch.float32, f"kernel() is {kernel.dtype}"
-            _close(kernel, expected, 1e-6, "kernel() under autocast")
+            assert_close(kernel, expected, 1e-6, "kernel() under autocast")
     with torch.autocast("cpu", enabled=False):
-        _close(y, layer.eval()(x), 5e-2, "output under autocast")
+        assert_close(y, layer.eval()(x), 5e-2, "output under autocast")
 
 
 @check
 def survives_copies_and_checkpoints(method: Method) -> None:
     """deepcopy, pickle, torch.save, state_dict and `save`/`load` give the same function and training state."""
-    case = _typical(method)
+    case = typical(method)
     net, x = case.network(), case.input()
     rich = expand(net, method)
     randomize(rich)
@@ -311,11 +274,11 @@ def survives_copies_and_checkpoints(method: Method) -> None:
     }
     for how, make in copies.items():
         model = make()
-        _close(model(x), expected, PRESERVED, how)
+        assert_close(model(x), expected, PRESERVED, how)
         assert model.state_dict().keys() == rich.state_dict().keys(), f"{how}: other keys"
         randomize(model)
         assert not torch.equal(model(x), expected), f"{how}: a change of the parameters was not seen"
-    _close(rich(x), expected, PRESERVED, "the original after its copies were changed")
+    assert_close(rich(x), expected, PRESERVED, "the original after its copies were changed")
 
 
 @check
@@ -323,18 +286,18 @@ def plain_checkpoints_load(method: Method) -> None:
     """``weight`` and ``bias`` of a composable layer mean the convolution's: a plain state dict gives its function."""
     if method.kind != "composable":
         return
-    case = _typical(method)
+    case = typical(method)
     net, other, x = case.network(), case.network(), case.input()
     rich = expand(net, method)
     result = rich.load_state_dict(other.state_dict(), strict=False)
     assert not result.unexpected_keys, f"keys of the plain network not understood: {result.unexpected_keys}"
-    _close(rich(x), other(x), PRESERVED, case)
+    assert_close(rich(x), other(x), PRESERVED, case)
 
 
 @check
 def compiles(method: Method) -> None:
     """``torch.compile(fullgraph=True)``: same output and gradients as eager."""
-    case = _typical(method)
+    case = typical(method)
     for mode in (True, False):
         rich, x = expand(case.network(), method), case.input()
         randomize(rich)
@@ -343,22 +306,22 @@ def compiles(method: Method) -> None:
         compiled = torch.compile(rich, fullgraph=True, backend="aot_eager")
         for model in (compiled, expected):
             model(x).square().sum().backward()
-        _close(compiled(x), expected(x), EXACT, f"training={mode}")
+        assert_close(compiled(x), expected(x), EXACT, f"training={mode}")
         for (name, p), q in zip(rich.named_parameters(), expected.parameters()):
             if p.grad is not None and q.grad is not None:
-                _close(p.grad, q.grad, EXACT, f"gradient of {name}, training={mode}")
+                assert_close(p.grad, q.grad, EXACT, f"gradient of {name}, training={mode}")
     torch.compiler.reset()
 
 
 @check
 def refuses_nan(method: Method) -> None:
     """A NaN anywhere in the layer: `fold` raises and names the layer."""
-    case = _typical(method)
-    for name, _ in _layer(expand(case.network(), method)).named_parameters():
+    case = typical(method)
+    for name, _ in only_layer(expand(case.network(), method)).named_parameters():
         rich = expand(case.network(), method)
         randomize(rich)
         with torch.no_grad():
-            dict(_layer(rich).named_parameters())[name].view(-1)[0] = float("nan")
+            dict(only_layer(rich).named_parameters())[name].view(-1)[0] = float("nan")
         for checked in (True, False):
             try:
                 fold(rich, check=checked)
@@ -371,9 +334,9 @@ def refuses_nan(method: Method) -> None:
 @check
 def the_fold_check_bites(method: Method) -> None:
     """A layer whose kernel is wrong is caught by ``check=True``."""
-    rich = expand(_typical(method).network(), method)
+    rich = expand(typical(method).network(), method)
     randomize(rich)
-    layer: Any = _layer(rich)
+    layer: Any = only_layer(rich)
     right = layer.to_kernel
 
     def wrong(dtype: Any = torch.float64) -> Any:
@@ -390,19 +353,9 @@ def the_fold_check_bites(method: Method) -> None:
 
 
 @check
-def optimizer_groups_cover_all(method: Method) -> None:
-    """Each trainable parameter is in one group; the penalty is a scalar with finite gradients."""
-    rich = expand(_typical(method).network(), method)
-    grouped = [id(p) for group in parameter_groups(rich, 0.1) for p in group["params"]]
-    assert sorted(grouped) == sorted(id(p) for p in rich.parameters() if p.requires_grad), "not each exactly once"
-    penalty = regularization(rich)
-    assert penalty.shape == () and torch.isfinite(penalty), f"regularization gives {penalty}"
-
-
-@check
 def a_convolution_alone_expands(method: Method) -> None:
     """A root convolution becomes a foldable layer and folds back to its class; the original is left alone."""
-    case = _typical(method)
+    case = typical(method)
     conv, x = case.network().conv, case.input()
     before = copy.deepcopy(conv.state_dict())
     rich = expand(conv, method)
@@ -411,5 +364,5 @@ def a_convolution_alone_expands(method: Method) -> None:
         p.data.add_(0.1)
     plain = fold(rich)
     assert type(plain) is case.cls and isinstance(plain, PLAIN), f"folded to {type(plain).__name__}"
-    _close(plain(x), rich(x), EXACT, case)
+    assert_close(plain(x), rich(x), EXACT, case)
     assert all(torch.equal(v, conv.state_dict()[k]) for k, v in before.items()), "the original was changed"
