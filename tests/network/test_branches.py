@@ -157,6 +157,35 @@ def test_groups_are_those_of_the_fold(values):
     assert layer.gates == tuple(values)
 
 
+class Measuring(foldconv.DOConv2d):
+    """A layer that measures something new."""
+
+    value = 0.25
+
+    def measures(self):
+        return {"entropy": self.value}
+
+
+@pytest.mark.parametrize(
+    ("value", "shown", "kept"),
+    [(0.25, "0.250", 0.25), (3, "3", 3), ([1, 0.5], "1 0.500", (1, 0.5)), (math.nan, "-", None), (None, "-", None)],
+)
+def test_a_method_may_measure_anything_in_numbers(monkeypatch, value, shown, kept):
+    monkeypatch.setattr(Measuring, "value", value)
+    report = branches(nn.Sequential(Measuring(4, 8, 3), foldconv.DOConv2d(8, 8, 3)))
+    assert report.layers[0].measures == {"entropy": kept}
+    assert json.loads(json.dumps(report.to_json(), allow_nan=False))["layers"][1]["measures"] == {}
+    head, _, first, *_ = str(report).splitlines()
+    assert ("entropy" in head) == (kept is not None)
+    assert first.split("  ")[-1].strip() == shown
+
+
+def test_a_measure_that_is_no_number_is_refused(monkeypatch):
+    monkeypatch.setattr(Measuring, "value", torch.zeros(2))
+    with pytest.raises(UnsupportedError, match=r"0: its measures\(\) gives 'entropy': expected a number or .* Tensor"):
+        branches(nn.Sequential(Measuring(4, 8, 3)))
+
+
 def test_training_mode_and_state_stay_as_they_are():
     net = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
     net = foldconv.expand(net, "orepa_vgg").train()

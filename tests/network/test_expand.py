@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import pickle
 
 import pytest
 import timm.layers
@@ -352,7 +353,17 @@ def test_attributes_of_the_users():
     assert rich[0].tag == {"stage": 3}
     plain = foldconv.fold(rich)
     assert plain[0].tag == {"stage": 3}
-    assert not {"depth_multiplier", "composition", "_kept"} & vars(plain[0]).keys()
+    assert vars(plain[0]).keys() == vars(net[0]).keys()
+
+
+@pytest.mark.parametrize("remake", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+@pytest.mark.parametrize("make", [foldconv.DOConv2d, foldconv.ExpandNetConv2d, foldconv.OREPAConv2d])
+def test_attributes_of_the_users_on_a_layer_that_a_constructor_made(make, remake):
+    net = nn.Sequential(remake(make(3, 3, 3)))
+    net[0].tag = {"stage": 3}
+    plain = foldconv.fold(remake(net))[0]
+    assert plain.tag == {"stage": 3}
+    assert vars(plain).keys() == {*vars(nn.Conv2d(3, 3, 3)), "tag"}
 
 
 # ---------------------------------------------------------------------- in place or not, and errors

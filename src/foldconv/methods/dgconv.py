@@ -278,8 +278,8 @@ class DGConv(Method):
 
     Args:
         sort: keep the groups side by side.
-        complexity_weight: the weight of each layer's complexity in `foldconv.regularization`; with 0 there is no penalty, as
-            in the published results.
+        complexity_weight: the weight of each layer's complexity in `foldconv.regularization`; with 0 there is no
+            penalty, as in the published results.
 
     Example:
         >>> import foldconv

@@ -47,7 +47,7 @@ def leaves_nothing_on_the_fold(method: Method) -> None:
     net, x = case.network(), case.input()
     net.conv.attached_before = {"by": "a user"}
     rich = expand(net, method)
-    only_layer(rich).attached_after = "too"
+    vars(only_layer(rich))["attached_after"] = "too"
     for mode in (True, False):
         rich.train(mode)(x).sum().backward()
     folded = fold(rich)

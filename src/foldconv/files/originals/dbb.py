@@ -6,8 +6,8 @@ identity) when it is as wide as the input, else ``conv1``. Folded by the origina
 ``dbb_reparam``. The plain network has a convolution and its norm there, in the zoo's ``orepa_resnet*`` called ``conv``
 and ``bn``.
 
-The same function in both modes, but one gradient differs: the norms before a padding pad with what they make of zero,
-and the original takes that value as a constant. Here it has the derivative of the formula.
+The same function and gradients in both modes: the norms before a padding pad with what they make of zero, and that
+value has no gradient, in the original as here.
 """
 
 from __future__ import annotations
