@@ -36,9 +36,9 @@ def test_options_reach_the_config(call, asked, tmp_path):
 
 
 def test_defaults(call, asked):
-    call("compare", "--out", "out", "--jobs", "auto", "--architecture-args", "width=4")
+    call("compare", "--out", "out", "--architecture-args", "width=4")
     ((config, _, jobs),) = asked
-    assert (config.methods, config.seeds, jobs) == (("plain", "doconv"), 10, None)
+    assert (config.methods, config.seeds, jobs) == (("plain", "doconv"), 10, 1)
     assert config.train == TrainConfig(architecture_args={"width": 4})
 
 
@@ -76,7 +76,8 @@ def test_every_shared_option_of_train_is_there(call):
         (["report"], "foldconv compare report: the following arguments are required: FOLDER"),
         (["report", "x", "--epochs", "3"], "takes the folder and nothing else, not --epochs"),
         (["report", "x", "--out", "y"], "takes the folder and nothing else, not --out"),
-        (["--jobs", "0"], "expected a number ≥ 1 or auto, received '0'"),
+        (["--jobs", "0"], "expected a number ≥ 1, received '0'"),
+        (["--jobs", "auto"], "expected a number ≥ 1, received 'auto'"),
         (["--method", "doconv"], "unknown argument '--method'; did you mean '--methods'?"),
     ],
 )

@@ -26,7 +26,18 @@ _COMMANDS = {
     "import-checkpoint": _import_checkpoint,
     "convert-weights": _convert_weights,
 }
-_EXTRAS = {"lightning", "timm", "torchvision", "torchmetrics", "sklearn", "matplotlib", "rich", "yaml"}
+_EXTRAS = {
+    "lightning",
+    "timm",
+    "torchvision",
+    "torchmetrics",
+    "sklearn",
+    "matplotlib",
+    "rich",
+    "yaml",
+    "scipy",
+    "filelock",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

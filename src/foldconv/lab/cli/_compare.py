@@ -26,11 +26,9 @@ EXAMPLES = (
 _NOT_SHARED = ("help", "config", "resume", "seed", "method", "method_args", "out")
 
 
-def _jobs(text: str) -> int | None:
-    if text == "auto":
-        return None
+def _jobs(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number ≥ 1 or auto, received {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number ≥ 1, received {text!r}")
     return int(text)
 
 
@@ -46,8 +44,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--methods", metavar="NAME,...", help=methods, **suppressed)
     parser.add_argument("--seeds", metavar="N", type=int, help="runs of each method (default: 10)", **suppressed)
     parser.add_argument("--out", metavar="FOLDER", help="new, or one to continue in", **suppressed)
-    jobs = "runs at once, or auto, which tries out 1, 2 and 4 on an accelerator and is 1 without one (default: 1)"
-    parser.add_argument("--jobs", metavar="N", type=_jobs, help=jobs, **suppressed)
+    parser.add_argument("--jobs", metavar="N", type=_jobs, help="runs at once (default: 1)", **suppressed)
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file with options below, which override it", **suppressed
     )

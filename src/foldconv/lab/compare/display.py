@@ -22,8 +22,8 @@ _REFRESH = 0.5
 class Display:
     """Runs done, what the running ones have reached, and an estimate of the time left."""
 
-    def __init__(self, console: Console, label: str = ""):
-        self._console, self._label = console, label
+    def __init__(self, console: Console):
+        self._console = console
         self._total = self._finished = self._epochs = 0
         self._begin = self._looked = 0.0
         self._work = 0.0
@@ -55,7 +55,7 @@ class Display:
         """A line that stays, for a run that has ended."""
         self._finished = finished
         self._work += 1 - self._offset.pop(job, 0.0)
-        what = f"{self._label}{job.method}, seed {job.seed}: "
+        what = f"{job.method}, seed {job.seed}: "
         if error is None:
             accuracy = 100 * read_json(job.folder / "result.json").get("accuracy_folded", float("nan"))
             what += f"{accuracy:.2f} %"
@@ -86,7 +86,7 @@ class Display:
             table.add_row(f"  {job.method}", f"seed {job.seed}", f"epoch {epoch}/{self._epochs}", reached)
         head = Table.grid(padding=(0, 1))
         head.add_row(
-            Text(f"{self._label}{self._finished}/{self._total} runs"),
+            Text(f"{self._finished}/{self._total} runs"),
             ProgressBar(self._total, self._finished, width=24),
             Text(self._left(curves).removeprefix(", ")),
         )

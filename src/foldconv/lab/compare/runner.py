@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from ...errors import UnsupportedError
@@ -25,16 +26,15 @@ from ..machine import machine, versions
 from .config import CONFIG, CompareConfig, Job
 from .display import Display
 from .reporting import MACHINES, report
-from .results import Outcome, finished, number, outcomes, read_json
+from .results import finished, number, read_json
 
 _CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 _PATIENCE = 20.0
 """Seconds that a run gets to end by itself after Ctrl-C."""
-_TRIALS = (1, 2, 4)
 
 
 def compare(
-    config: CompareConfig, root: str | os.PathLike[str], jobs: int | None = 1, console: Console | None = None
+    config: CompareConfig, root: str | os.PathLike[str], jobs: int = 1, console: Console | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Train every method with every seed, and write the report.
 
@@ -44,7 +44,7 @@ def compare(
     Args:
         config: what is compared.
         root: the folder; new, or one of a comparison with the same settings (methods and seeds may be added).
-        jobs: runs at once; None tries out how many are fastest on an accelerator, and is 1 without one.
+        jobs: runs at once.
         console: where progress is shown; standard error by default.
 
     Returns:
@@ -61,11 +61,10 @@ def compare(
         for method in config.methods:
             config.job_config(Job(method, 0, root))
     _prepare(config, root)
-    with _locked(root) as lock:
+    with _locked(root) as locks:
         config.save(root)
-        number_of_jobs = jobs or _fastest(config, root, lock, console)
         _note_machine(root)
-        failures = _run_all(config, config.jobs(root), number_of_jobs, lock, Display(console))
+        failures = _run_all(config, config.jobs(root), jobs, locks, Display(console))
         return report(root), failures
 
 
@@ -78,21 +77,16 @@ def _prepare(config: CompareConfig, root: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[int | None]:
-    """Holds the folder for this process and the runs that it starts: a run that outlives us keeps it, too."""
+def _locked(root: Path) -> Iterator[tuple[int, ...]]:
+    """Holds the folder for this process; gives the files that a run has to inherit to keep it if we are killed."""
+    lock = FileLock(root / ".lock", blocking=False)
     try:
-        import fcntl
-    except ImportError:  # no such thing on Windows
-        yield None
-        return
-    with open(root / ".lock", "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UnsupportedError(
-                f"{root}: another process trains here; wait until it has ended, or stop it"
-            ) from None
-        yield file.fileno()
+        held = lock.acquire()
+    except Timeout:
+        raise UnsupportedError(f"{root}: another process trains here; wait until it has ended, or stop it") from None
+    with held:
+        # Windows passes no files on.
+        yield (lock._context.lock_file_fd,) if os.name != "nt" and lock._context.lock_file_fd is not None else ()
 
 
 @dataclasses.dataclass
@@ -105,7 +99,7 @@ class Running:
 
 
 def _run_all(
-    config: CompareConfig, jobs: Sequence[Job], at_once: int, lock: int | None, display: Display
+    config: CompareConfig, jobs: Sequence[Job], at_once: int, locks: tuple[int, ...], display: Display
 ) -> dict[str, str]:
     waiting = [job for job in jobs if not finished(job)]
     running: list[Running] = []
@@ -118,7 +112,7 @@ def _run_all(
                 if asked:
                     raise KeyboardInterrupt
                 while waiting and len(running) < at_once:
-                    running.append(_start(config, waiting.pop(0), at_once, lock))
+                    running.append(_start(config, waiting.pop(0), at_once, locks))
                 for each in [each for each in running if each.process.poll() is not None]:
                     running.remove(each)
                     error = _end(each)
@@ -141,7 +135,7 @@ def _run_all(
     return failures
 
 
-def _start(config: CompareConfig, job: Job, at_once: int, lock: int | None) -> Running:
+def _start(config: CompareConfig, job: Job, at_once: int, locks: tuple[int, ...]) -> Running:
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     continued = any((job.folder / name).is_file() for name in _CHECKPOINTS)
     if not continued and job.folder.exists():  # killed before there was anything to continue from
@@ -161,7 +155,7 @@ def _start(config: CompareConfig, job: Job, at_once: int, lock: int | None) -> R
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            pass_fds=() if lock is None else (lock,),
+            pass_fds=locks,
             start_new_session=True,  # Ctrl-C reaches us alone, who pass it on
         )
     return Running(job, process, time.perf_counter())
@@ -220,42 +214,6 @@ def _asked_to_stop() -> Iterator[list[int]]:
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)
-
-
-def _fastest(config: CompareConfig, root: Path, lock: int | None, console: Console) -> int:
-    """How many runs at once train most epochs per second; 1 without an accelerator, where all cores are busy anyway."""
-    import torch
-
-    if config.train.accelerator == "cpu" or not torch.cuda.is_available():
-        return 1
-    return _best_of_trials(config, root, lock, console)
-
-
-def _best_of_trials(config: CompareConfig, root: Path, lock: int | None, console: Console) -> int:
-    """Train the first method for one epoch, with 1, 2 and 4 runs at once; more must gain 10 % to be worth it."""
-    best, best_rate = 1, 0.0
-    for count in _TRIALS:
-        folder = root / f"trial-{count}"
-        shutil.rmtree(folder, ignore_errors=True)
-        train = dataclasses.replace(config.train, epochs=1)
-        trial = CompareConfig(config.methods[:1], count, train)
-        try:
-            failures = _run_all(trial, trial.jobs(folder), count, lock, Display(console, f"trial, {count} at once: "))
-            done = outcomes(trial, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        rate = _rate(done)
-        if failures or rate < 1.1 * best_rate:
-            break
-        best, best_rate = count, rate
-    console.print(f"runs at once: {best}", highlight=False)
-    return best
-
-
-def _rate(done: Sequence[Outcome]) -> float:
-    """Runs per second of training, when they ran at the same time."""
-    slowest = max((outcome.training_seconds or 0.0 for outcome in done), default=0.0)
-    return len(done) / slowest if slowest else 0.0
 
 
 def _note_machine(root: Path) -> None:

@@ -11,6 +11,8 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from scipy.stats import t
+
 from ...errors import UnsupportedError
 
 
@@ -101,55 +103,12 @@ def seeds_to_resolve(difference: float, std: float, confidence: float = 0.95) ->
     return high
 
 
-def t_quantile(probability: float, degrees: int) -> float:
-    """The value below which Student's t lies with this probability.
-
-    Args:
-        probability: between 0 and 1, both excluded.
-        degrees: of freedom, an integer ≥ 1.
-
-    Raises:
-        UnsupportedError: an argument outside its range.
-
-    >>> [round(t_quantile(0.975, degrees), 3) for degrees in (1, 2, 3, 4, 19)]
-    [12.706, 4.303, 3.182, 2.776, 2.093]
-    """
-    if not 0 < probability < 1 or degrees < 1:
-        raise UnsupportedError(
-            f"t_quantile: expected 0 < probability < 1 and degrees ≥ 1, received {probability}, {degrees}"
-        )
-    if probability < 0.5:
-        return -t_quantile(1 - probability, degrees)
-    if degrees > 1000:
-        return _near_normal(statistics.NormalDist().inv_cdf(probability), degrees)
-    # In the angle atan(t / √degrees) the whole half-line is an interval, which bisection halves until floats end.
-    low, high = 0.0, math.pi / 2
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if _within(middle, degrees) < 2 * probability - 1 else (low, middle)
-    return math.sqrt(degrees) * math.tan(high)
-
-
-def _within(angle: float, degrees: int) -> float:
-    """P(|T| ≤ √degrees · tan(angle)), a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    term = cosine if odd else 1.0
-    total = 0.0
-    for power in range(odd, degrees - 1, 2):
-        total += term
-        term *= cosine * cosine * (power + 1) / (power + 2)
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
-
-
-def _near_normal(z: float, degrees: int) -> float:
-    """Student's quantile from the normal one, for many degrees of freedom (Abramowitz and Stegun, 26.7.5)."""
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / degrees + second / degrees**2 + third / degrees**3
-
-
 def _two_sided(confidence: float, degrees: int) -> float:
+    """Student's t that is exceeded on either side with the rest of the probability together.
+
+    >>> round(_two_sided(0.95, 3), 3)
+    3.182
+    """
     if not 0 < confidence < 1:
         raise UnsupportedError(f"confidence: expected a value between 0 and 1, such as 0.95, received {confidence}")
-    return t_quantile((1 + confidence) / 2, degrees)
+    return float(t.ppf((1 + confidence) / 2, degrees))
