@@ -20,7 +20,6 @@ When is the kernel composed? Invariants, in the order in which they are decided:
 from __future__ import annotations
 
 import contextlib
-import inspect
 from typing import Any, Literal
 
 import torch
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 
 from ..algebra import Kernel
 from ..ops import is_recorded
-from .foldable import PLAIN, Foldable, conv_arguments
+from .foldable import Foldable, conv_arguments, describe_rank
 
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -61,13 +60,8 @@ class ComposedConv(Foldable):
     transposed: bool
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Give a rank class its signature: the plain layer's arguments, then the method's own by keyword."""
         super().__init_subclass__(**kwargs)
-        plain = next((base for base in PLAIN if issubclass(cls, base)), None)
-        if plain is not None:
-            own = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY]
-            arguments = inspect.signature(plain).parameters.values()
-            cls.__signature__ = inspect.Signature([*arguments, *own])  # pyright: ignore[reportAttributeAccessIssue]
+        describe_rank(cls)
 
     def compose(self, *parameters: Tensor | None) -> Tensor:
         """The kernel, in ``weight``'s shape, from the tensors named by `composed_from`; differentiable."""

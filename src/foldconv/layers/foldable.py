@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -102,6 +103,24 @@ def plain_class(module: nn.Module) -> type | None:
     ('Conv2d', None)
     """
     return next((cls for cls in PLAIN if isinstance(module, cls)), None)
+
+
+def describe_rank(cls: Any) -> None:
+    """Tell a rank class (``DOConv1d``) what its base says of all of them: its signature, what its docstring explains.
+
+    Its signature is the plain layer's arguments, then the base's own by keyword. Its docstring, one line and perhaps an
+    example, gets the base's in between, from ``Args:`` on.
+    """
+    plain = next((base for base in PLAIN if issubclass(cls, base)), None)
+    if plain is None:
+        return
+    own = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    cls.__signature__ = inspect.Signature([*inspect.signature(plain).parameters.values(), *own])
+    _, args, explained = inspect.cleandoc(cls.__bases__[0].__doc__ or "").partition("\n\nArgs:")
+    if plain in cls.__bases__ and args:
+        line, example, run = inspect.cleandoc(cls.__doc__ or "").partition("\n\nExample:")
+        takes = "\n\nIts arguments in the same order, then these by keyword."
+        cls.__doc__ = f"{line}{takes}{args}{explained}{example}{run}"
 
 
 def conv_arguments(conv: nn.Module) -> dict:

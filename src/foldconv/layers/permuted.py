@@ -18,19 +18,35 @@ from torch import Tensor, nn
 from ..algebra import Kernel
 from ..algebra.rules import conv_geometry
 from ..errors import UnsupportedError
-from .foldable import conv_arguments, plain_class
+from .foldable import conv_arguments, describe_rank, plain_class
 
 Order = Sequence[int] | Tensor | None
 
 
 class _PermutedConvNd(nn.Module):
-    """Mixin before ``nn.Conv1d`` ... ``nn.Conv3d``: the two orders, and what they mean."""
+    """Mixin before ``nn.Conv1d`` ... ``nn.Conv3d``: the two orders, and what they mean.
+
+    Args:
+        input_order: the convolution's channel ``c`` is the input's channel ``input_order[c]``; None: as they come.
+        output_order: the output's channel ``c`` is the convolution's channel ``output_order[c]``; None: as they come.
+
+    Shapes:
+        input, output, ``weight`` and ``bias`` as in the plain layer; the buffers ``input_order`` ``(in,)`` and
+        ``output_order`` ``(out,)``, int64, are in the state dict, or None.
+
+    Raises:
+        UnsupportedError: for an order that is no permutation of the channels.
+    """
 
     input_order: Tensor | None
     output_order: Tensor | None
     # Declared for type checkers; set by nn.Conv*d.
     weight: Tensor
     bias: Tensor | None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        describe_rank(cls)
 
     def __init__(self, *args: Any, input_order: Order = None, output_order: Order = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -68,27 +84,11 @@ class _PermutedConvNd(nn.Module):
 
 
 class PermutedConv1d(_PermutedConvNd, nn.Conv1d):
-    """``nn.Conv1d`` between two channel permutations; arguments, errors and shapes as in `PermutedConv2d`.
-
-    Example:
-        >>> PermutedConv1d(4, 4, 3, groups=2, input_order=[0, 2, 1, 3])(torch.zeros(1, 4, 9)).shape
-        torch.Size([1, 4, 7])
-    """
+    """``nn.Conv1d`` between two channel permutations."""
 
 
 class PermutedConv2d(_PermutedConvNd, nn.Conv2d):
-    """``nn.Conv2d`` between two channel permutations: its arguments in the same order, then by keyword
-
-    Args:
-        input_order: the convolution's channel ``c`` is the input's channel ``input_order[c]``; None: as they come.
-        output_order: the output's channel ``c`` is the convolution's channel ``output_order[c]``; None: as they come.
-
-    Shapes:
-        input, output, ``weight`` and ``bias`` as in the plain layer; the buffers ``input_order`` ``(in,)`` and
-        ``output_order`` ``(out,)``, int64, are in the state dict, or None.
-
-    Raises:
-        UnsupportedError: for an order that is no permutation of the channels.
+    """``nn.Conv2d`` between two channel permutations.
 
     Example:
         >>> layer = PermutedConv2d(4, 4, 1, groups=4, bias=False, input_order=[0, 2, 1, 3], output_order=[0, 2, 1, 3])
@@ -100,12 +100,7 @@ class PermutedConv2d(_PermutedConvNd, nn.Conv2d):
 
 
 class PermutedConv3d(_PermutedConvNd, nn.Conv3d):
-    """``nn.Conv3d`` between two channel permutations; arguments, errors and shapes as in `PermutedConv2d`.
-
-    Example:
-        >>> PermutedConv3d(2, 2, 1, groups=2, output_order=[1, 0])(torch.zeros(1, 2, 3, 3, 3)).shape
-        torch.Size([1, 2, 3, 3, 3])
-    """
+    """``nn.Conv3d`` between two channel permutations."""
 
 
 PERMUTED: dict[type, Any] = {nn.Conv1d: PermutedConv1d, nn.Conv2d: PermutedConv2d, nn.Conv3d: PermutedConv3d}

@@ -48,7 +48,23 @@ _UNDECIDED = 1e-8
 
 
 class _DGConvNd(ComposedConv):
-    """All of DGConv, for any number of dimensions; the rank classes only pin the base."""
+    """All of DGConv, for any number of dimensions; the rank classes only pin the base.
+
+    Args:
+        sort: move the closed gates' factors to the front, so that the groups lie side by side; which gates are
+            closed then no longer matters, only how many.
+        complexity_weight: what `regularization` multiplies the ones of the mask by; by default there is no penalty.
+
+    Shapes:
+        input, output, ``weight`` and ``bias`` as in the plain layer; ``gates``: ``(K,)``, 2^K the largest power of two
+        that divides ``in / groups`` and ``out / groups``; None when K = 0, and the layer is an ordinary convolution.
+
+    Raises:
+        UnsupportedError: for an option of another type, or a negative weight.
+
+    Source: Zhang et al., "Differentiable Learning-to-Group Channels", ICCV 2019; the mask's equation is at the top of
+    this file.
+    """
 
     composed_from = ("weight", "gates")
     no_decay = frozenset({"gates"})
@@ -221,31 +237,11 @@ def _check_options(sort: Any, complexity_weight: Any) -> None:
 
 
 class DGConv1d(_DGConvNd, nn.Conv1d):
-    """``nn.Conv1d`` that learns its groups; arguments, shapes, errors and source as in `DGConv2d`.
-
-    Example:
-        >>> DGConv1d(4, 8, 3, padding=1)(torch.zeros(1, 4, 9)).shape
-        torch.Size([1, 8, 9])
-    """
+    """``nn.Conv1d`` that learns its groups."""
 
 
 class DGConv2d(_DGConvNd, nn.Conv2d):
-    """``nn.Conv2d`` that learns its groups: its arguments in the same order, then by keyword
-
-    Args:
-        sort: move the closed gates' factors to the front, so that the groups lie side by side; which gates are
-            closed then no longer matters, only how many.
-        complexity_weight: what `regularization` multiplies the ones of the mask by; by default there is no penalty.
-
-    Shapes:
-        input, output, ``weight`` and ``bias`` as in the plain layer; ``gates``: ``(K,)``, 2^K the largest power of two
-        that divides ``in / groups`` and ``out / groups``; None when K = 0, and the layer is an ordinary convolution.
-
-    Raises:
-        UnsupportedError: for an option of another type, or a negative weight.
-
-    Source: Zhang et al., "Differentiable Learning-to-Group Channels", ICCV 2019; the mask's equation is at the top of
-    this file.
+    """``nn.Conv2d`` that learns its groups.
 
     Example:
         >>> layer = DGConv2d(4, 8, 3, padding=1, sort=True)
@@ -260,12 +256,7 @@ class DGConv2d(_DGConvNd, nn.Conv2d):
 
 
 class DGConv3d(_DGConvNd, nn.Conv3d):
-    """``nn.Conv3d`` that learns its groups; arguments, shapes, errors and source as in `DGConv2d`.
-
-    Example:
-        >>> DGConv3d(2, 4, 3)(torch.zeros(1, 2, 5, 5, 5)).shape
-        torch.Size([1, 4, 3, 3, 3])
-    """
+    """``nn.Conv3d`` that learns its groups."""
 
 
 _LAYERS: dict[type | None, Any] = {nn.Conv1d: DGConv1d, nn.Conv2d: DGConv2d, nn.Conv3d: DGConv3d}

@@ -35,7 +35,22 @@ Composition = Literal["kernel", "feature"]
 
 
 class _DOConvNd(ComposedConv):
-    """All of DO-Conv, for any number of dimensions, transposed or not; the rank classes only pin the base."""
+    """All of DO-Conv, for any number of dimensions, transposed or not; the rank classes only pin the base.
+
+    Args:
+        depth_multiplier: S, taps of D per position; an integer ≥ the taps of the kernel, by default equal to them.
+        composition: ``"kernel"`` (compose, then convolve once) or ``"feature"`` (depthwise convolution, then W).
+
+    Shapes:
+        input, output, ``weight`` and ``bias`` as in the plain layer; ``D``: ``(in, k, S)``, k the taps of the kernel,
+        acts on the input (of a transposed convolution too); ``weight_extra``: ``(*weight.shape[:2], S - k)``, absent
+        when S = k.
+
+    Raises:
+        UnsupportedError: for a `depth_multiplier` below the taps of the kernel.
+
+    Source: Cao et al., "DO-Conv", TIP 2022, eq. 2-4; ``groups=in_channels`` gives its DO-DConv, other groups DO-GConv.
+    """
 
     composed_from = ("weight", "D", "weight_extra")
     depth_multiplier: int
@@ -177,29 +192,11 @@ def _rows(taps: Tensor, groups: int, transposed: bool) -> Tensor:
 
 
 class DOConv1d(_DOConvNd, nn.Conv1d):
-    """``nn.Conv1d`` that trains as a DO-Conv; arguments, shapes, errors and source as in `DOConv2d`.
-
-    Example:
-        >>> DOConv1d(4, 8, 3, padding=1)(torch.zeros(1, 4, 9)).shape
-        torch.Size([1, 8, 9])
-    """
+    """``nn.Conv1d`` that trains as a DO-Conv."""
 
 
 class DOConv2d(_DOConvNd, nn.Conv2d):
-    """``nn.Conv2d`` that trains as a DO-Conv: its arguments in the same order, then by keyword
-
-    Args:
-        depth_multiplier: S, taps of D per position; an integer ≥ the taps of the kernel, by default equal to them.
-        composition: ``"kernel"`` (compose, then convolve once) or ``"feature"`` (depthwise convolution, then W).
-
-    Shapes:
-        input, output, ``weight`` and ``bias`` as in the plain layer; ``D``: ``(in, k, S)``, k the taps of the kernel;
-        ``weight_extra``: ``(*weight.shape[:2], S - k)``, absent when S = k.
-
-    Raises:
-        UnsupportedError: for a `depth_multiplier` below the taps of the kernel.
-
-    Source: Cao et al., "DO-Conv", TIP 2022, eq. 2-4; ``groups=in_channels`` gives its DO-DConv, other groups DO-GConv.
+    """``nn.Conv2d`` that trains as a DO-Conv.
 
     Example:
         >>> layer = DOConv2d(4, 8, 3, padding=1)
@@ -213,39 +210,19 @@ class DOConv2d(_DOConvNd, nn.Conv2d):
 
 
 class DOConv3d(_DOConvNd, nn.Conv3d):
-    """``nn.Conv3d`` that trains as a DO-Conv; arguments, shapes, errors and source as in `DOConv2d`.
-
-    Example:
-        >>> DOConv3d(2, 3, 3)(torch.zeros(1, 2, 5, 5, 5)).shape
-        torch.Size([1, 3, 3, 3, 3])
-    """
+    """``nn.Conv3d`` that trains as a DO-Conv."""
 
 
 class DOConvTranspose1d(_DOConvNd, nn.ConvTranspose1d):
-    """``nn.ConvTranspose1d`` that trains as a DO-Conv, D acting on the input; the rest as in `DOConv2d`.
-
-    Example:
-        >>> DOConvTranspose1d(4, 8, 3, stride=2)(torch.zeros(1, 4, 9)).shape
-        torch.Size([1, 8, 19])
-    """
+    """``nn.ConvTranspose1d`` that trains as a DO-Conv."""
 
 
 class DOConvTranspose2d(_DOConvNd, nn.ConvTranspose2d):
-    """``nn.ConvTranspose2d`` that trains as a DO-Conv, D acting on the input; the rest as in `DOConv2d`.
-
-    Example:
-        >>> DOConvTranspose2d(4, 8, 2, stride=2)(torch.zeros(1, 4, 5, 5)).shape
-        torch.Size([1, 8, 10, 10])
-    """
+    """``nn.ConvTranspose2d`` that trains as a DO-Conv."""
 
 
 class DOConvTranspose3d(_DOConvNd, nn.ConvTranspose3d):
-    """``nn.ConvTranspose3d`` that trains as a DO-Conv, D acting on the input; the rest as in `DOConv2d`.
-
-    Example:
-        >>> DOConvTranspose3d(2, 3, 2, stride=2)(torch.zeros(1, 2, 2, 2, 2)).shape
-        torch.Size([1, 3, 4, 4, 4])
-    """
+    """``nn.ConvTranspose3d`` that trains as a DO-Conv."""
 
 
 _LAYERS: dict[type, Any] = {

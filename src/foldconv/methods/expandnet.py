@@ -37,7 +37,22 @@ Chain = Literal["CL", "CK"]
 
 
 class _ExpandNetNd(FactoredConv):
-    """All of ExpandNets, for any number of dimensions; the rank classes only pin the base."""
+    """All of ExpandNets, for any number of dimensions; the rank classes only pin the base.
+
+    Args:
+        rate: r, how many times as wide the layers inside are; an integer ≥ 1.
+        chain: ``"CL"`` (1×1, k×k, 1×1) or ``"CK"`` (stacked 3×3).
+
+    Shapes:
+        input, output and ``bias`` as in the plain layer; ``factor0``, ``factor1``, ...:
+        ``(width, previous width / groups, *taps)``; ``weight``, the composed kernel in the plain shape, can only be
+        read (`start_from` sets it).
+
+    Raises:
+        UnsupportedError: for a rate below 1, another chain, one tap (CL), or even sizes or none of at least 5 (CK).
+
+    Source: Guo et al., "ExpandNets", NeurIPS 2020, section 3 (CL and CK).
+    """
 
     rate: int
     chain: Chain
@@ -120,30 +135,11 @@ def _reason(chain: str, kernel_size: Sequence[int]) -> str | None:
 
 
 class ExpandNetConv1d(_ExpandNetNd, nn.Conv1d):
-    """``nn.Conv1d`` that trains as an ExpandNet; arguments, shapes, errors and source as in `ExpandNetConv2d`.
-
-    Example:
-        >>> ExpandNetConv1d(4, 8, 3, padding=1)(torch.zeros(1, 4, 9)).shape
-        torch.Size([1, 8, 9])
-    """
+    """``nn.Conv1d`` that trains as a chain of convolutions."""
 
 
 class ExpandNetConv2d(_ExpandNetNd, nn.Conv2d):
-    """``nn.Conv2d`` that trains as a chain of convolutions: its arguments in the same order, then by keyword
-
-    Args:
-        rate: r, how many times as wide the layers inside are; an integer ≥ 1.
-        chain: ``"CL"`` (1×1, k×k, 1×1) or ``"CK"`` (stacked 3×3).
-
-    Shapes:
-        input, output and ``bias`` as in the plain layer; ``factor0``, ``factor1``, ...:
-        ``(width, previous width / groups, *taps)``; ``weight``, the composed kernel in the plain shape, can only be
-        read (`start_from` sets it).
-
-    Raises:
-        UnsupportedError: for a rate below 1, another chain, one tap (CL), or even sizes or none of at least 5 (CK).
-
-    Source: Guo et al., "ExpandNets", NeurIPS 2020, section 3 (CL and CK).
+    """``nn.Conv2d`` that trains as a chain of convolutions.
 
     Example:
         >>> layer = ExpandNetConv2d(4, 8, 5, padding=2, chain="CK")
@@ -156,12 +152,7 @@ class ExpandNetConv2d(_ExpandNetNd, nn.Conv2d):
 
 
 class ExpandNetConv3d(_ExpandNetNd, nn.Conv3d):
-    """``nn.Conv3d`` that trains as an ExpandNet; arguments, shapes, errors and source as in `ExpandNetConv2d`.
-
-    Example:
-        >>> ExpandNetConv3d(2, 3, 3)(torch.zeros(1, 2, 5, 5, 5)).shape
-        torch.Size([1, 3, 3, 3, 3])
-    """
+    """``nn.Conv3d`` that trains as a chain of convolutions."""
 
 
 _LAYERS: dict[type, Any] = {nn.Conv1d: ExpandNetConv1d, nn.Conv2d: ExpandNetConv2d, nn.Conv3d: ExpandNetConv3d}

@@ -51,7 +51,23 @@ SIZE_OF_LARGE = 7
 
 
 class _OREPANd(ComposedConv):
-    """OREPA and OREPA_1x1, for any number of dimensions; the rank classes only pin the base."""
+    """OREPA and OREPA_1x1, for any number of dimensions; the rank classes only pin the base.
+
+    Args:
+        point: has the 1×1 branch; without it this is the convolution inside OREPA_VGG, which draws 1/√2 smaller.
+
+    Shapes:
+        input, output, ``weight`` (the origin branch) and ``bias`` as in the plain layer; ``avg_conv``, ``prior_conv``,
+        ``conv_1x1``: ``(out, in/g, 1, 1)``; ``kxk_idconv1``: ``(t, in/g, 1, 1)`` and ``kxk_conv2``: ``(out, t/g, *k)``,
+        ``t = in``, for more than four groups ``2·in``; ``gconv_dw``: ``(8·in, 1, *k)``, ``gconv_pw``:
+        ``(out, 8·in/g, 1, 1)``; ``vector``: ``(branches, out)``. 1×1: ``l2i_conv1`` ``(t, in, 1, 1)`` and ``l2i_conv2``
+        ``(out, t, 1, 1)`` with ``t = min(in, out)``.
+
+    Raises:
+        UnsupportedError: for a 1×1 kernel with groups.
+
+    Source: Hu et al., "Online Convolutional Re-parameterization", CVPR 2022, section 3; initial values as in its code.
+    """
 
     composed_from = ("weight", "vector")  # the constructor adds the rest
     no_decay = frozenset({"vector"})
@@ -118,7 +134,21 @@ class _OREPANd(ComposedConv):
 
 
 class _OREPALargeNd(FactoredConv):
-    """LargeConv and LargeConvBase, for any number of dimensions; the rank classes only pin the base."""
+    """LargeConv and LargeConvBase, for any number of dimensions; the rank classes only pin the base.
+
+    Args:
+        large: ``"orepa"`` (each kernel an OREPA, LargeConv) or ``"plain"`` (LargeConvBase).
+
+    Shapes:
+        input, output and ``bias`` as in the plain layer; the parameters of `OREPAConv2d` with the number of the kernel
+        behind their names (``weight0``, ``vector0``, ...), every inner width being ``out``; ``weight``, the composed
+        kernel in the plain shape, can only be read (`start_from` sets it).
+
+    Raises:
+        UnsupportedError: for even sizes, or none of at least 7.
+
+    Source: the code of Hu et al., CVPR 2022 (LargeConv), composed as the stack of convolutions that it stands for.
+    """
 
     def __init__(self, *args: Any, large: Large = "orepa", **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -201,31 +231,11 @@ def _reason(kernel_size: Sequence[int], groups: int, large: Large | None) -> str
 
 
 class OREPAConv1d(_OREPANd, nn.Conv1d):
-    """``nn.Conv1d`` that trains as an OREPA; arguments, shapes, errors and source as in `OREPAConv2d`.
-
-    Example:
-        >>> OREPAConv1d(4, 8, 3, padding=1)(torch.zeros(1, 4, 9)).shape
-        torch.Size([1, 8, 9])
-    """
+    """``nn.Conv1d`` that trains as an OREPA, a kernel of one tap as an OREPA_1x1."""
 
 
 class OREPAConv2d(_OREPANd, nn.Conv2d):
-    """``nn.Conv2d`` that trains as an OREPA (1×1: as an OREPA_1x1): its arguments in the same order, then by keyword
-
-    Args:
-        point: has the 1×1 branch; without it this is the convolution inside OREPA_VGG, which draws 1/√2 smaller.
-
-    Shapes:
-        input, output, ``weight`` (the origin branch) and ``bias`` as in the plain layer; ``avg_conv``, ``prior_conv``,
-        ``conv_1x1``: ``(out, in/g, 1, 1)``; ``kxk_idconv1``: ``(t, in/g, 1, 1)`` and ``kxk_conv2``: ``(out, t/g, *k)``,
-        ``t = in``, for more than four groups ``2·in``; ``gconv_dw``: ``(8·in, 1, *k)``, ``gconv_pw``:
-        ``(out, 8·in/g, 1, 1)``; ``vector``: ``(branches, out)``. 1×1: ``l2i_conv1`` ``(t, in, 1, 1)`` and ``l2i_conv2``
-        ``(out, t, 1, 1)`` with ``t = min(in, out)``.
-
-    Raises:
-        UnsupportedError: for a 1×1 kernel with groups.
-
-    Source: Hu et al., "Online Convolutional Re-parameterization", CVPR 2022, section 3; initial values as in its code.
+    """``nn.Conv2d`` that trains as an OREPA, a kernel of one tap as an OREPA_1x1.
 
     Example:
         >>> layer = OREPAConv2d(4, 8, 3, padding=1)
@@ -238,38 +248,15 @@ class OREPAConv2d(_OREPANd, nn.Conv2d):
 
 
 class OREPAConv3d(_OREPANd, nn.Conv3d):
-    """``nn.Conv3d`` that trains as an OREPA; arguments, shapes, errors and source as in `OREPAConv2d`.
-
-    Example:
-        >>> OREPAConv3d(2, 3, 3)(torch.zeros(1, 2, 5, 5, 5)).shape
-        torch.Size([1, 3, 3, 3, 3])
-    """
+    """``nn.Conv3d`` that trains as an OREPA, a kernel of one tap as an OREPA_1x1."""
 
 
 class OREPALargeConv1d(_OREPALargeNd, nn.Conv1d):
-    """``nn.Conv1d`` that trains as a chain of OREPA kernels; the rest as in `OREPALargeConv2d`.
-
-    Example:
-        >>> OREPALargeConv1d(4, 8, 7, padding=3)(torch.zeros(1, 4, 9)).shape
-        torch.Size([1, 8, 9])
-    """
+    """``nn.Conv1d`` of 7 or more taps a side that trains as a chain of 3-tap kernels."""
 
 
 class OREPALargeConv2d(_OREPALargeNd, nn.Conv2d):
-    """``nn.Conv2d`` of 7 or more taps a side that trains as a chain of 3×3 kernels: its arguments, then by keyword
-
-    Args:
-        large: ``"orepa"`` (each kernel an OREPA, LargeConv) or ``"plain"`` (LargeConvBase).
-
-    Shapes:
-        input, output and ``bias`` as in the plain layer; the parameters of `OREPAConv2d` with the number of the kernel
-        behind their names (``weight0``, ``vector0``, ...), every inner width being ``out``; ``weight``, the composed
-        kernel in the plain shape, can only be read (`start_from` sets it).
-
-    Raises:
-        UnsupportedError: for even sizes, or none of at least 7.
-
-    Source: the code of Hu et al., CVPR 2022 (LargeConv), composed as the stack of convolutions that it stands for.
+    """``nn.Conv2d`` of 7 or more taps a side that trains as a chain of 3-tap kernels.
 
     Example:
         >>> layer = OREPALargeConv2d(3, 32, 7, stride=2, padding=3, large="plain")
@@ -281,12 +268,7 @@ class OREPALargeConv2d(_OREPALargeNd, nn.Conv2d):
 
 
 class OREPALargeConv3d(_OREPALargeNd, nn.Conv3d):
-    """``nn.Conv3d`` that trains as a chain of OREPA kernels; the rest as in `OREPALargeConv2d`.
-
-    Example:
-        >>> OREPALargeConv3d(1, 3, (1, 7, 7), large="plain")(torch.zeros(1, 1, 2, 9, 9)).shape
-        torch.Size([1, 3, 2, 3, 3])
-    """
+    """``nn.Conv3d`` of 7 or more taps a side that trains as a chain of 3-tap kernels."""
 
 
 _LAYERS: dict[type, tuple[Any, Any]] = {
