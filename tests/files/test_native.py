@@ -134,7 +134,7 @@ def with_layer(layer):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: p.unlink(), "no such file; expected a file written by foldconv.save"),
+        (lambda p: p.unlink(), "no such file; expected a checkpoint"),
         (lambda p: p.write_bytes(b""), "not a readable safetensors file"),
         (lambda p: p.write_bytes(p.read_bytes()[:100]), "not a readable safetensors file"),
         (lambda p: p.write_bytes(p.read_bytes()[:-10]), "not a readable safetensors file"),

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeGuard
 
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from ..network.dataflow import DataFlow
 from ..network.expand import expanded_layers
 from ..network.tree import carry_over, copy_of, foldable_layers, replace_modules, walk
 from .atomic import atomic_path
+from .reading import is_safetensors, read_metadata, read_safetensors
 
 FORMAT = 1
 _KEY = "foldconv"
@@ -97,7 +97,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         CheckpointError: when the file is missing, truncated, of another kind, or does not fit `model`; the message
             lists the keys.
     """
-    description, tensors = read_description(path), read_tensors(path)
+    description, tensors = read_description(path), read_safetensors(path)
     rebuilt = expand_as_described(model, description["layers"], path)
     for name, stored in description.get("shared", {}).items():
         if stored in tensors:
@@ -168,19 +168,22 @@ def expand_as_described(model: nn.Module, layers: dict[str, dict[str, Any]], pat
         raise CheckpointError(f"{path}: {error}; is {type(model).__name__} the network that was expanded?") from None
 
 
+def is_described(path: str | os.PathLike[str]) -> bool:
+    """Is this a file of `save`?
+
+    Raises:
+        CheckpointError: when the file is missing, or safetensors and truncated.
+    """
+    return is_safetensors(path) and _KEY in read_metadata(path)
+
+
 def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The JSON header of a file of `save`: ``format``, ``layers``, ``shared``, ``extra``.
 
     Raises:
         CheckpointError: when the file is missing, truncated or of another kind.
     """
-    from safetensors import safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-    except Exception as error:
-        raise _unreadable(path, error) from None
+    metadata = read_metadata(path)
     if _KEY not in metadata:
         raise CheckpointError(f"{path}: expected a file written by foldconv.save, found safetensors without its header")
     try:
@@ -229,20 +232,3 @@ def load_exactly(
     if problems:
         raise CheckpointError(f"{path}: does not fit {type(model).__name__}; {'; '.join(problems)}; nothing was loaded")
     model.load_state_dict(tensors)
-
-
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or a `CheckpointError` that says why not."""
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(str(path))
-    except Exception as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Any, error: Exception) -> CheckpointError:
-    if not Path(path).exists():
-        return CheckpointError(f"{path}: no such file; expected a file written by foldconv.save")
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return CheckpointError(f"{path}: not a readable safetensors file ({reason}); is it whole and of the right kind?")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ...     read_checkpoint(f"{folder}/net.pth")
         {'weight': tensor([1.])}
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file; expected a checkpoint (.pth, .pth.tar or .safetensors)")
     content = read_safely(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -47,12 +47,10 @@ def read_safely(path: str | os.PathLike[str]) -> Any:
     """What a checkpoint file holds: tensors and plain values; a file that would run code is refused.
 
     Raises:
-        CheckpointError: for a file that is unreadable or holds anything else.
+        CheckpointError: for a file that is missing, unreadable or holds anything else.
     """
     if is_safetensors(path):
-        from .native import read_tensors
-
-        return read_tensors(path)
+        return read_safetensors(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -68,6 +66,52 @@ def read_safely(path: str | os.PathLike[str]) -> Any:
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
-    """By content, since a name proves nothing: eight bytes of length, then JSON."""
+    """By content, since a name proves nothing: eight bytes of length, then JSON.
+
+    Raises:
+        CheckpointError: for a file that is missing.
+    """
+    _expect_file(path)
     with open(path, "rb") as file:
         return file.read(9)[8:] == b"{"
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: for a file that is missing, truncated or of another kind.
+    """
+    from safetensors.torch import load_file
+
+    with _refused_if_damaged(path):
+        return load_file(str(path))
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What the header of a safetensors file says besides its tensors.
+
+    Raises:
+        CheckpointError: for a file that is missing, truncated or of another kind.
+    """
+    from safetensors import safe_open
+
+    with _refused_if_damaged(path), safe_open(str(path), framework="pt") as file:
+        return file.metadata() or {}
+
+
+@contextlib.contextmanager
+def _refused_if_damaged(path: str | os.PathLike[str]) -> Iterator[None]:
+    _expect_file(path)
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file ({reason}); is it whole and of the right kind?"
+        ) from None
+
+
+def _expect_file(path: str | os.PathLike[str]) -> None:
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file; expected a checkpoint (.pth, .pth.tar or .safetensors)")

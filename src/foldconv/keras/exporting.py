@@ -22,7 +22,7 @@ import numpy as np
 import keras
 
 from ..errors import FoldMismatchError, UnsupportedError, unknown
-from ..files.atomic import _sync_folder, atomic_path
+from ..files.atomic import atomic_path, sync_folder
 from .foldable import FoldableLayer
 from .surgery import fold
 
@@ -205,14 +205,14 @@ def _aside(path: str | os.PathLike[str], format: str) -> Iterator[Path]:
     try:
         yield temporary
         for written in (*temporary.rglob("*"), temporary):
-            _sync_folder(written)  # a file as well: the name must not reach the disk before the bytes do
+            sync_folder(written)  # a file as well: the name must not reach the disk before the bytes do
         try:
             os.rename(temporary, target)  # never replaces a file, or a folder that holds something
         except OSError:
             if not os.path.lexists(target):
                 raise
             raise FileExistsError(errno.EEXIST, "path appeared meanwhile, not overwritten", str(path)) from None
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

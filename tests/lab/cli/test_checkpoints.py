@@ -260,7 +260,7 @@ def test_checkpoints_of_another_structure(fails, tmp_path, content):
 
 def test_missing_file_and_folder(fails, tmp_path):
     for message in all_commands(fails, tmp_path / "nowhere.ckpt", tmp_path):
-        assert message.endswith("nowhere.ckpt: no such file")
+        assert "nowhere.ckpt: no such file" in message
     for message in all_commands(fails, tmp_path, tmp_path / "out"):
         assert "expected a checkpoint or a run folder, received a folder without last.ckpt" in message
 

@@ -44,8 +44,6 @@ def read_file(path: str) -> Network:
             content = archive[_WEIGHTS]
         else:
             config = None
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; expected .keras or .weights.h5") from None
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
         reason = f"no {error.args[0]} in it" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{path}: not a whole .keras file ({reason}); save it again with Keras 3") from None

@@ -41,11 +41,8 @@ def read_params(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         ...     read_params(f"{folder}/a.params")["0.weight"].shape
         (2, 3)
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; expected MXNet's .params") from None
+    with open(path, "rb") as file:
+        content = file.read()
     reader = _Reader(content, path)
     if reader.one("Q") != _LIST:
         raise CheckpointError(f"{path}: not an MXNet .params file (its first number is another); is it of that kind?")

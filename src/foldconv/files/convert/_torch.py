@@ -12,8 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, UnsupportedError
+from ...layers import Foldable
+from ...network.dataflow import DataFlow
+from ...network.fold import fold
 from ..atomic import atomic_path
-from ..originals import is_safetensors, read_checkpoint
+from ..native import is_described, read_description, save
+from ..reading import is_safetensors, read_checkpoint, read_metadata
 from ._layers import Kind, Layer, Network, Values, fitted, follow_in_order
 
 _KERNEL = {"weight", "bias", "D", "weight_extra"}
@@ -23,7 +27,7 @@ _NORM = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 def read_file(path: str) -> Network:
     """A checkpoint's layers, in its order; written to a file of the same tensors, in the format that its name says."""
     tensors = read_checkpoint(path)
-    header = _header(path)
+    header = read_description(path) if is_described(path) else None
     groups = header.get("groups", {}) if header else {}
     order: Any = (header or {}).get("order")
     told = isinstance(order, list) and set(map(str, order)) == tensors.keys()
@@ -56,9 +60,6 @@ def read_file(path: str) -> Network:
 
 def read_module(model: nn.Module) -> Network:
     """A module's layers; other foldable layers than DO-Conv are folded, in what is read."""
-    from ...layers import Foldable
-    from ...network.fold import fold
-
     if any(isinstance(m, Foldable) and not _is_doconv(m) for m in model.modules()):
         keep = [name for name, m in model.named_modules() if _is_doconv(m)]
         if keep:
@@ -82,8 +83,6 @@ def read_module(model: nn.Module) -> Network:
         if not str(out).endswith(".safetensors"):
             _write_file(changed, out, None)
             return
-        from ..native import save
-
         filled = copy.deepcopy(model)
         filled.load_state_dict(changed)
         with atomic_path(out, overwrite=False) as temporary:
@@ -100,24 +99,8 @@ def _is_doconv(module: nn.Module) -> bool:
     return getattr(getattr(module, "method", None), "name", None) == "doconv"
 
 
-def _header(path: str) -> dict[str, Any] | None:
-    """What `foldconv.save` wrote about the network, where it was that."""
-    from ..native import read_description
-
-    if not is_safetensors(path) or "foldconv" not in _metadata(path):
-        return None
-    return read_description(path)
-
-
 def _numbers(name: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", name)]
-
-
-def _metadata(path: str) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
 
 
 def _layers(where: str, tensors: dict[str, Tensor], modules: dict[str, nn.Module]) -> list[Layer]:
@@ -175,8 +158,6 @@ def _kind_of_arrays(arrays: dict[str, np.ndarray]) -> Kind | None:
 
 def _attach_norms(model: nn.Module, modules: dict[str, nn.Module], layers: list[Layer]) -> None:
     """By data flow where it can be traced, else by order."""
-    from ...network.dataflow import DataFlow
-
     follow_in_order(layers)
     names = {module: name for name, module in modules.items()}
     try:
@@ -218,7 +199,7 @@ def _write_file(tensors: dict[str, Tensor], out: str, template: str | None) -> N
         if suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            metadata = _metadata(template) if template and is_safetensors(template) else {"format": "pt"}
+            metadata = read_metadata(template) if template and is_safetensors(template) else {"format": "pt"}
             save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, temporary, metadata)
         else:
             torch.save(tensors, temporary)

@@ -8,9 +8,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import CheckpointError, UnsupportedError, unknown
-from ..reading import is_safetensors as is_safetensors
-from ..reading import read_checkpoint as read_checkpoint
-from ..reading import read_safely as read_safely
+from ..reading import read_checkpoint
 from . import acnet, dbb, dgconv, orepa, repvgg
 from ._blocks import Blocks, owners
 from .do_conv import from_do_conv

@@ -47,6 +47,11 @@ class Layer(NamedTuple):
     """The block's tensors under their original names, as our layer wants them."""
 
 
+def as_named(method: Method, names: Mapping[str, str]) -> Callable[[dict[str, Tensor], Any], Layer]:
+    """For blocks that need nothing but other names."""
+    return lambda tensors, conv: Layer(method, names, tensors)
+
+
 @dataclasses.dataclass(frozen=True)
 class Blocks:
     """The blocks of one source repository.

@@ -7,12 +7,8 @@ its norm there.
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
-
 from ...methods import ACNet
-from ._blocks import Blocks, Layer
+from ._blocks import Blocks, as_named
 
 _NAMES = {
     "square_conv": "body.main.conv",
@@ -23,9 +19,4 @@ _NAMES = {
     "hor_bn": "body.horizontal.norm",
 }
 
-
-def _layer(tensors: dict[str, Tensor], conv: Any) -> Layer:
-    return Layer(ACNet(), _NAMES, tensors)
-
-
-BLOCKS = Blocks("ACNet", r"square_conv\.weight", _layer, folded=("fused_conv",))
+BLOCKS = Blocks("ACNet", r"square_conv\.weight", as_named(ACNet(), _NAMES), folded=("fused_conv",))

@@ -7,12 +7,8 @@ convolution and its norm there; the zoo's ``plain_repvgg_*`` call them ``conv`` 
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
-
 from ...methods import RepVGG
-from ._blocks import Blocks, Layer
+from ._blocks import Blocks, as_named
 
 _NAMES = {
     "rbr_dense.conv": "body.main.conv",
@@ -22,9 +18,4 @@ _NAMES = {
     "rbr_identity": "body.identity.0",
 }
 
-
-def _layer(tensors: dict[str, Tensor], conv: Any) -> Layer:
-    return Layer(RepVGG(), _NAMES, tensors)
-
-
-BLOCKS = Blocks("RepVGG", r"rbr_dense\.conv\.weight", _layer, folded=("rbr_reparam",))
+BLOCKS = Blocks("RepVGG", r"rbr_dense\.conv\.weight", as_named(RepVGG(), _NAMES), folded=("rbr_reparam",))

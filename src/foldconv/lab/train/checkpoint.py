@@ -20,8 +20,8 @@ from rich.console import Console
 from torch import nn
 
 from ...errors import CheckpointError, UnsupportedError, unknown
-from ...files.native import describe_layers, expand_as_described, load, load_exactly, read_description
-from ...files.originals import is_safetensors, read_checkpoint, read_safely
+from ...files.native import describe_layers, expand_as_described, is_described, load, load_exactly, read_description
+from ...files.reading import is_safetensors, read_checkpoint, read_safely
 from ...methods import list_methods, method_from_json
 from ...network.expand import expand
 from ...network.fold import fold
@@ -159,15 +159,13 @@ def open_network(
         UnsupportedError: an architecture or method nobody knows, or options without an architecture.
     """
     path = checkpoint_file(path)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file")
     if architecture_args and not architecture:
         raise UnsupportedError(
             f"{path}: architecture_args ({', '.join(architecture_args)}) need the architecture that they are for; name "
             "it, too, or leave them out"
         )
     given = {"architecture": architecture, "architecture_args": architecture_args or {}} if architecture else {}
-    if is_safetensors(path) and not (given and not _has_header(path)):
+    if is_safetensors(path) and (is_described(path) or not given):
         description = {**_mapping(read_description(path).get("extra")), **given}
         network = load(path, _plain(description, path))
     else:
@@ -217,11 +215,3 @@ def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
 def _mapping(value: Any) -> dict[str, Any]:
     """A file is not trusted to have the structure we write."""
     return dict(value) if isinstance(value, dict) else {}
-
-
-def _has_header(path: Path) -> bool:
-    try:
-        read_description(path)
-    except CheckpointError:
-        return False
-    return True

@@ -12,7 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from ...errors import CheckpointError
 from ...files.atomic import atomic_path
-from ...files.originals import read_safely
+from ...files.reading import read_safely
 
 CHECKPOINT, PREVIOUS = "last.ckpt", "previous.ckpt"
 
