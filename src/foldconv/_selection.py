@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
-from .errors import NoMatchError, nearest
+from .errors import NoMatchError, UnsupportedError, nearest
 
 Patterns = str | Iterable[str] | None
 
@@ -48,6 +49,73 @@ class Selection:
     def spells_out(self, names: Sequence[str]) -> bool:
         """Whether `include` holds one of the names literally, so that leaving the layer out would surprise."""
         return self._include is not None and not set(self._include).isdisjoint(names)
+
+
+T = TypeVar("T")
+
+
+def choose(
+    names: Mapping[T, Sequence[str]],
+    selection: Selection,
+    reason_against: Callable[[T], str | None],
+    *,
+    method: str,
+    model: str,
+    kinds: str,
+    foldable: type,
+    where: Callable[[str, T], bool] | None = None,
+) -> dict[T, str]:
+    """The convolutions to replace, each with its first name.
+
+    Args:
+        names: every convolution of the model and the names that it has there, foldable ones too.
+        selection: the user's patterns.
+        reason_against: why a convolution cannot be replaced (a clause for a message), or None.
+        method, model: their names, for messages.
+        kinds: the classes of convolutions that could be replaced, for messages.
+        foldable: what is foldable already; that `include` spells one of these out is no error.
+        where: the user's further condition on name and convolution.
+
+    Raises:
+        NoMatchError: when nothing is chosen, or a pattern matches no name.
+        UnsupportedError: for a convolution that `include` spells out and that cannot be replaced.
+
+    >>> def reason_against(layer):
+    ...     return "it has one tap" if layer == 1 else None
+    >>> words = {"method": "doconv", "model": "Net", "kinds": "Conv", "foldable": str}
+    >>> choose({3: ["a", "again"], 1: ["b"]}, Selection(None, None), reason_against, **words)
+    {3: 'a'}
+    >>> choose({3: ["a", "again"], 1: ["b"]}, Selection("b", None), reason_against, **words)
+    Traceback (most recent call last):
+    foldconv.errors.UnsupportedError: b: int cannot become doconv: it has one tap
+    """
+    everywhere = [name for group in names.values() for name in group]
+    selection.check(everywhere, model)
+    chosen: dict[T, str] = {}
+    refused: dict[str, str] = {}
+    for layer, group in names.items():
+        name = group[0]
+        if not selection.takes(group) or (where is not None and not where(name, layer)):
+            continue
+        reason = reason_against(layer)
+        if reason is None:
+            chosen[layer] = name
+        elif selection.spells_out(group) and not isinstance(layer, foldable):
+            raise UnsupportedError(f"{name or 'the root'}: {type(layer).__name__} cannot become {method}: {reason}")
+        else:
+            refused[name] = reason
+    if chosen:
+        return chosen
+    what = f"nothing to expand with {method!r} in {model}: "
+    if not everywhere:
+        raise NoMatchError(f"{what}expected convolutions ({kinds}), found none")
+    if not refused:
+        conditions = "include and exclude" if where is None else "include, exclude and where"
+        raise NoMatchError(f"{what}none of its {len(everywhere)} convolutions is selected by {conditions}")
+    name, reason = next(iter(refused.items()))
+    raise NoMatchError(
+        f"{what}{len(refused)} convolutions selected, none of them replaceable; {name or 'the root'}: {reason}"
+    )
 
 
 def _as_list(patterns: str | Iterable[str]) -> list[str]:

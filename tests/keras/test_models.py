@@ -112,10 +112,37 @@ def test_patterns():
     assert isinstance(expand(model, depth_multiplier=12).get_layer("per_channel"), DODepthwiseConv2D)
     with pytest.raises(NoMatchError, match=r"'frist' matches no convolution of .*; did you mean 'first'"):
         expand(model, include="frist")
-    with pytest.raises(NoMatchError, match="nothing to expand"):
-        expand(model, include="last")
+    with pytest.raises(
+        NoMatchError, match=r"nothing to expand .*1 convolutions selected, .*; last: its kernel has one"
+    ):
+        expand(model, include="la*")
+    with pytest.raises(NoMatchError, match="none of its 4 convolutions is selected by include and exclude"):
+        expand(model, exclude="*")
     with pytest.raises(UnsupportedError, match=r"unknown method 'docnv'; did you mean 'doconv'"):
         expand(model, "docnv")
+
+
+class Scaled(keras.layers.Conv2D):
+    """A convolution of a user's own."""
+
+
+def test_a_layer_that_is_spelled_out_and_cannot_be_replaced_is_refused():
+    model = nested()
+    x = keras.Input((8, 8, 3))
+    y = keras.layers.SeparableConv2D(4, 3, name="apart")(keras.layers.Conv2DTranspose(4, 3, name="up")(x))
+    model = keras.Model(x, model(Scaled(3, 3, padding="same", name="own")(y)))
+    for include, reason in {
+        "last": "Conv2D cannot become doconv: its kernel has one tap, to which",
+        "own": r"Scaled cannot become doconv: .*Scaled is a subclass, so it may compute another function",
+        "up": "Conv2DTranspose cannot become doconv: doconv has no layer for it; expected one of Conv1D, Conv2D",
+        "apart": "SeparableConv2D cannot become doconv: doconv has no layer for it",
+    }.items():
+        with pytest.raises(UnsupportedError, match=f"^{include}: {reason}"):
+            expand(model, include=["first", include])
+    rich = expand(model, include=["first", "*a*"])  # a glob asks for nothing in particular
+    assert {layer.name for layer in rich_layers(rich)} == {"first", "per_channel"}
+    with pytest.raises(NoMatchError, match="first: it is foldable already"):
+        expand(rich, include="first")
 
 
 def test_what_cannot_be_expanded_says_so():

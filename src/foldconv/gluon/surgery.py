@@ -16,8 +16,8 @@ import numpy as np
 from mxnet import autograd, gluon
 from mxnet.gluon.nn import conv_layers
 
-from .._selection import Patterns, Selection
-from ..errors import FoldMismatchError, NoMatchError, UnsupportedError, unknown
+from .._selection import Patterns, Selection, choose
+from ..errors import FoldMismatchError, UnsupportedError, unknown
 from . import _layout
 from .layers import DOConv2D
 
@@ -62,7 +62,8 @@ def expand(
     _check_ties(block, chosen)
     work = _copy_of(block)
     first: dict[int, Any] = {}
-    for layer in (layer for name, layer in _named(work) if name in chosen):
+    names = set(chosen.values())
+    for layer in (layer for name, layer in _named(work) if name in names):
         layer.__class__ = DOConv2D
         shared = first.setdefault(id(layer.weight), layer)
         if shared is not layer:
@@ -146,39 +147,14 @@ def _kernel(layer: DOConv2D) -> np.ndarray:
     return kernel
 
 
-def _choose(block: Any, selection: Selection) -> dict[str, Any]:
-    """The convolutions to replace, by their first names."""
-    names: dict[int, list[str]] = {}
-    layers = {}
+def _choose(block: Any, selection: Selection) -> dict[Any, str]:
+    """The convolutions to replace, with their first names."""
+    names: dict[Any, list[str]] = {}
     for name, layer in _named(block):
         if isinstance(layer, conv_layers._Conv):
-            names.setdefault(id(layer), []).append(name)
-            layers[id(layer)] = layer
-    everywhere = [name for group in names.values() for name in group]
-    selection.check(everywhere, type(block).__name__)
-    chosen, refused = {}, {}
-    for key, group in names.items():
-        layer, name = layers[key], group[0]
-        if not selection.takes(group):
-            continue
-        reason = _reason_against(layer)
-        if reason is None:
-            chosen[name] = layer
-        elif selection.spells_out(group) and not isinstance(layer, DOConv2D):
-            raise UnsupportedError(f"{name or 'the root'}: {type(layer).__name__} cannot become doconv: {reason}")
-        else:
-            refused[name] = reason
-    if not chosen:
-        what = f"nothing to expand with 'doconv' in {type(block).__name__}: "
-        if not everywhere:
-            raise NoMatchError(f"{what}expected convolutions (gluon.nn.Conv2D), found none")
-        if not refused:
-            raise NoMatchError(f"{what}none of its {len(everywhere)} convolutions is selected by include and exclude")
-        name, reason = next(iter(refused.items()))
-        raise NoMatchError(
-            f"{what}{len(refused)} convolutions selected, none of them replaceable; {name or 'the root'}: {reason}"
-        )
-    return chosen
+            names.setdefault(layer, []).append(name)
+    words = {"method": "doconv", "model": type(block).__name__, "kinds": "gluon.nn.Conv2D"}
+    return choose(names, selection, _reason_against, **words, foldable=DOConv2D, where=None)
 
 
 def _reason_against(layer: Any) -> str | None:
@@ -198,20 +174,19 @@ def _reason_against(layer: Any) -> str | None:
     return f"it also holds {', '.join(map(repr, more))}, which a folded convolution has no place for" if more else None
 
 
-def _check_ties(block: Any, chosen: dict[str, Any]) -> None:
+def _check_ties(block: Any, chosen: dict[Any, str]) -> None:
     """Refuse what D would untie: a weight's users are all replaced, and read its channels in the same way."""
     replaced: dict[int, tuple[str, Any]] = {}
-    for name, layer in chosen.items():
+    for layer, name in chosen.items():
         other, twin = replaced.setdefault(id(layer.weight), (name, layer))
         if any(layer._kwargs[key] != twin._kwargs[key] for key in ("num_group", "layout")):
             raise UnsupportedError(
                 f"{name} shares its weight with {other}, but not its groups and layout, so that no one D fits both; "
                 "exclude both"
             )
-    layers = {id(layer) for layer in chosen.values()}
     for name, part in _named(block):
         for parameter in part._reg_params.values():
-            if id(parameter) in replaced and id(part) not in layers:
+            if id(parameter) in replaced and part not in chosen:
                 raise UnsupportedError(
                     f"{replaced[id(parameter)][0]} shares its weight with {name or 'the root'}, which would stay as it "
                     "is; folding would untie them: include both or exclude both"

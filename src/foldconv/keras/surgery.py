@@ -9,14 +9,18 @@ from typing import Any
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 import keras
 
-from .._selection import Patterns, Selection
-from ..errors import NoMatchError, UnsupportedError
+from .._selection import Patterns, Selection, choose
+from ..errors import UnsupportedError
 from ._copying import Copier
 from ._graph import is_graph, links, takes_in
-from ._registry import method_of
+from ._registry import Method, method_of
 from ._subclassed import mark
 from .foldable import FoldableLayer
 from .repvgg import NormPlace, RepVGGLayer
+
+_KINDS = ("Conv", "DepthwiseConv", "SeparableConv")
+_NAMES = [f"{kind}{n}D{more}" for kind in _KINDS for n in (1, 2, 3) for more in ("", "Transpose")]
+_CONVOLUTIONS: Any = tuple(getattr(keras.layers, name) for name in _NAMES if hasattr(keras.layers, name))
 
 
 def expand(
@@ -41,8 +45,9 @@ def expand(
 
     Raises:
         NoMatchError: when nothing was replaced, or a pattern matches no convolution.
-        UnsupportedError: for an unknown method or option, a model that is not built, or one that holds what cannot be
-            copied (a backend's own variables, a layer in an object without attributes).
+        UnsupportedError: for an unknown method or option, a convolution that `include` spells out and that cannot be
+            replaced, a model that is not built, or one that holds what cannot be copied (a backend's own variables, a
+            layer in an object without attributes).
 
     Example:
         >>> net = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Conv2D(8, 3)])
@@ -50,37 +55,41 @@ def expand(
         >>> type(rich.layers[0]).__name__, type(fold(rich).layers[0]).__name__
         ('DOConv2D', 'Conv2D')
     """
-    chosen = method_of(method, options)
-    selection = Selection(include, exclude)
+    config = method_of(method, options)
     _check(model)
-    known = [layer for layer in _layers(model) if type(layer) in chosen.layers or isinstance(layer, FoldableLayer)]
-    names = [layer.name for layer in known]
-    selection.check(names, model.name)
-    followers: dict[int, Any] = {}
-    if chosen.takes_norm:
+    names: dict[Any, list[str]] = {}
+    for layer in _layers(model):
+        if isinstance(layer, (*_CONVOLUTIONS, FoldableLayer)):
+            names.setdefault(layer, []).append(layer.name)
+    followers: dict[Any, Any] = {}
+    if config.takes_norm:
         pairs = [pair for graph in _graphs(model) for pair in links(graph)]
-        followers = {id(a): b for a, b in pairs if type(a) in chosen.layers and takes_in(a, b)}
-    plans: dict[int, Any] = {}
-    reasons: dict[str, str] = {}
-    for layer in known:
-        if type(layer) not in chosen.layers or not selection.takes([layer.name]):
-            continue
-        norm = followers.get(id(layer))
-        reason = chosen.reason_against(layer, norm)
-        if reason is not None:
-            reasons[layer.name] = reason
-            continue
-        plans[id(layer)] = lambda layer=layer, norm=norm: chosen.expand(layer, norm)
-        if norm is not None:
-            plans[id(norm)] = lambda norm=norm: _place_of(norm)
-    if not plans:
-        why = "".join(f"; {name}: {reason}" for name, reason in list(reasons.items())[:1])
-        raise NoMatchError(
-            f"nothing to expand in {model.name}: {len(names)} convolutions, none of them replaceable{why}"
-        )
-    return _copy(
-        model, lambda layer: plans[id(layer)]() if id(layer) in plans else None, lambda layer: id(layer) in plans
-    )
+        followers = {a: b for a, b in pairs if type(a) in config.layers and takes_in(a, b)}
+
+    def reason_against(layer: Any) -> str | None:
+        return _reason_against(layer, config) or config.reason_against(layer, followers.get(layer))
+
+    words = {"method": config.name, "model": model.name, "kinds": "keras.layers.Conv2D and its like"}
+    chosen = choose(names, Selection(include, exclude), reason_against, **words, foldable=FoldableLayer)
+    norms = {followers[layer] for layer in chosen if layer in followers}
+
+    def replacement(layer: Any) -> Any:
+        if layer in norms:
+            return _place_of(layer)
+        return config.expand(layer, followers.get(layer)) if layer in chosen else None
+
+    return _copy(model, replacement, lambda layer: layer in chosen or layer in norms)
+
+
+def _reason_against(layer: Any, config: Method) -> str | None:
+    """Why a method may not replace this convolution, whatever its arguments."""
+    if isinstance(layer, FoldableLayer):
+        return "it is foldable already"
+    if type(layer) in config.layers:
+        return None
+    if type(layer) in _CONVOLUTIONS:
+        return f"{config.name} has no layer for it; expected one of {', '.join(c.__name__ for c in config.layers)}"
+    return f"{type(layer).__module__}.{type(layer).__name__} is a subclass, so it may compute another function"
 
 
 def fold(model: Any) -> Any:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._selection import Patterns, Selection
+from .._selection import Patterns, Selection, choose
 from ..algebra.norms import after_norm
-from ..errors import NoMatchError, UnsupportedError
+from ..errors import UnsupportedError
 from ..layers import Foldable, NormPlace
 from ..layers.foldable import PLAIN
 from ..methods import Method, as_method
@@ -151,30 +151,17 @@ def _choose(
     for name, module in walk(model):
         if isinstance(module, (*PLAIN, Foldable)):
             names.setdefault(module, []).append(name)
-    everywhere = [name for group in names.values() for name in group]
-    selection.check(everywhere, type(model).__name__)
-    chosen: dict[str, nn.Module] = {}
-    refused: dict[str, str] = {}
-    for conv, group in names.items():
-        name = group[0]
-        if not selection.takes(group):
-            continue
-        if where is not None and not where(name, conv):
-            continue
+
+    def reason_against(conv: nn.Module) -> str | None:
         reason = _reason_against(conv) or config.reason_against(conv, pairs.get(conv))
         if reason is None and conv in read:
-            reason = "the model also reads its weight outside the layer, where the composed kernel would be missing"
-        if reason is None:
-            chosen[name] = conv
-        elif selection.spells_out(group) and not isinstance(conv, Foldable):
-            where_ = name or "the root"
-            raise UnsupportedError(f"{where_}: {type(conv).__name__} cannot become {config.name}: {reason}")
-        else:
-            refused[name] = reason
-    if not chosen:
-        raise NoMatchError(_nothing(model, config, everywhere, refused))
+            return "the model also reads its weight outside the layer, where the composed kernel would be missing"
+        return reason
+
+    words = {"method": config.name, "model": type(model).__name__, "kinds": "nn.Conv1d ... nn.ConvTranspose3d"}
+    chosen = choose(names, selection, reason_against, **words, foldable=Foldable, where=where)
     _check_ties(model, chosen)
-    return list(chosen)
+    return list(chosen.values())
 
 
 def _reason_against(conv: nn.Module) -> str | None:
@@ -198,23 +185,12 @@ def _reason_against(conv: nn.Module) -> str | None:
     return None
 
 
-def _check_ties(model: nn.Module, chosen: dict[str, nn.Module]) -> None:
-    replaced = {id(conv.weight): name for name, conv in chosen.items()}
-    convs = set(chosen.values())
+def _check_ties(model: nn.Module, chosen: dict[nn.Module, str]) -> None:
+    replaced = {id(conv.weight): name for conv, name in chosen.items()}
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
-            if id(parameter) in replaced and module not in convs:
+            if id(parameter) in replaced and module not in chosen:
                 raise UnsupportedError(
                     f"{replaced[id(parameter)]} shares its weight with {name or 'the root'}, which would stay as it "
                     "is; folding would untie them: include both or exclude both"
                 )
-
-
-def _nothing(model: nn.Module, config: Method, everywhere: list[str], refused: dict[str, str]) -> str:
-    what = f"nothing to expand with {config.name!r} in {type(model).__name__}: "
-    if not everywhere:
-        return f"{what}expected convolutions (nn.Conv1d ... nn.ConvTranspose3d), found none"
-    if not refused:
-        return f"{what}none of its {len(everywhere)} convolutions is selected by include, exclude and where"
-    name, reason = next(iter(refused.items()))
-    return f"{what}{len(refused)} convolutions selected, none of them replaceable; {name or 'the root'}: {reason}"
