@@ -6,7 +6,7 @@ from typing import Any
 
 
 def markdown(values: dict[str, Any]) -> str:
-    """The report that `foldconv.lab.compare.reporting.report` returns, for people."""
+    """The report that `reporting.report` returns, for people."""
     import yaml
 
     parts = [f"# {values['title']}"]

@@ -59,7 +59,7 @@ def plot_differences(values: dict[str, Any], path: str | os.PathLike[str]) -> No
     """Draw each method's differences to the baseline into a PNG: a dot per seed, the mean with its 95 % interval.
 
     Args:
-        values: what `foldconv.lab.compare.reporting.summarize` returned.
+        values: what `reporting.summarize` returned.
         path: the picture to write.
     """
     base = values["methods"][values["baseline"]]["accuracies"]

@@ -49,7 +49,7 @@ def create_data(
             for folders also a policy as timm names them (RandAugment ``rand-m9-mstd0.5``, AutoAugment ``original`` or
             ``v0``, AugMix ``augmix-m3-w3``), behind a random crop and a flip.
         augmentation_args: for folders: ``color_jitter``, ``lighting``, ``random_erasing``, ``crop_scale``
-            (`foldconv.lab.data.augmentation.ImageOptions`).
+            (`augmentation.ImageOptions`).
         corrupt_images: "error" raises at the first image that cannot be read; "skip" leaves it out and counts it in
             `ImageData.images_skipped`.
 
