@@ -6,7 +6,7 @@ from mxnet import gluon
 from mxnet.gluon.model_zoo import vision
 
 from foldconv.gluon import DOConv2D, expand, fold
-from foldconv.gluon.surgery import _walk
+from foldconv.gluon.network import _walk
 
 
 def error(x, y):

@@ -4,7 +4,7 @@ import mxnet as mx
 import pytest
 
 from foldconv.gluon import DOConv2D, expand, fold
-from foldconv.gluon.surgery import _walk
+from foldconv.gluon.network import _walk
 
 # GluonCV asks for torch or MXNet, and answers with an ImportError when one of its own requirements is missing.
 model_zoo = pytest.importorskip("gluoncv.model_zoo", exc_type=ImportError)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
-from foldconv.gluon import DOConv2D, expand, fold, load_original
+from foldconv.gluon import DOConv2D, expand, fold, import_checkpoint
 
 GEOMETRIES = [
     {"kernel_size": 3, "padding": (1, 1)},
@@ -89,8 +89,7 @@ def test_weights_of_the_original_layer_are_transposed(deferred):
     values = {"weight": random.normal(size=(4, 3, 3, 3)), "D": random.normal(size=(9, 9, 6)), "bias": np.ones(4)}
     arguments = {"groups": 2, **({} if deferred else {"in_channels": 6})}
     first, last = DOConv2D(4, 3, **arguments), DOConv2D(4, 3, layout="NHWC", **arguments)
-    for layer in (first, last):
-        load_original(layer, values)
+    first, last = (import_checkpoint(values, layer, source="do-conv") for layer in (first, last))
     x = mx.nd.random.normal(shape=(2, 6, 6, 7))
     found = run(last, x.transpose((0, 2, 3, 1))).asnumpy().transpose(0, 3, 1, 2)
     assert np.allclose(found, first(x).asnumpy(), rtol=1e-5, atol=1e-4)

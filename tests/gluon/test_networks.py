@@ -8,7 +8,7 @@ from mxnet.gluon.model_zoo import vision
 
 from foldconv.errors import NoMatchError, UnsupportedError
 from foldconv.gluon import DOConv2D, expand, fold
-from foldconv.gluon.surgery import _walk
+from foldconv.gluon.network import _walk
 
 
 def do_convs(block):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
-from foldconv.errors import CheckpointError
-from foldconv.gluon import DOConv2D, expand, fold, load_original
+from foldconv.errors import CheckpointError, UnsupportedError
+from foldconv.gluon import DOConv2D, expand, fold, import_checkpoint
 
 GOLDENS = Path(__file__).parent.parent / "fixtures" / "goldens"
 
@@ -24,7 +24,7 @@ def test_the_original_layer_lives_on(name, deferred):
         del arguments["in_channels"]
     layer = DOConv2D(**arguments)
     state = {key.removeprefix("state."): golden[key] for key in golden if key.startswith("state.")}
-    load_original(layer, state)
+    layer = import_checkpoint(state, layer, source="do-conv")
     x = mx.nd.array(golden["input"])
     with autograd.record():
         y = layer(x)
@@ -47,8 +47,10 @@ def test_groups_keep_the_originals_pairing_of_channels():
     W = weight.transpose(2, 3, 1, 0).reshape(taps, channels, -1)
     composed = np.einsum("msi,sio->mio", D + np.eye(taps)[..., None], W)
     kernel = composed.reshape(3, 3, channels // groups, out).transpose(3, 2, 0, 1)
-    layer = DOConv2D(out, 3, groups=groups, use_bias=False)
-    load_original(layer, {"weight": weight, "D": D})
+    plain = gluon.nn.Conv2D(out, 3, groups=groups, use_bias=False)
+    layer = import_checkpoint({"weight": weight, "D": D}, plain, source="do-conv")
+    assert type(layer) is DOConv2D
+    assert type(plain) is gluon.nn.Conv2D
     assert np.allclose(layer.fold().weight.data().asnumpy(), kernel, atol=1e-5)
 
 
@@ -70,7 +72,7 @@ def test_what_does_not_fit_is_refused(change, message):
     values = {"weight": np.ones((2, 4, 3, 3)), "D": np.zeros((9, 9, 4)), "bias": np.zeros(2)}
     change(values)
     with pytest.raises(CheckpointError, match=message):
-        load_original(layer, values)
+        import_checkpoint(values, layer, "do-conv")
     assert np.array_equal(layer.weight.data().asnumpy(), before)
 
 
@@ -99,10 +101,12 @@ def test_a_file_of_a_whole_network(tmp_path, called):
     if called:
         rich.initialize()
         rich(x)
-    load_original(rich, mx.nd.load(str(tmp_path / "original.params")))
+    rich = import_checkpoint(tmp_path / "original.params", rich, source="do-conv")
+    again = import_checkpoint(mx.nd.load(str(tmp_path / "original.params")), net, source="do-conv")
+    assert np.array_equal(rich(x).asnumpy(), again(x).asnumpy())
     for index in (0, 3):
-        alone = DOConv2D(4, 3, groups=(1, 1, 1, 2)[index])
-        load_original(alone, {name: values[f"{index}.{name}"] for name in ("weight", "bias", "D")})
+        own = {name: values[f"{index}.{name}"] for name in ("weight", "bias", "D")}
+        alone = import_checkpoint(own, gluon.nn.Conv2D(4, 3, groups=(1, 1, 1, 2)[index]), source="do-conv")
         assert np.array_equal(rich[index].D.data().asnumpy(), alone.D.data().asnumpy())
     for name in ("1.gamma", "1.running_var", "2.weight", "4.bias"):
         found = rich._collect_params_with_prefix()[name].data().asnumpy()
@@ -129,7 +133,19 @@ def test_a_network_that_does_not_fit_is_left_alone(change, message):
     before = {name: p.data().asnumpy() for name, p in rich._collect_params_with_prefix().items()}
     change(values)
     with pytest.raises(CheckpointError, match=message) as caught:
-        load_original(rich, values)
+        import_checkpoint(values, rich, "do-conv")
     assert "\n" not in str(caught.value)
     for name, parameter in rich._collect_params_with_prefix().items():
         assert np.array_equal(parameter.data().asnumpy(), before[name]), name
+
+
+def test_files_and_sources_that_are_others_are_refused(tmp_path):
+    net = gluon.nn.Conv2D(2, 3, in_channels=4)
+    mx.nd.save(str(tmp_path / "list.params"), [mx.nd.ones(1)])
+    with pytest.raises(CheckpointError, match="expected arrays by name, found a list; save by save_parameters"):
+        import_checkpoint(tmp_path / "list.params", net, "do-conv")
+    with pytest.raises(CheckpointError, match=r"nowhere.params: expected a file of MXNet: .") as caught:
+        import_checkpoint(tmp_path / "nowhere.params", net, "do-conv")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UnsupportedError, match="unknown checkpoint source 'doconv'; did you mean 'do-conv'"):
+        import_checkpoint({}, net, "doconv")

@@ -7,7 +7,7 @@ from mxnet.gluon.model_zoo import vision
 
 from foldconv.errors import NoMatchError, UnsupportedError
 from foldconv.gluon import DOConv2D, expand
-from foldconv.gluon.surgery import _named
+from foldconv.gluon.network import _named
 
 
 class Scaled(gluon.nn.Conv2D):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import keras
-from foldconv.errors import CheckpointError
-from foldconv.keras import DOConv2D, import_doconv
+from foldconv.errors import CheckpointError, UnsupportedError
+from foldconv.keras import DOConv2D, import_checkpoint
 from keras import ops
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "fixtures" / "goldens"
@@ -42,20 +42,27 @@ def gradients(layer, x, probe, **call):
 
 
 @pytest.mark.parametrize("name", ["3x3", "depthwise", "dmul12"])
-def test_the_authors_layer(name):
+def test_the_authors_layer(name, tmp_path):
     golden = np.load(GOLDENS / f"tf_doconv_{name}.npz")
     arguments = json.loads(str(golden["arguments"]).replace("'", '"').replace("False", "false"))
-    layer = DOConv2D(**{"depth_multiplier" if k == "D_mul" else k: v for k, v in arguments.items()})
-    layer.build(golden["input"].shape)
-    bias = golden["state.bias"] if layer.use_bias else None
-    import_doconv(layer, golden["state.kernel"], golden["state.D"], bias)
+    plain = keras.layers.Conv2D(**{k: v for k, v in arguments.items() if k != "D_mul"})
+    plain.build(golden["input"].shape)
+    before = plain.get_weights()
+    state = {name: golden[f"state.{name}"] for name in ("kernel", "D", "bias") if f"state.{name}" in golden}
+    np.savez(tmp_path / "original.npz", **state)
+    layer = import_checkpoint(tmp_path / "original.npz", plain, source="do-conv")
+    assert type(layer) is DOConv2D
+    for ours, theirs in zip(plain.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(import_checkpoint(state, layer, source="do-conv").weights, layer.weights, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(ours), ops.convert_to_numpy(theirs))
     grad, output = gradients(layer, golden["input"], golden["probe"])
     np.testing.assert_allclose(output, golden["output"], rtol=1e-4, atol=1e-5)
     taps = [grad["kernel"].reshape(9, *grad["kernel"].shape[2:])]
     taps += [grad["kernel_extra"]] if "kernel_extra" in grad else []
     np.testing.assert_allclose(np.concatenate(taps), golden["grad.kernel"], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(grad["D"].transpose(1, 2, 0), golden["grad.D"], rtol=1e-4, atol=1e-4)
-    if bias is not None:
+    if layer.use_bias:
         np.testing.assert_allclose(grad["bias"], golden["grad.bias"], rtol=1e-4, atol=1e-4)
 
 
@@ -63,9 +70,9 @@ def test_the_authors_layer(name):
 def test_groups_are_paired_as_the_authors_code_does(channels, filters, groups, S):
     random = np.random.default_rng(0)
     kernel, D = random.normal(size=(S, channels // groups, filters)), random.normal(size=(9, S, channels))
-    layer = DOConv2D(filters, 3, groups=groups, depth_multiplier=S, use_bias=False)
-    layer.build((1, 5, 5, channels))
-    import_doconv(layer, kernel, D)
+    plain = keras.layers.Conv2D(filters, 3, groups=groups, use_bias=False)
+    plain.build((1, 5, 5, channels))
+    layer = import_checkpoint({"kernel": kernel, "D": D}, plain, source="do-conv")
     # do_conv_tensorflow.py reads its kernel, row by row, as (S, channels, filters / groups).
     expected = np.zeros((9, channels // groups, filters))
     for a in range(channels // groups):
@@ -80,9 +87,21 @@ def test_groups_are_paired_as_the_authors_code_does(channels, filters, groups, S
     )
 
 
-def test_arrays_of_another_layer_are_refused():
-    layer = DOConv2D(8, 3, name="target", use_bias=False)
+def test_what_does_not_fit_is_refused(tmp_path):
+    layer = keras.layers.Conv2D(8, 3, name="target", use_bias=False)
+    arrays = {"kernel": np.zeros((9, 4, 8)), "D": np.zeros((9, 9, 4))}
+    with pytest.raises(UnsupportedError, match=r"model: expected a built Conv2D .*, received Conv2D without weights"):
+        import_checkpoint(arrays, layer, "do-conv")
     layer.build((1, 5, 5, 4))
     expected = r"target: D: expected shape \(9, 9, 4\), received \(9, 9, 5\); give the layer the original's arguments"
     with pytest.raises(CheckpointError, match=expected):
-        import_doconv(layer, np.zeros((9, 4, 8)), np.zeros((9, 9, 5)))
+        import_checkpoint({**arrays, "D": np.zeros((9, 9, 5))}, layer, "do-conv")
+    with pytest.raises(CheckpointError, match=r"target: kernel: expected shape \(9, 4, 8\), received None"):
+        import_checkpoint({"D": arrays["D"]}, layer, "do-conv")
+    with pytest.raises(CheckpointError, match=r"target: bias: expected shape None, received \(8,\)"):
+        import_checkpoint({**arrays, "bias": np.zeros(8)}, layer, "do-conv")
+    with pytest.raises(UnsupportedError, match="unknown checkpoint source 'doconv'; did you mean 'do-conv'"):
+        import_checkpoint(arrays, layer, "doconv")
+    (tmp_path / "empty.npz").write_bytes(b"no archive")
+    with pytest.raises(CheckpointError, match=r"empty.npz: expected an .npz with kernel, D and bias"):
+        import_checkpoint(tmp_path / "empty.npz", layer, "do-conv")

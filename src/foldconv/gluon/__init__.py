@@ -14,7 +14,7 @@ This part needs MXNet alone, no torch.
 """
 
 from .layers import DOConv2D
-from .originals import load_original
-from .surgery import expand, fold
+from .network import expand, fold
+from .originals import import_checkpoint
 
-__all__ = ["DOConv2D", "expand", "fold", "load_original"]
+__all__ = ["DOConv2D", "expand", "fold", "import_checkpoint"]

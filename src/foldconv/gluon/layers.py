@@ -140,7 +140,7 @@ class DOConv2D(gluon.nn.Conv2D):
         Raises:
             FoldMismatchError: when the composed kernel holds NaN or infinity.
         """
-        from .surgery import fold
+        from .network import fold
 
         return fold(self)
 

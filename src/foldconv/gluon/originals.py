@@ -8,44 +8,52 @@ order of the same rows, so the function survives by ordering them anew.
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import mxnet as mx
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UnsupportedError, unknown
 from .layers import DOConv2D
-from .surgery import _named
+from .network import _copy_of, _named, _walk, expand
 
 
-def load_original(block: Any, values: Mapping[str, Any]) -> None:
-    """Give a layer, or all of a network, the weights of the original layers, so that it computes the same.
+def import_checkpoint(arrays: str | os.PathLike[str] | Mapping[str, Any], model: Any, source: str) -> Any:
+    """A layer or a network that computes what the original layers compute with their weights.
 
     Args:
-        block: a `DOConv2D` with the original's arguments and S = k, or a Block whose `DOConv2D` stand where the
-            original's stood. Initialized or not; each `in_channels` may still be unknown. In layout NHWC, which the
-            original does not have, weights are transposed.
-        values: NumPy or MXNet arrays by the names in the file of `save_parameters` (``mx.nd.load`` reads it): for a
+        arrays: the path of a file of `save_parameters`, or NumPy or MXNet arrays by the names that it has there: for a
             layer ``weight``, ``D`` (not for one tap) and ``bias`` (if used).
+        model: a plain Block whose convolutions are the original's, but where those were DO-Convs, or one whose
+            `DOConv2D` (S = k) stand where the original's stood; left as it is. Initialized or not; each `in_channels`
+            may still be unknown. In layout NHWC, which the original does not have, weights are transposed.
+        source: ``"do-conv"``, the repository that the weights come from.
+
+    Returns:
+        A copy of `model` with `DOConv2D`, where it has none for all its convolutions of more than one tap, and with the
+        arrays.
 
     Raises:
-        CheckpointError: for a missing, a superfluous or a misshapen array; the block is as it was.
+        CheckpointError: for a missing, a superfluous or a misshapen array, or a file that holds none.
+        UnsupportedError: for another source.
 
     Example:
-        >>> layer = DOConv2D(2, 3, in_channels=4, use_bias=False)
-        >>> load_original(layer, {"weight": np.ones((2, 4, 3, 3)), "D": np.zeros((9, 9, 4))})
+        >>> arrays = {"weight": np.ones((2, 4, 3, 3)), "D": np.zeros((9, 9, 4))}
+        >>> layer = import_checkpoint(arrays, mx.gluon.nn.Conv2D(2, 3, in_channels=4, use_bias=False), "do-conv")
         >>> layer.D.shape
         (4, 9, 9)
     """
-    arrays = {
-        name: value.asnumpy() if hasattr(value, "asnumpy") else np.asarray(value) for name, value in values.items()
-    }
+    if source != "do-conv":
+        raise UnsupportedError(unknown("checkpoint source", source, ["do-conv"]))
+    values = _read(arrays)
+    block = _copy_of(model) if any(isinstance(part, DOConv2D) for part in _walk(model)) else expand(model, "doconv")
     parameters = block._collect_params_with_prefix()
-    if set(arrays) != set(parameters):
+    if set(values) != set(parameters):
         missing, more = (
             ", ".join(sorted(a - b)[:5]) or "nothing"
-            for a, b in ((set(parameters), set(arrays)), (set(arrays), set(parameters)))
+            for a, b in ((set(parameters), set(values)), (set(values), set(parameters)))
         )
         raise CheckpointError(
             f"{type(block).__name__} {block.name}: expected the arrays of its {len(parameters)} parameters; missing: "
@@ -54,19 +62,33 @@ def load_original(block: Any, values: Mapping[str, Any]) -> None:
     for prefix, layer in _named(block):
         if isinstance(layer, DOConv2D):
             names = {name: f"{prefix}.{name}" if prefix else name for name in layer._reg_params}
-            own = _arranged(layer, {name: arrays[full] for name, full in names.items()}, prefix or layer.name)
-            arrays |= {names[name]: array for name, array in own.items()}
+            own = _arranged(layer, {name: values[full] for name, full in names.items()}, prefix or layer.name)
+            values |= {names[name]: array for name, array in own.items()}
     for name, parameter in parameters.items():
         known = parameter.shape or ()
         if known and (
-            len(known) != arrays[name].ndim or any(k not in (0, n) for k, n in zip(known, arrays[name].shape))
+            len(known) != values[name].ndim or any(k not in (0, n) for k, n in zip(known, values[name].shape))
         ):
-            raise CheckpointError(f"{name}: expected {known} (0: not known yet), received {arrays[name].shape}")
+            raise CheckpointError(f"{name}: expected {known} (0: not known yet), received {values[name].shape}")
     for name, parameter in parameters.items():
-        parameter.shape = arrays[name].shape
+        parameter.shape = values[name].shape
         if parameter._data is None and not parameter._deferred_init:
             parameter.initialize()
-        parameter.set_data(mx.nd.array(arrays[name], dtype=parameter.dtype))
+        parameter.set_data(mx.nd.array(values[name], dtype=parameter.dtype))
+    return block
+
+
+def _read(arrays: Any) -> dict[str, np.ndarray]:
+    if not isinstance(arrays, Mapping):
+        try:
+            found = mx.nd.load(os.fspath(arrays))
+        except mx.MXNetError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise CheckpointError(f"{arrays}: expected a file of MXNet: {reason}") from None
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{arrays}: expected arrays by name, found a list; save by save_parameters")
+        arrays = found
+    return {name: v.asnumpy() if hasattr(v, "asnumpy") else np.asarray(v) for name, v in arrays.items()}
 
 
 def _arranged(layer: DOConv2D, arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:

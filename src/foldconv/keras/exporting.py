@@ -24,7 +24,7 @@ import keras
 from ..errors import FoldMismatchError, UnsupportedError, unknown
 from ..files.atomic import atomic_path, sync_folder
 from .foldable import FoldableLayer
-from .surgery import fold
+from .network import fold
 
 #: Per format and Keras backend: the packages for Keras' exporter and for running what it wrote, by the name they are
 #: imported under. What is not listed, Keras cannot do, or not with any torch of today (SavedModel needs torch_xla).
