@@ -17,7 +17,7 @@ def config_of(layer):
 
 LAYERS = {
     cls: type(f"Sound{cls.__name__}", (cls,), {"__module__": __name__, "method": property(config_of)})
-    for cls in doconv._LAYERS.values()
+    for cls in doconv._DOConvNd.ranks.values()
 }
 globals().update({cls.__name__: cls for cls in LAYERS.values()})  # where pickle looks for them
 

@@ -20,7 +20,7 @@ When is the kernel composed? Invariants, in the order in which they are decided:
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..algebra import Kernel
 from ..ops import is_recorded
-from .foldable import Foldable, conv_arguments, describe_rank
+from .foldable import PLAIN, Foldable, conv_arguments, describe_rank, plain_class
 
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -46,6 +46,9 @@ class ComposedConv(Foldable):
     _kept: tuple[list[Tensor], list[tuple[int, int, int]]] | None = None
     """The composed kernel and the parameters it was composed from, and the state they were in."""
 
+    ranks: ClassVar[dict[type | None, Any]] = {}
+    """The rank classes of a mixin by the plain class that each stands for; they enter themselves."""
+
     # Declared for readers and type checkers; set by nn.Conv*d.
     weight: Tensor
     bias: Tensor | None
@@ -62,6 +65,10 @@ class ComposedConv(Foldable):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         describe_rank(cls)
+        if not issubclass(cls, PLAIN):
+            cls.ranks = {}
+        for plain in set(cls.__bases__).intersection(PLAIN):
+            cls.ranks.setdefault(plain, cls)
 
     def compose(self, *parameters: Tensor | None) -> Tensor:
         """The kernel, in ``weight``'s shape, from the tensors named by `composed_from`; differentiable."""
@@ -183,11 +190,13 @@ class ComposedConv(Foldable):
     def from_conv(cls, conv: nn.Module, init: Literal["preserve", "paper"] = "preserve", **extras: Any):
         """The layer around a plain convolution's own ``weight`` and ``bias`` (the same Parameters, not copies).
 
+        Asked of a mixin, the rank class of the convolution is made.
         The other parameters are created beside them. The layer starts from that kernel (`start_from`), or with
         ``init="paper"`` from new values (`reset_parameters`). `extras` are the method's own arguments.
         """
         weight: Tensor = conv.weight  # pyright: ignore[reportAssignmentType]
-        layer = cls(**conv_arguments(conv), **extras, device="meta", dtype=weight.dtype)
+        made: Any = cls if issubclass(cls, PLAIN) else cls.ranks[plain_class(conv)]
+        layer = made(**conv_arguments(conv), **extras, device="meta", dtype=weight.dtype)
         own = {"weight": weight, "bias": conv.bias}
         for name, p in list(layer.named_parameters(recurse=False)):
             empty = torch.empty(p.shape, dtype=p.dtype, device=weight.device, memory_format=_layout(weight, p))

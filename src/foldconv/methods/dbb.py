@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra import Kernel, Sum, kernel_of, kernel_rule, scale_and_shift
-from ..algebra.kernel import as_tuple
+from ..algebra.kernel import _CONV, CONVOLUTIONS, as_tuple
 from ..algebra.rules import conv_geometry
 from ..layers.branched import all_are_watched, is_watched, norm_like, padding_modules
 from ..ops import is_recorded
@@ -34,8 +34,6 @@ from ._branched import BranchedMethod, conv_norm
 from ._registry import register
 
 _POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class NormThenPad(nn.Module):
@@ -125,7 +123,7 @@ def _can_shift(pad: Any, window: Any, input: Any) -> bool:
         and not is_recorded()
         and not all_are_watched()
         and type(pad) is NormThenPad
-        and type(window) in (*_POOLS.values(), *_CONVOLUTIONS.values())
+        and type(window) in (*_POOLS.values(), *CONVOLUTIONS.values())
         and all(before == after for before, after in pad.padding)
         and not any(is_watched(m) or "forward" in vars(m) for m in (pad, window))
     )
@@ -197,7 +195,7 @@ class DBB(BranchedMethod):
         _add_norm_and_padding(branch, conv, norm, width)
         branch.add_module(
             "second",
-            _CONVOLUTIONS[len(conv.kernel_size)](
+            CONVOLUTIONS[len(conv.kernel_size)](
                 width,
                 conv.out_channels,
                 conv.kernel_size,
@@ -224,7 +222,7 @@ class DBB(BranchedMethod):
 def _pointwise(conv: Any, out_channels: int) -> Any:
     """A 1×1 convolution before the window: stride 1, nothing padded."""
     like = {"device": conv.weight.device, "dtype": conv.weight.dtype}
-    cls = _CONVOLUTIONS[len(conv.kernel_size)]
+    cls = CONVOLUTIONS[len(conv.kernel_size)]
     return cls(conv.in_channels, out_channels, 1, groups=conv.groups, bias=False, **like)
 
 

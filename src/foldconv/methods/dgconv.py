@@ -259,9 +259,6 @@ class DGConv3d(_DGConvNd, nn.Conv3d):
     """``nn.Conv3d`` that learns its groups."""
 
 
-_LAYERS: dict[type | None, Any] = {nn.Conv1d: DGConv1d, nn.Conv2d: DGConv2d, nn.Conv3d: DGConv3d}
-
-
 @register
 @dataclasses.dataclass(frozen=True)
 class DGConv(Method):
@@ -297,7 +294,7 @@ class DGConv(Method):
     def reason_against(self, conv: nn.Module, norm: nn.Module | None = None) -> str | None:
         """Transposed convolutions, and channel counts that no power of two divides."""
         plain: Any = conv
-        if plain_class(conv) not in _LAYERS:
+        if plain_class(conv) not in _DGConvNd.ranks:
             return f"the paper's mask is for convolutions, and {type(conv).__name__} is a transposed one"
         if _halvings(conv) == 0:
             which = "" if plain.groups == 1 else f" in each of its {plain.groups} groups"
@@ -312,7 +309,7 @@ class DGConv(Method):
         reason = self.reason_against(conv)
         if reason is not None:
             raise UnsupportedError(f"{type(conv).__name__} cannot become dgconv: {reason}")
-        layer = _LAYERS[plain_class(conv)].from_conv(conv, **dataclasses.asdict(self))
+        layer = _DGConvNd.from_conv(conv, **dataclasses.asdict(self))
         if init == "paper":
             layer.reset_parameters()
             layer.draw_gates()

@@ -28,7 +28,6 @@ from ..algebra import Kernel
 from ..algebra.rules import conv_geometry, transposed_geometry
 from ..errors import UnsupportedError
 from ..layers import ComposedConv, Foldable
-from ..layers.foldable import plain_class
 from ._registry import Init, Method, register
 
 Composition = Literal["kernel", "feature"]
@@ -225,16 +224,6 @@ class DOConvTranspose3d(_DOConvNd, nn.ConvTranspose3d):
     """``nn.ConvTranspose3d`` that trains as a DO-Conv."""
 
 
-_LAYERS: dict[type, Any] = {
-    nn.Conv1d: DOConv1d,
-    nn.Conv2d: DOConv2d,
-    nn.Conv3d: DOConv3d,
-    nn.ConvTranspose1d: DOConvTranspose1d,
-    nn.ConvTranspose2d: DOConvTranspose2d,
-    nn.ConvTranspose3d: DOConvTranspose3d,
-}
-
-
 @register
 @dataclasses.dataclass(frozen=True)
 class DOConv(Method):
@@ -269,9 +258,7 @@ class DOConv(Method):
 
     def expand(self, conv: nn.Module, init: Init = "preserve", norm: nn.Module | None = None) -> Foldable:
         """The DO-Conv around `conv`'s own weight; ``init="paper"`` draws the weight anew (eq. 5: D = identity)."""
-        cls = plain_class(conv)
-        assert cls is not None, "surgery hands over convolutions only"
-        layer = _LAYERS[cls].from_conv(conv, **dataclasses.asdict(self))
+        layer = _DOConvNd.from_conv(conv, **dataclasses.asdict(self))
         if init == "paper":
             layer.reset_parameters()
         return layer

@@ -155,9 +155,6 @@ class ExpandNetConv3d(_ExpandNetNd, nn.Conv3d):
     """``nn.Conv3d`` that trains as a chain of convolutions."""
 
 
-_LAYERS: dict[type, Any] = {nn.Conv1d: ExpandNetConv1d, nn.Conv2d: ExpandNetConv2d, nn.Conv3d: ExpandNetConv3d}
-
-
 @register
 @dataclasses.dataclass(frozen=True)
 class ExpandNet(Method):
@@ -191,13 +188,10 @@ class ExpandNet(Method):
 
     def reason_against(self, conv: nn.Module, norm: nn.Module | None = None) -> str | None:
         """Transposed convolutions and sizes that the chain cannot build."""
-        cls = plain_class(conv)
-        if cls not in _LAYERS:
+        if plain_class(conv) not in _ExpandNetNd.ranks:
             return "ExpandNets chains convolutions that gather; a transposed one scatters"
         return _reason(self.chain, conv.kernel_size)  # pyright: ignore
 
     def expand(self, conv: nn.Module, init: Init = "preserve", norm: nn.Module | None = None) -> Foldable:
         """The chain in `conv`'s place; ``init="paper"`` draws each factor like torch's convolutions."""
-        cls = plain_class(conv)
-        assert cls is not None, "surgery hands over convolutions only"
-        return _LAYERS[cls].from_conv(conv, init, **dataclasses.asdict(self))
+        return _ExpandNetNd.from_conv(conv, init, **dataclasses.asdict(self))

@@ -271,13 +271,6 @@ class OREPALargeConv3d(_OREPALargeNd, nn.Conv3d):
     """``nn.Conv3d`` of 7 or more taps a side that trains as a chain of 3-tap kernels."""
 
 
-_LAYERS: dict[type, tuple[Any, Any]] = {
-    nn.Conv1d: (OREPAConv1d, OREPALargeConv1d),
-    nn.Conv2d: (OREPAConv2d, OREPALargeConv2d),
-    nn.Conv3d: (OREPAConv3d, OREPALargeConv3d),
-}
-
-
 @register
 @dataclasses.dataclass(frozen=True)
 class OREPA(Method):
@@ -318,18 +311,15 @@ class OREPA(Method):
 
     def reason_against(self, conv: nn.Module, norm: nn.Module | None = None) -> str | None:
         """Transposed convolutions, 1×1 with groups, even sizes of a chain."""
-        if plain_class(conv) not in _LAYERS:
+        if plain_class(conv) not in _OREPANd.ranks:
             return "OREPA's branches gather; a transposed convolution scatters"
         return _reason(conv.kernel_size, conv.groups, self._large_for(conv))  # pyright: ignore
 
     def expand(self, conv: nn.Module, init: Init = "preserve", norm: nn.Module | None = None) -> Foldable:
         """The OREPA around `conv`'s own weight; ``init="paper"`` draws every branch anew."""
-        cls = plain_class(conv)
-        assert cls is not None, "surgery hands over convolutions only"
-        branches, chain = _LAYERS[cls]
         if self._large_for(conv) is not None:
-            return chain.from_conv(conv, init, large=self.large)
-        return branches.from_conv(conv, init, point=self.point)
+            return _OREPALargeNd.from_conv(conv, init, large=self.large)
+        return _OREPANd.from_conv(conv, init, point=self.point)
 
     def _large_for(self, conv: nn.Module) -> Large | None:
         size: tuple[int, ...] = conv.kernel_size  # pyright: ignore[reportAssignmentType]
