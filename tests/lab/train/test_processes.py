@@ -20,7 +20,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from foldconv.errors import UnsupportedError
-from foldconv.lab.data import open_data
 from foldconv.lab.train import TrainConfig, open_network, processes
 from foldconv.lab.train.divergence import DivergedError, StopWhenDiverged
 
@@ -204,7 +203,7 @@ def test_processes_with_norms_agree_on_what_is_evaluated(runs):
     assert result["accuracy_expanded"] == result["accuracy_folded"]
     network, _ = open_network(runs.folder / "norms" / "last.ckpt")
     loss = nn.functional.cross_entropy
-    images, labels = open_data(TrainConfig(**NORMS)).test.tensors
+    images, labels = TrainConfig(**NORMS).open_data().test.tensors
     with torch.no_grad():
         expected = loss(network(images), labels).item()
     assert float(row["test_loss"]) == pytest.approx(expected, abs=1e-4)

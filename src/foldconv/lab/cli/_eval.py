@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..run import RunFolder
 from ..train.config import TrainConfig, read_yaml
 from ._common import Parser, add_network_arguments, pairs
 
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Evaluate; the result as plain values and as text."""
     from ...errors import CheckpointError
     from ...network.tree import foldable_layers
-    from ..data import is_data_module, open_data
+    from ..data import is_data_module
     from ..train.checkpoint import check_classes, open_network
     from ..train.evaluation import evaluate
 
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             f"{options.checkpoint}: names {name!r} as its data, whose code would run; if you trust it, give --data"
         )
     config = TrainConfig(data=name, workers=options.workers, **_data_options(options, description))
-    data = open_data(config)
+    data = config.open_data()
     check_classes({"foldconv": description}, data, options.checkpoint)
     found = evaluate(network, data, device=options.device, workers=config.workers)
     layers = len(foldable_layers(network))
@@ -111,7 +112,7 @@ def _data_options(options: argparse.Namespace, description: dict[str, Any]) -> d
     if not is_data_module(options.data or ""):  # which sizes its images itself
         found["image_size"] = _training_size(description)
     if options.data is None:
-        config = checkpoint_file(options.checkpoint).parent / "config.yaml"
+        config = RunFolder(checkpoint_file(options.checkpoint).parent).config
         values = read_yaml(config) if config.is_file() else {}
         if values.get("data") == description.get("data"):  # else it is not this checkpoint's
             found |= {key: values[key] for key in ("data_folder", "download", "corrupt_images") if key in values}

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..run import RunFolder
 from ._common import Parser, UsageError, add_network_arguments, add_pairs, pairs
 
 HELP = "layers and costs of a checkpoint or an architecture"
@@ -17,7 +18,6 @@ EXAMPLES = (
     "foldconv inspect digits_resnet --architecture-args width=32 --json",
     "foldconv inspect runs/digits-digits_resnet-doconv --branches --plot branches.png",
 )
-HISTORY = "branches.csv"
 _FILES = {".ckpt", ".pt", ".pth", ".tar", ".safetensors"}
 
 
@@ -74,7 +74,7 @@ def _branches(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if options.plot:
         _check_new(options.plot)  # before the work; the writing itself checks again
     history: list[dict[str, Any]] = []
-    if (file := Path(options.subject, HISTORY)).is_file():
+    if (file := RunFolder(options.subject).branches).is_file():
         from ..train.branch_table import read_branches
 
         history = read_branches(file)

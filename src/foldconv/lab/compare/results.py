@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..run import RunFolder
 from .config import CompareConfig, Job
 
 Curve = list[tuple[int, float]]
@@ -49,7 +50,7 @@ def outcomes(config: CompareConfig, root: Path) -> list[Outcome]:
     """All finished runs, in the order of the jobs."""
     found = []
     for job in config.jobs(root):
-        result = read_json(job.folder / "result.json")
+        result = read_json(RunFolder(job.folder).result)
         if not _complete(result):
             continue
         record = read_json(job.beside(".json"))
@@ -60,7 +61,7 @@ def outcomes(config: CompareConfig, root: Path) -> list[Outcome]:
 
 def finished(job: Job) -> bool:
     """Whether the run has ended well; its result is the last thing that it writes."""
-    return _complete(read_json(job.folder / "result.json"))
+    return _complete(read_json(RunFolder(job.folder).result))
 
 
 def _complete(result: dict[str, Any]) -> bool:
@@ -70,7 +71,7 @@ def _complete(result: dict[str, Any]) -> bool:
 def curve(job: Job) -> Curve:
     """Epoch and test accuracy in percent, for the epochs so far."""
     try:
-        with open(job.folder / "metrics.csv", encoding="utf-8", newline="") as file:
+        with open(RunFolder(job.folder).metrics, encoding="utf-8", newline="") as file:
             return [(round(float(row["epoch"])), 100 * float(row["test_accuracy"])) for row in csv.DictReader(file)]
     except (OSError, KeyError, TypeError, ValueError):
         return []

@@ -23,12 +23,12 @@ from rich.console import Console
 from ...errors import UnsupportedError
 from ...files.atomic import atomic_path
 from ..machine import machine, versions
+from ..run import RunFolder
 from .config import CONFIG, CompareConfig, Job
 from .display import Display
 from .reporting import MACHINES, report
 from .results import finished, number, read_json
 
-_CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 _PATIENCE = 20.0
 """Seconds that a run gets to end by itself after Ctrl-C."""
 
@@ -137,7 +137,7 @@ def _run_all(
 
 def _start(config: CompareConfig, job: Job, at_once: int, locks: tuple[int, ...]) -> Running:
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    continued = any((job.folder / name).is_file() for name in _CHECKPOINTS)
+    continued = any(path.is_file() for path in RunFolder(job.folder).checkpoints())
     if not continued and job.folder.exists():  # killed before there was anything to continue from
         shutil.rmtree(job.folder)
     file, record = job.beside(".yaml"), read_json(job.beside(".json"))

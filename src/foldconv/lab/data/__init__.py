@@ -2,7 +2,6 @@
 
 from .catalogue import create_data as create_data
 from .catalogue import list_data as list_data
-from .catalogue import open_data as open_data
 from .image_data import ImageData as ImageData
 from .loaders import EpochShuffle as EpochShuffle
 from .loaders import epoch_seed as epoch_seed
@@ -22,6 +21,5 @@ __all__ = [
     "evaluation_loader",
     "is_data_module",
     "list_data",
-    "open_data",
     "training_loader",
 ]

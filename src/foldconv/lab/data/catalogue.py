@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UnsupportedError, unknown
-from ..train.config import TrainConfig
 from .arrays import Options, digits, image_data
 from .augmentation import check_augmentation, check_for_folders_only, image_options
 from .folders import folder_data
@@ -95,19 +94,6 @@ def create_data(
         raise FileNotFoundError(f"{base}: expected a folder with train/ and val/, found no such folder; {remedy}")
     path = "or a path (.npz, or a folder with train/ and val/)"
     raise UnsupportedError(f"{unknown('data set', name, list_data())}; {path}")
-
-
-def open_data(config: TrainConfig) -> ImageData:
-    """The set that a config names, with its options; raises what `create_data` does."""
-    return create_data(
-        config.data,
-        folder=config.data_folder,
-        download=config.download,
-        image_size=config.image_size,
-        augmentation=config.augmentation,
-        augmentation_args=config.augmentation_args,
-        corrupt_images=config.corrupt_images,
-    )
 
 
 def list_data() -> list[str]:

@@ -27,6 +27,7 @@ from ...network.expand import expand
 from ...network.fold import fold
 from .. import zoo
 from ..data import ImageData
+from ..run import RunFolder
 from .config import PLAIN, TrainConfig
 
 Description = dict[str, Any]
@@ -37,7 +38,6 @@ _WEIGHT_SOURCES = frozenset(
 timm unpickles what ``checkpoint_path`` names.
 """
 _PREFIX = "network."  # the attribute of `Classifier` that holds the network
-RUN_CHECKPOINT = "last.ckpt"  # of a run folder, which stands for it
 _AVERAGE = "average.module."  # and the average of its weights, which counts where there is one
 
 
@@ -193,11 +193,12 @@ def checkpoint_file(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    if not (path / RUN_CHECKPOINT).is_file():
+    newest = RunFolder(path).checkpoint
+    if not newest.is_file():
         raise CheckpointError(
-            f"{path}: expected a checkpoint or a run folder, received a folder without {RUN_CHECKPOINT}; name a file"
+            f"{path}: expected a checkpoint or a run folder, received a folder without {newest.name}; name a file"
         )
-    return path / RUN_CHECKPOINT
+    return newest
 
 
 def _plain(description: Description, path: Path) -> nn.Module:

@@ -12,6 +12,9 @@ from typing import Any, Literal
 from ...errors import UnsupportedError, unknown
 from ...files.atomic import atomic_path
 
+if typing.TYPE_CHECKING:
+    from ..data import ImageData
+
 PLAIN = "plain"
 """The method that expands nothing: the baseline."""
 
@@ -177,6 +180,20 @@ class TrainConfig:
         """What the run folder is called unless `out` says otherwise."""
         data = Path(self.data).stem if os.sep in self.data or self.data.endswith(".npz") else self.data
         return f"{data}-{self.architecture}-{self.method}".replace("/", "-").replace(":", "-")
+
+    def open_data(self) -> ImageData:
+        """The set that the config names, with its options; raises what `create_data` does."""
+        from ..data import create_data
+
+        return create_data(
+            self.data,
+            folder=self.data_folder,
+            download=self.download,
+            image_size=self.image_size,
+            augmentation=self.augmentation,
+            augmentation_args=self.augmentation_args,
+            corrupt_images=self.corrupt_images,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `from_dict` reads them."""

@@ -22,7 +22,8 @@ from ...files.native import save
 from ...network.costs import summary
 from ...network.fold import fold
 from ...network.verify import verify
-from ..data import ImageData, epoch_seed, evaluation_loader, open_data, training_loader
+from ..data import ImageData, epoch_seed, evaluation_loader, training_loader
+from ..run import RunFolder
 from . import processes
 from .callbacks import EpochProgress, EpochSeed, LastCheckpoint, MetricsTable, Stopwatch
 from .checkpoint import build, check_classes, open_network
@@ -32,17 +33,8 @@ from .curves import plot_curves
 from .divergence import DivergedError, StopWhenDiverged
 from .evaluation import evaluate
 from .optimizers import check_optimizer
-from .resuming import CHECKPOINT, kept_checkpoints, newest_readable
+from .resuming import newest_readable
 from .trainer import device_name, make_trainer, peak_memory, quiet_lightning, restored_interrupt_handler
-
-CONFIG, METRICS, FOLDED, CURVES, RESULT, BRANCHES = (
-    "config.yaml",
-    "metrics.csv",
-    "folded.safetensors",
-    "curves.png",
-    "result.json",
-    "branches.csv",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,21 +106,21 @@ def resume(folder: str | Path, console: Console | None = None) -> TrainResult:
         CheckpointError: not a run folder, no checkpoint in it, or a damaged one.
         KeyboardInterrupt: after Ctrl-C; its text says how to continue.
     """
-    folder = Path(folder)
-    for name, there in ((CONFIG, [folder / CONFIG]), (CHECKPOINT, kept_checkpoints(folder, 2))):
+    run = RunFolder(folder)
+    for there in ([run.config], run.checkpoints()):
         if not any(path.is_file() for path in there):
-            raise CheckpointError(f"{folder}: cannot resume here: it has no {name}")
-    return _run(TrainConfig.load(folder / CONFIG), folder, console)
+            raise CheckpointError(f"{run}: cannot resume here: it has no {there[0].name}")
+    return _run(TrainConfig.load(run.config), run, console)
 
 
-def _run(config: TrainConfig, old: Path | None, console: Console | None) -> TrainResult:
+def _run(config: TrainConfig, old: RunFolder | None, console: Console | None) -> TrainResult:
     first = processes.is_first(config)
     if old is None:
         processes.check_folder(config)
     console = (console or Console(stderr=True)) if first else Console(quiet=True)
     begin = time.perf_counter()
     check_optimizer(config)
-    data = open_data(config)
+    data = config.open_data()
     torch.manual_seed(epoch_seed(config.seed, -1))
     network, description = build(config, data, console)
     start = None
@@ -138,7 +130,7 @@ def _run(config: TrainConfig, old: Path | None, console: Console | None) -> Trai
             console.print(note, soft_wrap=True, highlight=False)
         check_classes(content, data, start)
     if not first:
-        folder = old or processes.shared_folder(config)
+        folder = old or RunFolder(processes.shared_folder(config))
         try:
             with _threads(config, data):
                 _train(network, config, data, description, folder, start, console)
@@ -146,24 +138,24 @@ def _run(config: TrainConfig, old: Path | None, console: Console | None) -> Trai
             raise SystemExit(1) from None  # the first process says so
         raise SystemExit(0)  # the first process folds and reports
     folder = old or _new_folder(config)
-    processes.share_folder(folder)
+    processes.share_folder(folder.path)
     try:
         with _left_in_order(folder, new=old is None):
             if old is None:
-                config.save(folder / CONFIG)
+                config.save(folder.config)
             console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
             with _threads(config, data):
                 trained = _train(network, config, data, description, folder, start, console)
                 result = _finish(trained, config, data, folder)
             result = dataclasses.replace(result, seconds=round(time.perf_counter() - begin, 2))
-            with atomic_path(folder / RESULT) as temporary:
+            with atomic_path(folder.result) as temporary:
                 temporary.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n", encoding="utf-8")
     finally:
         processes.forget_folder()
     return result
 
 
-def _new_folder(config: TrainConfig) -> Path:
+def _new_folder(config: TrainConfig) -> RunFolder:
     """Create the run folder: ``config.out``, which must not exist, or the next free name under runs/."""
     if config.out:
         folder = Path(config.out)
@@ -174,13 +166,13 @@ def _new_folder(config: TrainConfig) -> Path:
             raise FileExistsError(f"the run folder {folder} exists and is not overwritten; {remedy}") from None
         except OSError as error:
             raise OSError(f"the run folder {folder} cannot be made ({error.strerror}); choose another") from None
-        return folder
+        return RunFolder(folder)
     number = 1
     while True:
         folder = Path("runs", config.run_name + (f"-{number}" if number > 1 else ""))
         try:
             folder.mkdir(parents=True)
-            return folder
+            return RunFolder(folder)
         except FileExistsError:
             number += 1
 
@@ -190,22 +182,22 @@ def _train(
     config: TrainConfig,
     data: ImageData,
     description: dict[str, Any],
-    folder: Path,
+    folder: RunFolder,
     start: Path | None,
     console: Console,
 ) -> _Trained:
-    metrics, stopwatch = MetricsTable(folder / METRICS), Stopwatch()
+    metrics, stopwatch = MetricsTable(folder.metrics), Stopwatch()
     callbacks: list[pl.Callback] = [EpochSeed(config.seed), stopwatch, metrics, EpochProgress(console)]
     if config.track_branches:
         from .branch_history import BranchHistory
 
-        callbacks.append(BranchHistory(folder / BRANCHES))
+        callbacks.append(BranchHistory(folder.branches))
     # last: they look at, and keep, what the others left
-    callbacks += [StopWhenDiverged(folder / CHECKPOINT), LastCheckpoint(folder / CHECKPOINT)]
+    callbacks += [StopWhenDiverged(folder.checkpoint), LastCheckpoint(folder.checkpoint)]
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     with quiet_lightning():
-        trainer = make_trainer(config, folder, callbacks)
+        trainer = make_trainer(config, folder.path, callbacks)
         device = trainer.strategy.root_device
         share: dict[str, Any] = {
             "device": device,
@@ -235,16 +227,16 @@ def _train(
     return _Trained(metrics.rows, round(stopwatch.seconds, 3), used, device, name)
 
 
-def _finish(trained: _Trained, config: TrainConfig, data: ImageData, folder: Path) -> TrainResult:
+def _finish(trained: _Trained, config: TrainConfig, data: ImageData, folder: RunFolder) -> TrainResult:
     """Fold the trained network, prove that nothing changed, write what is deployed.
 
     The network is that of the last checkpoint, as `foldconv fold last.ckpt` opens it: whole, in float32 and on the
     processor, whatever it was split into, computed in and compiled to while it trained; its average where there is one.
     """
-    network, description = open_network(folder / CHECKPOINT)
+    network, description = open_network(folder.checkpoint)
     folded = fold(network).eval()
-    save(folded, folder / FOLDED, extra={key: value for key, value in description.items() if key != "layers"})
-    plot_curves(trained.rows, folder / CURVES, title=config.run_name)
+    save(folded, folder.folded, extra={key: value for key, value in description.items() if key != "layers"})
+    plot_curves(trained.rows, folder.curves, title=config.run_name)
     images = next(iter(evaluation_loader(data)))[0]
     cost = summary(network, images[:1])
     difference = verify(network, folded, images).max_error
@@ -288,16 +280,16 @@ def _threads(config: TrainConfig, data: ImageData) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _left_in_order(folder: Path, new: bool) -> Iterator[None]:
+def _left_in_order(folder: RunFolder, new: bool) -> Iterator[None]:
     """A run that fails before its first checkpoint leaves no folder behind; one cut off later says how to go on."""
     try:
         yield
     except BaseException as error:
-        if (folder / CHECKPOINT).exists():
+        if folder.checkpoint.exists():
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(f"stopped; continue with: foldconv train --resume {folder}") from None
         elif new:
-            (folder / CONFIG).unlink(missing_ok=True)
+            folder.config.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # something else is in it: not ours to remove
-                folder.rmdir()
+                folder.path.rmdir()
         raise

@@ -13,18 +13,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from ...errors import CheckpointError
 from ...files.atomic import atomic_path
 from ...files.reading import read_safely
-
-CHECKPOINT, PREVIOUS = "last.ckpt", "previous.ckpt"
-
-
-def kept_checkpoints(folder: Path, keep: int) -> list[Path]:
-    """Where a run keeps its checkpoints, the newest first.
-
-    >>> [path.name for path in kept_checkpoints(Path("run"), 3)]
-    ['last.ckpt', 'previous.ckpt', 'previous-2.ckpt']
-    """
-    older = [PREVIOUS, *(f"previous-{number}.ckpt" for number in range(2, keep))]
-    return [folder / name for name in [CHECKPOINT, *older][:keep]]
+from ..run import RunFolder
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -42,7 +31,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Write beside the previous checkpoint, then take its place; at each moment the newest name is there."""
         with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
-            names = kept_checkpoints(Path(path).parent, self._keep)
+            names = RunFolder(Path(path).parent).checkpoints(self._keep)
             for newer, older in reversed(list(itertools.pairwise(names))):
                 if newer.is_file():
                     _second_name(newer, older)
@@ -52,16 +41,16 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return read_safely(path)
 
 
-def newest_readable(folder: Path, keep: int) -> tuple[Path, dict[str, Any], str | None]:
+def newest_readable(folder: RunFolder, keep: int) -> tuple[Path, dict[str, Any], str | None]:
     """The newest checkpoint of a run that can be read, its content, and what is wrong with newer ones, if any.
 
     Raises:
         CheckpointError: there is none, or all are damaged.
     """
     damage: list[str] = []
-    names = [path for path in kept_checkpoints(folder, max(keep, 2)) if path.is_file()]
+    names = [path for path in folder.checkpoints(max(keep, 2)) if path.is_file()]
     if not names:
-        raise CheckpointError(f"{folder}: cannot resume here: it has no {CHECKPOINT}")
+        raise CheckpointError(f"{folder}: cannot resume here: it has no {folder.checkpoint.name}")
     for path in names:
         try:
             content = read_safely(path)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from foldconv.errors import UnsupportedError
-from foldconv.lab.data import create_data, evaluation_loader, open_data, training_loader
+from foldconv.lab.data import create_data, evaluation_loader, training_loader
 from foldconv.lab.data.augmentation import PCALighting, image_options, image_transform
 from foldconv.lab.train import TrainConfig
 
@@ -132,7 +132,7 @@ def test_crop_scale_is_the_smallest_share_that_is_seen():
 
 def test_a_config_hands_them_over(folder):
     config = TrainConfig(data=str(folder), image_size=SIZE, augmentation_args={"color_jitter": 0.4})
-    ((images, _),) = training_loader(open_data(config), 16, 0, lambda: 0)
+    ((images, _),) = training_loader(config.open_data(), 16, 0, lambda: 0)
     assert torch.equal(images, batch(folder, augmentation_args={"color_jitter": 0.4}))
 
 
