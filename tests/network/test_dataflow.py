@@ -682,6 +682,24 @@ def test_looking_leaves_the_model_as_it_was():
     assert all(torch.equal(net.state_dict()[key], value) for key, value in state.items())
 
 
+def test_looking_calls_no_eval_of_the_users():
+    class Merging(Net):
+        """Adds to its weight on the way to evaluation, as adapters do."""
+
+        def train(self, mode=True):
+            if not mode:
+                self.conv1.weight.data.add_(1)
+            return super().train(mode)
+
+        def forward(self, x):
+            return self.norm1(self.conv1(x)) if not self.training else x
+
+    net = Merging()
+    weight = net.conv1.weight.detach().clone()
+    assert pairs(net) == {"conv1": "norm1"}
+    assert torch.equal(net.conv1.weight, weight)
+
+
 def test_random_chains_agree_with_a_reference():
     """Random sequences of convolutions, norms and activations: exactly the neighbours are pairs."""
     rng = random.Random(0)

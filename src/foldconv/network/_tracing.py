@@ -8,7 +8,6 @@ and ``type(x)`` get the answer for some tensor.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import itertools
@@ -22,10 +21,10 @@ from torch.fx.proxy import Attribute, TraceError
 from torch.overrides import TorchFunctionMode
 
 from ..algebra.norms import is_norm
-from ..errors import UnsupportedError
 from ..layers import Foldable
 from ..layers.branched import is_watched
 from ..layers.foldable import PLAIN
+from .tree import shadow_of
 
 _ABOUT = ("dtype", "device", "shape", "ndim", "is_cuda", "requires_grad")
 _HARMLESS = [Tensor.size, Tensor.dim, *(getattr(Tensor, name).__get__ for name in _ABOUT)]
@@ -156,7 +155,7 @@ def traces_of(model: nn.Module) -> list[Trace]:
     """The model's evaluation-mode traces, one for each choice of omitted arguments; none if one of them fails."""
     if "forward" in vars(model):
         return []
-    shadow = _shadow(model)
+    shadow = shadow_of(model)
     try:
         parameters = inspect.signature(type(model).forward).parameters.values()
     except ValueError:
@@ -176,23 +175,6 @@ def traces_of(model: nn.Module) -> list[Trace]:
         kept = {value.node for m in shadow.modules() for value in leaves(list(vars(m).values())) if _stands_in(value)}
         traces.append(Trace(graph, modules, reads.seen, kept))
     return traces
-
-
-def _shadow(model: nn.Module) -> nn.Module:
-    """A copy with the same tensors, in evaluation mode: running its Python code leaves no trace in the model."""
-    tensors = [
-        value
-        for module in model.modules()
-        for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values())
-        if isinstance(value, Tensor)
-    ]
-    try:
-        return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
-    except Exception as error:
-        raise UnsupportedError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), which following its data flow "
-            "needs; fold with batchnorm=False"
-        ) from error
 
 
 def leaves(value: Any) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from ..algebra.kernel import TRANSPOSED
 from ..layers import BranchedConv, ComposedConv, Foldable, FoldableBlock, NormPlace
 from ..layers.foldable import PLAIN
 from .table import align
-from .tree import evaluation, walk
+from .tree import evaluation, first_names, walk
 
 _BRANCHED = (BranchedConv, FoldableBlock)
 
@@ -81,10 +81,7 @@ def summary(model: nn.Module, inputs: Tensor | Sequence[int] | None = None) -> S
         whole network                           153      72          5,256   4,608
         multiply-adds of convolutions and linear layers for one input of 1×1×8×8
     """
-    layers = {}
-    for name, module in walk(model):
-        if isinstance(module, (Foldable, nn.Linear, *PLAIN)):
-            layers.setdefault(module, name)
+    layers = {m: name for m, name in first_names(model).items() if isinstance(m, (Foldable, nn.Linear, *PLAIN))}
     x = inputs if isinstance(inputs, Tensor) else _example(model, inputs)
     counted = None if x is None else _count(model, x, layers, guessed=inputs is None)
     rows = []

@@ -16,7 +16,7 @@ from ..layers.foldable import PLAIN
 from ..methods import Method, as_method
 from ..methods._registry import Init
 from .dataflow import DataFlow
-from .tree import carry_over, copy_of, expect_module, replace_modules, walk
+from .tree import carry_over, copy_of, expect_module, first_names, replace_modules, walk
 
 
 def expand(
@@ -71,7 +71,7 @@ def expand(
     flow = DataFlow(model)
     pairs = flow.pairs if config.takes_norm else {}
     chosen = _choose(model, config, Selection(include, exclude), where, pairs, flow.read)
-    first = {module: name for name, module in reversed(list(walk(model)))}
+    first = first_names(model)
     work = model if inplace else copy_of(model)
     modules = dict(walk(work))
     convs = {name: (modules[name], config) for name in chosen}

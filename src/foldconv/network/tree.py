@@ -26,12 +26,25 @@ def copy_of(model: nn.Module) -> nn.Module:
     # Computed tensors (a weight under weight_norm or pruning) refuse to be copied; their values will do.
     attributes = [value for module in model.modules() for value in vars(module).values()]
     computed = {id(v): v.detach().clone() for v in attributes if isinstance(v, torch.Tensor) and not v.is_leaf}
+    return _copy(model, computed, "; pass inplace=True to change the model itself")
+
+
+def shadow_of(model: nn.Module) -> nn.Module:
+    """A copy with the same tensors, in evaluation mode: running its Python code leaves no trace in the model."""
+    held = [m.__dict__ | m._parameters | m._buffers for m in model.modules()]
+    tensors = {id(v): v for values in held for v in values.values() if isinstance(v, torch.Tensor)}
+    shadow = _copy(model, tensors, ", which following its data flow needs; fold with batchnorm=False")
+    for module in shadow.modules():
+        module.training = False  # a user's own `eval` might write to the tensors
+    return shadow
+
+
+def _copy(model: nn.Module, known: dict[int, Any], otherwise: str) -> nn.Module:
     try:
-        return copy.deepcopy(model, computed)
+        return copy.deepcopy(model, known)
     except Exception as error:
         raise UnsupportedError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); pass inplace=True to change "
-            "the model itself"
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}){otherwise}"
         ) from error
 
 
@@ -42,11 +55,15 @@ def foldable_layers(model: nn.Module) -> dict[str, Foldable]:
     >>> list(foldable_layers(foldconv.expand(nn.Sequential(nn.Conv2d(1, 1, 3)), "doconv")))
     ['0']
     """
+    return {name: module for module, name in first_names(model).items() if isinstance(module, Foldable)}
+
+
+def first_names(model: nn.Module) -> dict[nn.Module, str]:
+    """Every module that `walk` finds with the first of its names, in that order."""
     found: dict[nn.Module, str] = {}
     for name, module in walk(model):
-        if isinstance(module, Foldable):
-            found.setdefault(module, name)
-    return {name: module for module, name in found.items()}  # pyright: ignore[reportReturnType]
+        found.setdefault(module, name)
+    return found
 
 
 def walk(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
