@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import formulas
 from ..errors import UnsupportedError
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -80,11 +81,5 @@ def scale_and_shift(norm: nn.Module, dtype: torch.dtype = torch.float64) -> tupl
             f"{type(norm).__name__} keeps no running statistics (track_running_stats=False), so even in evaluation "
             "mode its function depends on the batch; train it with track_running_stats=True to fold it"
         )
-    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    scale = (var.to(dtype) + norm.eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight.to(dtype)
-    shift = -mean.to(dtype) * scale
-    if bias is not None:
-        shift = shift + bias.to(dtype)
-    return scale, shift
+    gamma, beta = (None if t is None else t.to(dtype) for t in (getattr(norm, n, None) for n in ("weight", "bias")))
+    return formulas.norm(gamma, beta, mean.to(dtype), var.to(dtype), norm.eps)  # pyright: ignore

@@ -1,123 +1,58 @@
-"""What an OREPA kernel is made of: parameters by name, their initial values, and both evaluations of them.
+"""Both evaluations of an OREPA kernel, and its parameters' first values.
 
-The equation is at the top of `orepa.py`. A branch object holds shapes only; the tensors stay parameters of the layer.
+The equation is at the top of `orepa.py`; names, shapes and scales are `foldconv.formulas.OrepaParts`'. A branch object
+holds shapes only; the tensors stay parameters of the layer.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import ops
+from .. import formulas, ops
 from ..algebra import Kernel
 
-DEPTHWISE_FILTERS = 8
 
-
-@dataclasses.dataclass(frozen=True)
-class Branches:
+class Branches(formulas.OrepaParts):
     """The parameters of one OREPA kernel: their shapes and initial values, and both evaluations of them."""
-
-    in_channels: int
-    out_channels: int
-    size: tuple[int, ...]
-    groups: int
-    point: bool = True
-
-    @property
-    def scales(self) -> list[float]:
-        """Initial values of the rows of `vector`, in the order of the branches."""
-        return [0.25, 0.25, 0.0, 0.5, *([1.0] if self.point else []), 0.5]
-
-    @property
-    def per_group(self) -> tuple[int, int]:
-        """Output and input channels of one group."""
-        return self.out_channels // self.groups, self.in_channels // self.groups
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every parameter by name; the origin branch comes first."""
-        i, point = self.per_group[1], (1,) * len(self.size)
-        # More groups than this leave a group few channels; the inner 1×1 is then twice as wide.
-        inner = self.in_channels * (1 if self.groups <= 4 else 2)
-        one = (self.out_channels, i, *point)
-        return {
-            "weight": (self.out_channels, i, *self.size),
-            "avg_conv": one,
-            "prior_conv": one,
-            "kxk_idconv1": (inner, i, *point),
-            "kxk_conv2": (self.out_channels, inner // self.groups, *self.size),
-            **({"conv_1x1": one} if self.point else {}),
-            "gconv_dw": (self.in_channels * DEPTHWISE_FILTERS, 1, *self.size),
-            "gconv_pw": (self.out_channels, i * DEPTHWISE_FILTERS, *point),
-            "vector": (len(self.scales), self.out_channels),
-        }
 
     def draw(self, p: dict[str, Tensor], preserve: bool) -> None:
         """The paper's values; with `preserve` ``weight`` stays and alone has a scale."""
-        # OREPA_VGG, which has the 1×1 outside, draws by 1/√2 smaller.
-        self._draw(p, preserve, a=0.0 if self.point else 1.0)
-        nn.init.zeros_(p["kxk_idconv1"])
-
-    def _draw(self, p: dict[str, Tensor], preserve: bool, a: float) -> None:
         for name, tensor in p.items():
             if name != "vector" and not (preserve and name == "weight"):
-                nn.init.kaiming_uniform_(tensor, a=a)
-        scales = [1.0] + [0.0] * (len(self.scales) - 1) if preserve else self.scales
+                nn.init.kaiming_uniform_(tensor, a=self.slope)
+        (nn.init.dirac_ if self.taps == 1 else nn.init.zeros_)(p[self.undrawn])
         with torch.no_grad():
-            for row, value in zip(p["vector"], scales):
-                row.fill_(value)
+            for number, (row, scale) in enumerate(zip(p["vector"], self.scales)):
+                row.fill_(float(number == 0) if preserve else scale)
 
     def compose(self, p: dict[str, Tensor]) -> Tensor:
         """The kernel, ``(out, in / groups, *size)``."""
-        (o, i), g, m = self.per_group, self.groups, math.prod(self.size)
-        branches = ops.Orepa(
+        return ops.compose_orepa(self._flat(p), self.groups).reshape(p["weight"].shape)
+
+    def kernels(self, p: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each branch with its scale, all of `compose`'s shape, which is their sum."""
+        found = ops.orepa_branches(self._flat(p), self.groups)
+        return {name: branch.reshape(p["weight"].shape) for name, branch in found.items()}
+
+    def _flat(self, p: dict[str, Tensor]) -> ops.Orepa:
+        (o, i), g = self.per_group, self.groups
+        return ops.Orepa(
             weight=p["weight"].flatten(2),
             average=p["avg_conv"].flatten(1),
             prior=p["prior_conv"].flatten(1),
             product=ops.compose_pointwise(self._inner(p).reshape(g, -1, i), p["kxk_conv2"].flatten(2), g),
             point=p["conv_1x1"].flatten(1) if self.point else None,
-            pointwise=p["gconv_pw"].reshape(g * o, i, DEPTHWISE_FILTERS),
-            depthwise=p["gconv_dw"].reshape(g * i, DEPTHWISE_FILTERS, m),
+            pointwise=p["gconv_pw"].reshape(g * o, i, self.FILTERS),
+            depthwise=p["gconv_dw"].reshape(g * i, self.FILTERS, self.taps),
             scales=p["vector"],
             cosines=self.prior(p["weight"]),
-            centre=self.centre,
+            centre=formulas.centre_tap(self.size),
         )
-        return ops.compose_orepa(branches, g).reshape(p["weight"].shape)
-
-    def kernels(self, p: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each branch with its scale, all of `compose`'s shape, which is their sum; written out one by one."""
-        (o, i), g, m = self.per_group, self.groups, math.prod(self.size)
-        first, second = self._inner(p).reshape(g, -1, i), p["kxk_conv2"].reshape(g, o, -1, m)
-        deep = p["gconv_dw"].reshape(g, i, DEPTHWISE_FILTERS, m)
-        wide = p["gconv_pw"].reshape(g, o, i, DEPTHWISE_FILTERS)
-        found = {
-            "origin": p["weight"].flatten(2),
-            "average": p["avg_conv"].flatten(2) / m,
-            "prior": p["prior_conv"].flatten(2) * self.prior(p["weight"]).unsqueeze(1),
-            "stack": torch.einsum("gotm,gti->goim", second, first),
-        }
-        if self.point:
-            at_centre = torch.zeros(m, dtype=p["weight"].dtype, device=p["weight"].device)
-            at_centre[self.centre] = 1
-            found["point"] = p["conv_1x1"].flatten(2) * at_centre
-        found["separable"] = torch.einsum("goit,gitm->goim", wide, deep)
-        shape = p["weight"].shape
-        return {
-            name: (kernel.reshape(g * o, i, -1) * scale.reshape(-1, 1, 1)).expand(-1, -1, m).reshape(shape)
-            for scale, (name, kernel) in zip(p["vector"], found.items())
-        }
-
-    @property
-    def centre(self) -> int:
-        """The tap of the 1×1 branch among the flattened taps."""
-        index = 0
-        for k in self.size:
-            index = index * k + (k - 1) // 2
-        return index
 
     def features(
         self,
@@ -144,15 +79,14 @@ class Branches:
         ones = x.new_ones(width, 1, *self.size)
         branches = [
             alone(p["weight"]),
-            chain(p["avg_conv"], ones / math.prod(self.size), width),
+            chain(p["avg_conv"], ones / self.taps, width),
             chain(p["prior_conv"], self.prior(x).reshape(ones.shape), width),
             chain(self._inner(p), p["kxk_conv2"], groups),
         ]
         if self.point:
-            before = [(k - 1) // 2 * d for k, d in zip(self.size, dilation)]
-            after = [k // 2 * d for k, d in zip(self.size, dilation)]
+            beside = [(m * d, (k - 1 - m) * d) for m, k, d in zip(formulas.middle(self.size), self.size, dilation)]
             old = padding or ((0, 0),) * n
-            moved = tuple((b - i, a - j) for (b, a), i, j in zip(old, before, after))
+            moved = tuple((b - i, a - j) for (b, a), (i, j) in zip(old, beside))
             at_centre = Kernel(p["conv_1x1"], groups=groups, stride=stride, padding=moved, padding_mode=padding_mode)
             branches.append(at_centre(x))
         branches.append(Kernel(p["gconv_pw"], groups=groups)(alone(p["gconv_dw"], self.in_channels)))
@@ -181,40 +115,22 @@ class Branches:
     def cost(self) -> int:
         """Multiply-adds of composing: two products, and one scale per branch."""
         shapes = self.shapes()
-        products = shapes["kxk_conv2"][1] + DEPTHWISE_FILTERS + len(self.scales)
+        products = shapes["kxk_conv2"][1] + self.FILTERS + len(self.scales)
         return math.prod(shapes["weight"]) * products
 
 
 class Pointwise(Branches):
     """OREPA_1x1: the kernel, and a product of two, of which the narrower starts as the identity."""
 
-    @property
-    def scales(self) -> list[float]:
-        return [1.0, 0.5]
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        point, inner = self.size, min(self.in_channels, self.out_channels)
-        return {
-            "weight": (self.out_channels, self.in_channels, *point),
-            "l2i_conv1": (inner, self.in_channels, *point),
-            "l2i_conv2": (self.out_channels, inner, *point),
-            "vector": (2, self.out_channels),
-        }
-
-    def draw(self, p: dict[str, Tensor], preserve: bool) -> None:
-        self._draw(p, preserve, a=1.0)
-        identity = p["l2i_conv1" if self.out_channels > self.in_channels else "l2i_conv2"]
-        with torch.no_grad():
-            identity.copy_(torch.eye(len(identity), dtype=identity.dtype).reshape(identity.shape))
-
     def compose(self, p: dict[str, Tensor]) -> Tensor:
-        origin, product = self.kernels(p).values()
-        return origin + product
+        return formulas.total(self._scaled(p))
 
     def kernels(self, p: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(self._scaled(p))
+
+    def _scaled(self, p: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         product = (p["l2i_conv2"].flatten(1) @ p["l2i_conv1"].flatten(1)).reshape(p["weight"].shape)
-        first, second = p["vector"].reshape(2, -1, *(1,) * (product.dim() - 1))
-        return {"origin": first * p["weight"], "product": second * product}
+        return formulas.orepa_1x1(p["weight"], product, p["vector"].reshape(2, -1, *(1,) * (product.dim() - 1)))
 
     def features(
         self,
@@ -265,9 +181,5 @@ def _cosines(out: int, size: tuple[int, ...], device: torch.device, dtype: torch
     # In single precision whatever the dtype, as the original stores them: a fold in float64 then computes what was
     # trained. MPS has no float64 to compute them in.
     where = {"dtype": torch.float64, "device": "cpu" if device.type == "mps" else device}
-    n, filters = len(size), torch.arange(out, **where)
-    axis = torch.div(filters * n, out, rounding_mode="floor")
-    frequency = filters + 1 - axis * (out / n)
-    positions = torch.meshgrid(*((torch.arange(k, **where) + 0.5) / k for k in size), indexing="ij")
-    phase = torch.stack(positions).reshape(n, -1)[axis.long()]
-    return torch.cos(math.pi * phase * frequency[:, None]).float().to(device, dtype)
+    filters, taps = torch.arange(out, **where)[:, None], torch.arange(math.prod(size), **where)
+    return formulas.cosines(filters, taps, size, torch.cos).float().to(device, dtype)

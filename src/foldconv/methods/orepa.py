@@ -40,6 +40,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..algebra.rules import conv_geometry
 from ..errors import UnsupportedError
+from ..formulas import OrepaParts
 from ..layers import ComposedConv, Foldable
 from ..layers.factored import FactoredConv, stack_sizes
 from ..layers.foldable import plain_class
@@ -222,12 +223,9 @@ class _OREPALargeNd(FactoredConv):
 
 def _reason(kernel_size: Sequence[int], groups: int, large: Large | None) -> str | None:
     """Why OREPA does not build a kernel of this size."""
-    size = tuple(kernel_size)
-    if math.prod(size) == 1 and groups > 1:
-        return f"its kernel has one tap and {groups} groups; OREPA_1x1 is defined for one group"
-    if large is not None and any(k % 2 == 0 for k in size):
-        return f"its size {size} is even, which no stack of 3-tap kernels has; use large=None"
-    return None
+    if large is not None and any(k % 2 == 0 for k in kernel_size):
+        return f"its size {tuple(kernel_size)} is even, which no stack of 3-tap kernels has; use large=None"
+    return OrepaParts.refusal(kernel_size, groups)
 
 
 class OREPAConv1d(_OREPANd, nn.Conv1d):

@@ -13,8 +13,9 @@ take and why, `foldconv.explain` that of each layer; `using` forces one.
 """
 
 from ._autograd import compose_depthwise, compose_orepa, compose_pointwise
-from ._paths import Path, choose, is_recorded, paths, using, why
-from ._torch import Orepa
+from ._context import is_recorded
+from ._paths import Path, choose, paths, using, why
+from ._torch import Orepa, orepa_branches
 
 __all__ = [
     "Orepa",
@@ -24,6 +25,7 @@ __all__ = [
     "compose_orepa",
     "compose_pointwise",
     "is_recorded",
+    "orepa_branches",
     "paths",
     "using",
     "why",

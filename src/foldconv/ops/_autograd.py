@@ -33,7 +33,7 @@ def compose_depthwise(taps: Tensor, D: Tensor, groups: int = 1) -> Tensor:
     path = choose(taps, D)
     if path is None:
         return _torch.depthwise(taps, D, groups)
-    return _Depthwise.apply(path, groups, taps, D)  # pyright: ignore[reportReturnType]
+    return _OnPath.apply(path, "depthwise", groups, taps, D)  # pyright: ignore[reportReturnType]
 
 
 def compose_pointwise(first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
@@ -55,7 +55,7 @@ def compose_pointwise(first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
     path = choose(second, first)
     if path is None or not hasattr(path, "pointwise"):  # a GPU's products are torch's
         return _torch.pointwise(first, second, groups)
-    return _Pointwise.apply(path, groups, first, second)  # pyright: ignore[reportReturnType]
+    return _OnPath.apply(path, "pointwise", groups, first, second)  # pyright: ignore[reportReturnType]
 
 
 def compose_orepa(p: Orepa, groups: int = 1) -> Tensor:
@@ -70,75 +70,41 @@ def compose_orepa(p: Orepa, groups: int = 1) -> Tensor:
     path = choose(*(t for t in p if isinstance(t, Tensor)))
     if path is None:
         return _torch.orepa(p, groups)
-    return _Orepa.apply(path, groups, *p)  # pyright: ignore[reportReturnType]
+    return _OnPath.apply(path, "orepa", groups, *p)  # pyright: ignore[reportReturnType]
 
 
-class _Depthwise(torch.autograd.Function):
+class _OnPath(torch.autograd.Function):
+    """A composition by a path; `fields` are what it is composed from, tensors and others."""
+
     @staticmethod
-    def forward(ctx: Any, path: Any, groups: int, taps: Tensor, D: Tensor) -> Tensor:
-        ctx.path, ctx.groups = path, groups
-        ctx.save_for_backward(taps, D)
-        return path.depthwise(taps.detach(), D.detach(), groups)
+    def forward(ctx: Any, path: Any, name: str, groups: int, *fields: Any) -> Tensor:
+        ctx.path, ctx.name, ctx.groups = path, name, groups
+        ctx.others = [None if isinstance(f, Tensor) else f for f in fields]
+        ctx.save_for_backward(*(f if isinstance(f, Tensor) else None for f in fields))
+        detached = tuple(f.detach() if isinstance(f, Tensor) else f for f in fields)
+        return getattr(path, name)(*_arguments(name, detached), groups)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        taps, D = ctx.saved_tensors
+        fields = tuple(other if saved is None else saved for saved, other in zip(ctx.saved_tensors, ctx.others))
         if torch.is_grad_enabled():  # of a gradient's gradient
-            return (
-                None,
-                None,
-                *_differentiably(lambda taps, D: _torch.depthwise(taps, D, ctx.groups), (taps, D), grads[0]),
-            )
-        return None, None, *ctx.path.depthwise_gradients(grads[0], taps, D, ctx.groups)
-
-
-class _Pointwise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, path: Any, groups: int, first: Tensor, second: Tensor) -> Tensor:
-        ctx.path, ctx.groups = path, groups
-        ctx.save_for_backward(first, second)
-        return path.pointwise(first.detach(), second.detach(), groups)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        first, second = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return (
-                None,
-                None,
-                *_differentiably(
-                    lambda first, second: _torch.pointwise(first, second, ctx.groups), (first, second), grads[0]
-                ),
-            )
-        return None, None, *ctx.path.pointwise_gradients(grads[0], first, second, ctx.groups)
-
-
-class _Orepa(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, path: Any, groups: int, *fields: Any) -> Tensor:
-        ctx.path, ctx.groups = path, groups
-        ctx.centre, ctx.pointless = fields[-1], fields[4] is None
-        ctx.save_for_backward(*(t for t in fields if isinstance(t, Tensor)))
-        return path.orepa(Orepa._make(t.detach() if isinstance(t, Tensor) else t for t in fields), groups)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        saved = list(ctx.saved_tensors)
-        if ctx.pointless:
-            saved.insert(4, None)
-        p = Orepa(*saved, centre=ctx.centre)  # pyright: ignore[reportCallIssue]
-        if torch.is_grad_enabled():
-            found = _differentiably(lambda *fields: _torch.orepa(Orepa._make(fields), ctx.groups), tuple(p), grads[0])
+            found = _differentiably(ctx.name, ctx.groups, fields, grads[0])
         else:
-            found = ctx.path.orepa_gradients(grads[0], p, ctx.groups)
-        return None, None, *found[:-2], None, None  # cosines and centre are not learned
+            found = getattr(ctx.path, f"{ctx.name}_gradients")(grads[0], *_arguments(ctx.name, fields), ctx.groups)
+        wanted = ctx.needs_input_grad[3:]
+        return None, None, None, *(gradient if w else None for gradient, w in zip(found, wanted))
 
 
-def _differentiably(compose: Any, fields: tuple[Any, ...], grad: Tensor) -> list[Tensor | None]:
+def _arguments(name: str, fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The fields as a path takes them."""
+    return (Orepa._make(fields),) if name == "orepa" else fields
+
+
+def _differentiably(name: str, groups: int, fields: tuple[Any, ...], grad: Tensor) -> list[Tensor | None]:
     """The gradients of `fields` by torch operations, themselves differentiable."""
-    wanted = [isinstance(t, Tensor) and t.requires_grad for t in fields]
+    wanted = [isinstance(f, Tensor) and f.requires_grad for f in fields]
     with torch.enable_grad():
-        kernel = compose(*fields)
-        tensors = [t for t, w in zip(fields, wanted) if w]
+        kernel = getattr(_torch, name)(*_arguments(name, fields), groups)
+        tensors = [f for f, w in zip(fields, wanted) if w]
         found = iter(torch.autograd.grad(kernel, tensors, grad, create_graph=True))
     return [next(found) if w else None for w in wanted]

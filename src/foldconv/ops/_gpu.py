@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._context import forced_path
 from ._torch import Orepa
 
 name = "gpu"
@@ -70,11 +71,7 @@ def reason_against(*tensors: Tensor) -> str | None:
 
 def _is_interpreted() -> bool:
     """May tensors be on the CPU? With Triton's interpreter, which is for tests, and only where this path is forced."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return False
-    from . import _paths
-
-    return _paths._forced.get() == name
+    return os.environ.get("TRITON_INTERPRET") == "1" and forced_path.get() == name
 
 
 # ---------------------------------------------------------------------- DO-Conv

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedError
 from . import _cpu, _gpu
+from ._context import forced_path, is_recorded
 from ._torch import Orepa
 
 
@@ -30,7 +29,6 @@ class Path(Protocol):
 
 
 _FAST: tuple[Any, ...] = (_gpu, _cpu)
-_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("path", default=None)
 
 
 def paths() -> tuple[str, ...]:
@@ -49,7 +47,7 @@ def choose(*tensors: Tensor) -> Path | None:
     Raises:
         UnsupportedError: when `using` forces a path that cannot take them.
     """
-    forced = _forced.get()
+    forced = forced_path.get()
     for path in _FAST:
         if forced in (None, path.name):
             reason = _reason_against(path, tensors)
@@ -71,16 +69,9 @@ def _reason_against(path: Any, tensors: tuple[Tensor, ...]) -> str | None:
             return "the tensors differ in device or dtype"
         if t.numel() == 0:
             return "a tensor is empty"
-    if _forced.get() is None and first.numel() < path.WORTHWHILE:
+    if forced_path.get() is None and first.numel() < path.WORTHWHILE:
         return f"{first.numel()} weights are too few to gain by it"
     return path.reason_against(*tensors)
-
-
-def is_recorded() -> bool:
-    """Is a compiler, tracer or function transform looking at this forward? It should see how the kernel is made."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return True
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 @contextlib.contextmanager
@@ -94,28 +85,30 @@ def using(path: str) -> Iterator[None]:
         UnsupportedError: for another name at once; when a composition cannot take the path, there.
 
     Example:
+        >>> import torch
         >>> with using("torch"):
         ...     choose(torch.zeros(8, 4, 9))
     """
     if path not in paths():
         raise UnsupportedError(f"path: expected one of {', '.join(paths())}, received {path!r}")
-    token = _forced.set(path)
+    token = forced_path.set(path)
     try:
         yield
     finally:
-        _forced.reset(token)
+        forced_path.reset(token)
 
 
 def why(*tensors: Tensor) -> str:
     """The path that a composition of these tensors takes now, and the reason, as ``"cpu: not gpu, …"``.
 
     Example:
+        >>> import torch
         >>> with using("torch"):
         ...     why(torch.zeros(8, 4, 9))
         'torch: asked for by foldconv.ops.using'
     """
-    if _forced.get() is not None:
-        return f"{_forced.get()}: asked for by foldconv.ops.using"
+    if forced_path.get() is not None:
+        return f"{forced_path.get()}: asked for by foldconv.ops.using"
     reasons = []
     for path in _FAST:
         reason = _reason_against(path, tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -54,12 +55,21 @@ def pointwise(first: Tensor, second: Tensor, groups: int) -> Tensor:
 
 def orepa(p: Orepa, groups: int) -> Tensor:
     """See `foldconv.ops.compose_orepa`."""
+    return _ours(formulas.total(_orepa(p, groups)))
+
+
+def orepa_branches(p: Orepa, groups: int) -> dict[str, Tensor]:
+    """The scaled branches by name, ``(O, I, k)`` each, which `orepa` adds."""
+    return {name: _ours(branch).expand(p.weight.shape) for name, branch in _orepa(p, groups)}
+
+
+def _orepa(p: Orepa, groups: int) -> Iterator[tuple[str, Tensor]]:
     k = p.weight.shape[2]
     centre = None
     if p.point is not None:
         centre = torch.zeros(1, 1, k, 1, dtype=p.weight.dtype, device=p.weight.device)
         centre[:, :, p.centre] = 1
-    kernel = formulas.orepa(
+    return formulas.orepa(
         weight=_common(p.weight, groups),
         average=_common(p.average.unsqueeze(2), groups),
         prior=_common(p.prior.unsqueeze(2), groups),
@@ -72,7 +82,6 @@ def orepa(p: Orepa, groups: int) -> Tensor:
         taps=k,
         p=TORCH,
     )
-    return _ours(kernel)
 
 
 def _common(kernel: Tensor, groups: int) -> Tensor:
