@@ -143,14 +143,6 @@ class OrepaParts:
         return [0.25, 0.25, 0.0, 0.5, *([1.0] if self.point else []), 0.5]
 
     @property
-    def slope(self) -> float:
-        """The negative slope ``a`` that the authors give to Kaiming's uniform initializer.
-
-        OREPA_VGG, which has the 1×1 outside, draws by 1/√2 smaller, and so does OREPA_1x1.
-        """
-        return 0.0 if self.point and self.taps > 1 else 1.0
-
-    @property
     def undrawn(self) -> str:
         """What starts as an identity: the narrower factor of OREPA_1x1; else, as zero beside one, the inner 1×1."""
         if self.taps > 1:
@@ -168,6 +160,14 @@ class OrepaParts:
             return None
         found = "a group per channel" if groups is None else f"{groups} groups"
         return f"its kernel has one tap and {found}; OREPA_1x1 is defined for one group"
+
+
+def orepa_slope(taps: int, point: bool) -> float:
+    """The negative slope that the authors give to Kaiming's uniform initializer.
+
+    OREPA_VGG, which has the 1×1 outside, draws by 1/√2 smaller, and so does OREPA_1x1.
+    """
+    return 0.0 if point and taps > 1 else 1.0
 
 
 def orepa(

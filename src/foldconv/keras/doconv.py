@@ -11,22 +11,9 @@ from typing import Any, ClassVar
 import keras
 
 from .. import formulas
-from ..errors import UnsupportedError
 from . import _layout
 from ._registry import Method, register
 from .composed import ComposedConv, ComposedDepthwise, ComposedLayer
-
-
-def multiplier_of(argument: str, given: Any, kernel_size: tuple[int, ...]) -> int:
-    """S, the taps of D per position, or an UnsupportedError naming the argument."""
-    taps = math.prod(kernel_size)
-    multiplier = taps if given is None else given
-    if not isinstance(multiplier, int) or isinstance(multiplier, bool) or multiplier < taps:
-        raise UnsupportedError(
-            f"{argument}: expected an integer ≥ {taps}, the taps of a kernel of size {kernel_size}, "
-            f"received {given!r}; fewer could not express every kernel"
-        )
-    return multiplier if taps > 1 else 1
 
 
 class DOLayer(ComposedLayer):
@@ -72,7 +59,7 @@ class _DOConv(DOLayer, ComposedConv):
 
     def __init__(self, *args: Any, depth_multiplier: int | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.depth_multiplier = multiplier_of("depth_multiplier", depth_multiplier, self.kernel_size)  # pyright: ignore
+        self.depth_multiplier = formulas.doconv_multiplier(depth_multiplier, self.kernel_size)  # pyright: ignore
 
 
 class _DODepthwise(DOLayer, ComposedDepthwise):
@@ -82,7 +69,7 @@ class _DODepthwise(DOLayer, ComposedDepthwise):
 
     def __init__(self, *args: Any, D_mul: int | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.D_mul = multiplier_of("D_mul", D_mul, self.kernel_size)  # pyright: ignore
+        self.D_mul = formulas.doconv_multiplier(D_mul, self.kernel_size, "D_mul")  # pyright: ignore
 
 
 _registered = keras.saving.register_keras_serializable(package="foldconv")
@@ -202,7 +189,7 @@ class DOConv(Method):
 
     def reason_against(self, layer: Any, norm: Any = None) -> str | None:
         """A kernel of one tap has no D."""
-        return "its kernel has one tap, to which D would add nothing" if math.prod(layer.kernel_size) == 1 else None
+        return formulas.DOCONV_OF_ONE_TAP if math.prod(layer.kernel_size) == 1 else None
 
     def options_for(self, layer: Any, norm: Any = None) -> dict[str, Any]:
         """The multiplier, by the name that it has among the layer's arguments."""

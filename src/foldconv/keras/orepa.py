@@ -21,11 +21,10 @@ import keras
 
 from .. import formulas
 from ..errors import UnsupportedError
+from ..formulas import OrepaParts
 from . import _layout
 from ._registry import Method, register
 from .composed import ComposedConv, ComposedDepthwise, ComposedLayer
-
-DEPTHWISE_FILTERS = 8
 
 
 class OREPALayer(ComposedLayer):
@@ -43,48 +42,44 @@ class OREPALayer(ComposedLayer):
     avg_conv = prior_conv = kxk_idconv1 = kxk_conv2 = conv_1x1 = gconv_dw = gconv_pw = None
     l2i_conv1 = l2i_conv2 = None
     vector: Any = None
+    initializer: ClassVar[str]
     _identity: np.ndarray
     _cosines: np.ndarray
     _centre: np.ndarray
+
+    def __init__(self: Any, *args: Any, point: bool = True, **kwargs: Any):
+        given = inspect.signature(self.plain).bind_partial(*args, **kwargs).arguments
+        given = {**given, **given.pop("kwargs", {})}
+        if self.initializer not in given:
+            size = given.get("kernel_size", 1)
+            taps = math.prod(size) if hasattr(size, "__iter__") else size ** int(self.plain.__name__[-2])
+            kwargs[self.initializer] = self.draws(taps, formulas.orepa_slope(taps, point))
+        super().__init__(*args, **kwargs)
+        self.point = point
+        refusal = OrepaParts.refusal(self.kernel_size, getattr(self, "groups", None))
+        if refusal is not None:
+            raise UnsupportedError(f"{self.name}: {refusal}; use {self.plain.__name__}")
 
     def add_factors(self: Any, input_shape: Any) -> None:
         """Draw the branches and set the scales as the paper does."""
         (groups, i), size = self.decomposition, self.kernel_size
         out = math.prod(self._kernel.shape[-2:]) // i
-        if math.prod(size) == 1:
-            inner = min(i, out)
-            for name, shape, identity in (
-                ("l2i_conv1", (*size, i, inner), out > i),
-                ("l2i_conv2", (*size, inner, out), out <= i),
-            ):
-                variable = self.add_factor(name, shape, _kaiming(shape[-2], 1.0))
-                if identity:  # the wider one is drawn
-                    variable.assign(np.eye(inner).reshape(shape))
-            scales = [1.0, 0.5]
+        parts = OrepaParts(groups * i, out, size, groups, self.point)
+        slope = formulas.orepa_slope(parts.taps, self.point)
+        for name, (outputs, inputs, *window) in list(parts.shapes().items())[1:-1]:
+            shape = (*window, groups * i, parts.FILTERS) if name == "gconv_dw" else (*window, inputs, outputs)
+            zero = name == parts.undrawn and parts.taps > 1
+            self.add_factor(name, shape, "zeros" if zero else _kaiming(inputs * math.prod(window), slope))
+        if parts.taps == 1:
+            narrow = getattr(self, parts.undrawn)
+            narrow.assign(np.eye(narrow.shape[-1]).reshape(narrow.shape))
         else:
-            # OREPA_VGG, which has the 1×1 outside, draws by 1/√2 smaller.
-            a, taps, point = 0.0 if self.point else 1.0, math.prod(size), (1,) * len(size)
-            # More groups than this leave a group few channels; the inner 1×1 is then twice as wide.
-            inner = i * (1 if groups <= 4 else 2)
-            one, filters = (*point, i, out), DEPTHWISE_FILTERS
-            shapes = {
-                "avg_conv": (one, i),
-                "prior_conv": (one, i),
-                "kxk_idconv1": ((*point, i, groups * inner), None),
-                "kxk_conv2": ((*size, inner, out), inner * taps),
-                **({"conv_1x1": (one, i)} if self.point else {}),
-                "gconv_dw": ((*size, groups * i, filters), taps),
-                "gconv_pw": ((*point, filters * i, out), filters * i),
-            }
-            for name, (shape, fan) in shapes.items():
-                self.add_factor(name, shape, "zeros" if fan is None else _kaiming(fan, a))
-            scales = [0.25, 0.25, 0.0, 0.5, *([1.0] if self.point else []), 0.5]
             # What is not learned, made here: compilers would otherwise trace how.
-            self._identity = np.tile(np.eye(i), (1, inner // i))
+            self._identity = np.tile(np.eye(i), (1, self.kxk_conv2.shape[-2] // i))
             self._cosines = _cosines(out, size, groups)
             self._centre = _layout.at_centre(size)
-        self.add_factor("vector", (len(scales), out), "zeros")
-        self.vector.assign(np.repeat(np.array(scales)[:, None], out, axis=1))
+        self.add_factor("vector", (len(parts.scales), out), "zeros")
+        self.vector.assign(np.repeat(np.array(parts.scales)[:, None], out, axis=1))
 
     def composed(self, kernel: Any, factors: dict[str, Any], array: Any) -> Any:
         """The sum of the scaled branches."""
@@ -93,19 +88,20 @@ class OREPALayer(ComposedLayer):
         vector = f["vector"]
         if taps == 1:
             first, second, own = (array.reshape(x, x.shape[-2:]) for x in (f["l2i_conv1"], f["l2i_conv2"], kernel))
-            return array.reshape(formulas.orepa_1x1(own, first, second, [vector[0], vector[1]], p), kernel.shape)
+            branches = formulas.orepa_1x1(own, p.matmul(first, second), [vector[0], vector[1]])
+            return array.reshape(formulas.total(branches), kernel.shape)
 
         def common(branch: Any, channels: int = i) -> Any:
             return _layout.common(branch, groups, channels, array)
 
-        out, inner, filters = vector.shape[1], f["kxk_conv2"].shape[-2], DEPTHWISE_FILTERS
+        out, inner, filters = vector.shape[1], f["kxk_conv2"].shape[-2], OrepaParts.FILTERS
         first = common(f["kxk_idconv1"])[:, :, 0] + _layout.constant(self._identity, kernel, array)  # (G, I, t)
         second = common(f["kxk_conv2"], inner)  # (G, t, k, o)
         product = p.matmul(first, array.reshape(second, (groups, inner, taps * (out // groups))))
         depthwise = array.transpose(array.reshape(f["gconv_dw"], (taps, groups, i, filters)), (1, 2, 0, 3))
         pointwise = array.transpose(array.reshape(f["gconv_pw"], (i, filters, groups, out // groups)), (2, 0, 1, 3))
         point = f.get("conv_1x1")
-        composed = formulas.orepa(
+        branches = formulas.orepa(
             weight=common(kernel),
             average=common(f["avg_conv"]),
             prior=common(f["prior_conv"]),
@@ -118,12 +114,13 @@ class OREPALayer(ComposedLayer):
             taps=taps,
             p=p,
         )
-        return _layout.back(composed, kernel.shape, array)
+        return _layout.back(formulas.total(branches), kernel.shape, array)
 
 
 def _cosines(out: int, size: tuple[int, ...], groups: int) -> np.ndarray:
     """``(G, 1, k, o)``; in single precision whatever the dtype, as the original stores them."""
-    values = np.asarray(formulas.cosines(out, size), np.float32)
+    filters, taps = np.arange(float(out))[:, None], np.arange(float(math.prod(size)))
+    values = formulas.cosines(filters, taps, size, np.cos).astype(np.float32)
     return values.reshape(groups, 1, out // groups, -1).swapaxes(2, 3)
 
 
@@ -136,44 +133,23 @@ def _kaiming(fan: int, a: float) -> Any:
 class _OREPAConv(OREPALayer, ComposedConv):
     """OREPA and OREPA_1x1 for `keras.layers.Conv1D` to `Conv3D`."""
 
-    def __init__(self: Any, *args: Any, point: bool = True, **kwargs: Any):
-        given = _given(self.plain, args, kwargs)
-        if "kernel_initializer" not in given:
-            kwargs["kernel_initializer"] = "he_uniform" if point and _taps(self.plain, given) > 1 else "lecun_uniform"
-        super().__init__(*args, **kwargs)
-        self.point = point
-        if math.prod(self.kernel_size) == 1 and self.groups > 1:
-            raise UnsupportedError(
-                f"{self.name}: groups: expected 1, received {self.groups}; OREPA of a kernel of one tap is defined for "
-                f"one group, use {self.plain.__name__}"
-            )
+    initializer = "kernel_initializer"
+
+    @staticmethod
+    def draws(taps: int, slope: float) -> Any:
+        """Keras' names of `_kaiming`, for how many inputs there are is not known yet."""
+        return "lecun_uniform" if slope else "he_uniform"
 
 
 class _OREPADepthwise(OREPALayer, ComposedDepthwise):
     """OREPA for `keras.layers.DepthwiseConv1D` and `DepthwiseConv2D`: as of a convolution with a group per channel."""
 
-    def __init__(self: Any, *args: Any, point: bool = True, **kwargs: Any):
-        given = _given(self.plain, args, kwargs)
-        if "depthwise_initializer" not in given:
-            kwargs["depthwise_initializer"] = _kaiming(max(_taps(self.plain, given), 1), 0.0 if point else 1.0)
-        super().__init__(*args, **kwargs)
-        self.point = point
-        if math.prod(self.kernel_size) == 1:
-            raise UnsupportedError(
-                f"{self.name}: kernel_size: expected more than one tap, received {self.kernel_size}; OREPA of a kernel "
-                f"of one tap is defined for one group, use {self.plain.__name__}"
-            )
+    initializer = "depthwise_initializer"
 
-
-def _given(plain: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a constructor by name."""
-    given = inspect.signature(plain).bind_partial(*args, **kwargs).arguments
-    return {**given, **given.pop("kwargs", {})}
-
-
-def _taps(plain: Any, given: dict[str, Any]) -> int:
-    size = given.get("kernel_size", 1)
-    return math.prod(size) if hasattr(size, "__iter__") else size ** int(plain.__name__[-2])
+    @staticmethod
+    def draws(taps: int, slope: float) -> Any:
+        """As of an output with one input."""
+        return _kaiming(max(taps, 1), slope)
 
 
 _registered = keras.saving.register_keras_serializable(package="foldconv")
@@ -299,9 +275,7 @@ class OREPA(Method):
 
     def reason_against(self, layer: Any, norm: Any = None) -> str | None:
         """One tap with groups."""
-        if math.prod(layer.kernel_size) == 1 and getattr(layer, "groups", 2) > 1:
-            return "its kernel has one tap and its groups are several; OREPA_1x1 is defined for one group"
-        return None
+        return OrepaParts.refusal(layer.kernel_size, getattr(layer, "groups", None))
 
     def preserve(self, layer: Any, norm: Any = None) -> None:
         """Only the origin branch keeps a scale: 1."""

@@ -115,8 +115,10 @@ class RepVGGLayer(FoldableLayer):
         Negative where that lies in the padding, a tensor where it depends on a size not known yet.
         """
         starts = []
-        for k, d, s, reach, size in zip(self.kernel_size, self.dilation_rate, self.strides, self._reach(), sizes):
-            start = (k - 1) // 2 * d
+        middle = formulas.middle(self.kernel_size)
+        each = zip(self.kernel_size, middle, self.dilation_rate, self.strides, self._reach(), sizes)
+        for k, m, d, s, reach, size in each:
+            start = m * d
             if self.padding == "causal":
                 start -= reach
             elif self.padding == "same" and s == 1:
@@ -364,7 +366,7 @@ class RepVGG(Method):
     def reason_against(self, layer: Any, norm: Any = None) -> str | None:
         """A shift needs a place after folding, and a 1×1 kernel gains nothing from a second one."""
         if math.prod(layer.kernel_size) == 1:
-            return "its kernel has one tap, which a 1×1 branch would only repeat"
+            return formulas.POINT_BESIDE_ONE_TAP
         if norm is None and not layer.use_bias:
             return "neither a norm that follows it alone nor a bias is there to take the branches' shift"
         if norm is not None and norm.trainable and not layer.trainable:

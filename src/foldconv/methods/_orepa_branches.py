@@ -22,9 +22,10 @@ class Branches(formulas.OrepaParts):
 
     def draw(self, p: dict[str, Tensor], preserve: bool) -> None:
         """The paper's values; with `preserve` ``weight`` stays and alone has a scale."""
+        slope = formulas.orepa_slope(self.taps, self.point)
         for name, tensor in p.items():
             if name != "vector" and not (preserve and name == "weight"):
-                nn.init.kaiming_uniform_(tensor, a=self.slope)
+                nn.init.kaiming_uniform_(tensor, a=slope)
         (nn.init.dirac_ if self.taps == 1 else nn.init.zeros_)(p[self.undrawn])
         with torch.no_grad():
             for number, (row, scale) in enumerate(zip(p["vector"], self.scales)):
