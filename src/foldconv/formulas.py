@@ -212,7 +212,7 @@ def orepa(
     yield "separable", next(scale) * p.matmul(*separable)
 
 
-def orepa_1x1(weight: Any, product: Any, scales: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+def orepa_1x1(weight: Any, product: Any, scales: Any) -> Iterator[tuple[str, Any]]:
     """OREPA of a kernel of one tap: the kernel and a product of two, each with its scale; the kernel is their `total`.
 
     Args:
