@@ -366,6 +366,24 @@ def test_attributes_of_the_users_on_a_layer_that_a_constructor_made(make, remake
     assert vars(plain).keys() == {*vars(nn.Conv2d(3, 3, 3)), "tag"}
 
 
+@dataclasses.dataclass(frozen=True)
+class Noting(DOConv):
+    """A method that hangs something on its layers once they are built."""
+
+    def expand(self, conv, init="preserve", norm=None):
+        layer = super().expand(conv, init)
+        layer.made_from = repr(conv)
+        return layer
+
+
+def test_attributes_that_a_method_attaches_are_its_own():
+    net = nn.Sequential(nn.Conv2d(3, 3, 3))
+    net[0].tag = 1
+    rich = foldconv.expand(net, Noting())
+    assert rich[0].made_from == repr(net[0])
+    assert vars(foldconv.fold(rich)[0]).keys() == vars(net[0]).keys()
+
+
 # ---------------------------------------------------------------------- in place or not, and errors
 
 
