@@ -83,9 +83,33 @@ def test_eval_on_other_data(call, call_json, fails, run_folder, tmp_path):
     np.savez(path, x_train=images, y_train=labels, x_test=images[:30], y_test=labels[:30])
     result = call_json("eval", run_folder / "last.ckpt", "--data", path, "--image-size", 8, "--workers", 0)
     assert (result["images"], result["images_skipped"], result["data"]) == (30, 0, str(path))
+    for words, count in ((["--holdout", "7"], 7), (["--holdout", "--no-normalize"], 30)):
+        result = call_json("eval", run_folder / "last.ckpt", "--data", path, "--image-size", 8, *words)
+        assert result["images"] == count
     np.savez(path, x_train=images, y_train=labels % 5, x_test=images, y_test=labels % 5)
     assert "made for 10 classes" in fails("eval", run_folder / "last.ckpt", "--data", path)
     assert "nowhere.npz" in fails("eval", run_folder / "last.ckpt", "--data", tmp_path / "nowhere.npz", "--no-download")
+
+
+def test_eval_holds_out_and_normalizes_as_training_did(call_json, tmp_path):
+    rng = np.random.default_rng(0)
+    images = {
+        split: rng.integers(0, 256, (count, 8, 8), dtype=np.uint8) for split, count in (("train", 40), ("test", 9))
+    }
+    labels = {split: np.arange(len(each)) % 10 for split, each in images.items()}
+    np.savez(
+        tmp_path / "set.npz", **{f"x_{k}": v for k, v in images.items()}, **{f"y_{k}": v for k, v in labels.items()}
+    )
+    run = tmp_path / "run"
+    options = ["--data", tmp_path / "set.npz", "--holdout", "13", "--no-normalize", "--out", run, "--epochs", "2"]
+    trained = call_json("train", *options, "--architecture-args", "width=4", "--batch-size", "8")
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((run / "folded.safetensors").read_bytes())
+    for file in (run, alone):
+        found = call_json("eval", file)
+        assert (found["images"], found["accuracy"]) == (13, trained["accuracy_folded"])
+    losses = [call_json("eval", alone, *words)["loss"] for words in ([], ["--no-normalize"], ["--normalize"])]
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_a_run_folder_stands_for_its_last_checkpoint(call_json, run_folder, tmp_path, expected):

@@ -184,6 +184,6 @@ def test_splits_with_other_classes(folder):
         created(folder)
 
 
-def test_a_folder_takes_no_options(folder):
-    with pytest.raises(UnsupportedError, match="a folder takes no options"):
-        create_data(f"{folder}:holdout")
+def test_a_folder_has_its_own_test_images(folder):
+    with pytest.raises(UnsupportedError, match=r"set: holdout: for MNIST, CIFAR and .npz files only; leave it out"):
+        create_data(str(folder), holdout=True)

@@ -1,8 +1,10 @@
 """Sets that torchvision reads, as small files in its layouts; nothing is downloaded."""
 
+import dataclasses
 import hashlib
 import pickle
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ import torch
 
 from foldconv.errors import UnsupportedError
 from foldconv.lab.data import create_data, evaluation_loader, list_data, training_loader
+from foldconv.lab.train import TrainConfig
 
 RANDOM = np.random.default_rng(0)
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 @pytest.fixture(autouse=True)
@@ -77,11 +81,13 @@ def test_mnist_is_read_and_normalized_as_published(tmp_path, name, folder):
 
 def test_the_protocol_of_the_mnist_demonstration(tmp_path):
     images = write_mnist(tmp_path)
-    data = create_data("mnist-50k", folder=tmp_path)
+    config = TrainConfig.load(CONFIGS / "mnist-pytorch.yaml")
+    data = dataclasses.replace(config, data_folder=str(tmp_path)).open_data()
     assert (len(data.train), len(data.test)) == (8, 4)  # of 60,000 and 10,000 images: 50,000 and 10,000
     batch, _ = next(iter(evaluation_loader(data)))
     torch.testing.assert_close(batch, torch.from_numpy(images["train"][8:] / 255).float().unsqueeze(1))
-    assert torch.equal(batch, next(iter(evaluation_loader(create_data("mnist:unit,holdout=4", folder=tmp_path))))[0])
+    same = create_data("mnist", folder=tmp_path, normalize=False, holdout=4)
+    assert torch.equal(batch, next(iter(evaluation_loader(same)))[0])
 
 
 @pytest.mark.parametrize("classes", [10, 100])
@@ -152,13 +158,13 @@ def test_a_set_is_read_once(tmp_path, monkeypatch):
 
 
 def test_names():
-    assert list_data() == ["cifar10", "cifar100", "digits", "fashion-mnist", "mnist", "mnist-50k"]
+    assert list_data() == ["cifar10", "cifar100", "digits", "fashion-mnist", "mnist"]
     with pytest.raises(UnsupportedError, match="unknown data set 'cifar-10'; did you mean 'cifar10'"):
         create_data("cifar-10")
-    with pytest.raises(UnsupportedError, match="digits takes no options"):
-        create_data("digits:holdout")
-    with pytest.raises(UnsupportedError, match="mnist: unknown option 'holdin'; did you mean 'holdout'"):
-        create_data("mnist:holdin")
+    with pytest.raises(UnsupportedError, match=r"digits: holdout: for MNIST, CIFAR and .npz files only"):
+        create_data("digits", holdout=True)
+    with pytest.raises(UnsupportedError, match=r"digits: normalize: for MNIST, CIFAR and .npz files only"):
+        create_data("digits", normalize=False)
     with pytest.raises(UnsupportedError, match="image_size: expected a number of pixels ≥ 1, received 0"):
         create_data("digits", image_size=0)
     with pytest.raises(UnsupportedError, match="corrupt_images: expected one of error, skip, received 'ignore'"):

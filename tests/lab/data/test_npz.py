@@ -1,12 +1,10 @@
 """Sets in .npz files: what they become, and what is said about files with something wrong in them."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from foldconv.errors import UnsupportedError
 from foldconv.lab.data import create_data, evaluation_loader, training_loader
@@ -28,22 +26,6 @@ def saved(tmp_path, **arrays):
     path = tmp_path / "set.npz"
     np.savez(path, **arrays)
     return str(path)
-
-
-def picture(shape=(6, 6), kind="PNG"):
-    file = io.BytesIO()
-    Image.fromarray(RANDOM.integers(0, 256, shape, dtype=np.uint8)).save(file, kind)
-    return file.getvalue()
-
-
-def encoded(pictures, y_test=(0, 1)):
-    """Both splits have the same pictures."""
-    values = {"classes": np.array(["cat", "dog"])}
-    for split in ("train", "test"):
-        values[f"jpeg_{split}"] = np.frombuffer(b"".join(pictures), np.uint8)
-        values[f"offsets_{split}"] = np.cumsum([0, *map(len, pictures)])
-        values[f"y_{split}"] = np.arange(len(pictures)) % 2
-    return values
 
 
 def test_grey_images_are_normalized_by_the_training_images(tmp_path):
@@ -74,15 +56,14 @@ def test_colour_images_become_channels_first_with_a_mean_per_channel(tmp_path):
 def test_hold_out_tests_on_the_last_training_images(tmp_path):
     arrays = keras()
     path = saved(tmp_path, **arrays)
-    data = create_data(f"{path}:holdout,unit")
+    data = create_data(path, holdout=True, normalize=False)
     assert (len(data.train), len(data.test)) == (50, 10)
     images, labels = next(iter(evaluation_loader(data)))
     torch.testing.assert_close(images, torch.from_numpy(arrays["x_train"][50:] / 255).float().unsqueeze(1))
     assert labels.tolist() == arrays["y_train"][50:].tolist()
-    assert len(create_data(f"{path}:holdout=7").test) == 7
-    assert data.name == f"{path}:holdout,unit"
+    assert len(create_data(path, holdout=7).test) == 7
     with pytest.raises(UnsupportedError, match="hold out fewer images than there are, received holdout=60 of 60"):
-        create_data(f"{path}:holdout=60")
+        create_data(path, holdout=60)
 
 
 def test_image_size_scales_the_shorter_side_and_keeps_the_middle(tmp_path):
@@ -95,43 +76,12 @@ def test_image_size_scales_the_shorter_side_and_keeps_the_middle(tmp_path):
     assert create_data(saved(tmp_path, **arrays), image_size=8).input_shape == (1, 8, 8)
 
 
-def test_encoded_images(tmp_path):
-    pictures = [picture((6, 6, 3)) for _ in range(4)]
-    data = create_data(saved(tmp_path, **encoded(pictures)))
-    assert (data.num_classes, data.classes, data.input_shape) == (2, ("cat", "dog"), (3, 6, 6))
-    for held, file in zip(data.train.tensors[0], pictures):
-        assert held.permute(1, 2, 0).numpy().tolist() == np.array(Image.open(io.BytesIO(file))).tolist()
-    grey = create_data(saved(tmp_path, **encoded([picture() for _ in range(4)])))
-    assert grey.input_shape == (1, 6, 6)
-
-
-def test_encoded_images_of_many_shapes_need_a_size(tmp_path):
-    path = saved(tmp_path, **encoded([picture((6, 6, 3)), picture((9, 7, 3))]))
-    with pytest.raises(
-        UnsupportedError, match=r"jpeg_train\[1\]: expected shape \(3, 6, 6\).*\(3, 9, 7\); give image_size"
-    ):
-        create_data(path)
-    assert create_data(path, image_size=5).input_shape == (3, 5, 5)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_corrupt_image_is_an_error_or_is_counted(tmp_path, kind):
-    pictures = [picture((16, 16, 3), kind) for _ in range(4)]
-    pictures[2] = pictures[2][: len(pictures[2]) // 2]
-    path = saved(tmp_path, **encoded(pictures))
-    with pytest.raises(
-        UnsupportedError, match=r"set.npz: jpeg_train\[2\]: expected an image, received \d+ bytes"
-    ) as told:
-        create_data(path)
-    assert "\n" not in str(told.value)
-    data = create_data(path, corrupt_images="skip")
-    assert (len(data.train), len(data.test), data.images_skipped) == (3, 3, 2)
-    assert data.train.tensors[1].tolist() == [0, 1, 1]  # the label of the third went with it
-    assert create_data(path, corrupt_images="skip").images_skipped == 2
-
-
 WRONG = {
     "no labels": (lambda a: a.pop("y_test"), "no y_test in this file, which has x_test, x_train, y_train; expected"),
+    "encoded images": (
+        lambda a: [a.update({f"jpeg_{split}": a.pop(f"x_{split}")}) for split in ("train", "test")],
+        "no x_train, x_test in this file, which has y_test, y_train; .* save pixels so, not encoded images",
+    ),
     "floats": (lambda a: a.update(x_train=a["x_train"] / 255), "x_train: expected uint8 pixels, received float64"),
     "channels first": (
         lambda a: a.update(x_train=np.zeros((4, 3, 8, 8), np.uint8)),
@@ -158,13 +108,6 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, change, message):
         create_data(saved(tmp_path, **arrays))
     assert "\n" not in str(told.value)
     assert "set.npz" in str(told.value)
-
-
-@pytest.mark.parametrize("positions", [[0, 9, 5], [0, 5, 10**6], [-1, 5, 9], [[0, 5, 9]]])
-def test_positions_of_encoded_images_are_checked(tmp_path, positions):
-    values = encoded([picture(), picture()]) | {"offsets_test": np.array(positions)}
-    with pytest.raises(UnsupportedError, match="offsets_test: expected growing positions"):
-        create_data(saved(tmp_path, **values))
 
 
 def test_a_truncated_file(tmp_path):

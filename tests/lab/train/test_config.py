@@ -46,6 +46,25 @@ def test_digits_config_is_the_default():
     assert dataclasses.replace(written, architecture_args={}) == TrainConfig()
 
 
+@pytest.mark.parametrize(
+    ("data", "values"),
+    [
+        ("mnist.npz:holdout,unit", {"data": "mnist.npz", "holdout": True, "normalize": False}),
+        ("sets/mnist.npz:holdout=5000", {"data": "sets/mnist.npz", "holdout": 5000}),
+        ("mnist:unit", {"data": "mnist", "normalize": False}),
+        ("mnist-50k", {"data": "mnist", "holdout": True, "normalize": False}),
+        ("module.path:ClassName", {"data": "module.path:ClassName"}),
+    ],
+)
+def test_configs_of_before_with_options_in_the_name_of_the_data(tmp_path, data, values):
+    (tmp_path / "config.yaml").write_text(f"data: {data}\nepochs: 3\n")
+    read = TrainConfig.load(tmp_path / "config.yaml")
+    assert read == TrainConfig(**values, epochs=3)
+    assert type(read.holdout) is type(values.get("holdout", False))  # 1 == True
+    read.save(tmp_path / "config.yaml")
+    assert TrainConfig.load(tmp_path / "config.yaml") == read
+
+
 def test_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().epochs = 3  # pyright: ignore[reportAttributeAccessIssue]
@@ -72,6 +91,8 @@ def test_numbers_that_yaml_reads_as_text():
         ({"data": None}, "data: expected text, received None"),
         ({"architecture_args": [1]}, r"architecture_args: expected KEY: VALUE pairs, received \[1\]"),
         ({"init": "papr"}, "init: expected one of paper, preserve, received 'papr'"),
+        ({"holdout": "some"}, "holdout: expected true, false or how many images, received 'some'"),
+        ({"holdout": -1}, "holdout: expected a number ≥ 0, received -1"),
         ({"out": 3}, "out: expected text, received 3"),
     ],
 )

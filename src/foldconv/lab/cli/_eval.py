@@ -36,6 +36,19 @@ def add_arguments(parser: Parser) -> None:
         help="height and width the images are resized to (default: as in training)",
     )
     group.add_argument(
+        "--holdout",
+        metavar="N",
+        type=int,
+        nargs="?",
+        const=True,
+        help="test on the last training images, as many as the test split has or so many (default: as in training)",
+    )
+    group.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="normalize pixels to mean 0 and deviation 1; no: they stay in [0, 1] (default: as in training)",
+    )
+    group.add_argument(
         "--corrupt-images",
         choices=("error", "skip"),
         help="images that cannot be read: stop, or count them (default: the run's, or error)",
@@ -57,12 +70,13 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     name = options.data or description.get("data")
     if name is None:
         raise CheckpointError(f"{options.checkpoint}: does not say what it was trained on; name it with --data")
-    if options.data is None and (not isinstance(name, str) or is_data_module(name)):
+    opened = {"workers": options.workers, **_data_options(options, description)}
+    config = TrainConfig(data=name, **opened) if isinstance(name, str) else None
+    if config is None or (options.data is None and is_data_module(config.data)):
         # A file is not trusted: a module that it names would be run.
         raise CheckpointError(
             f"{options.checkpoint}: names {name!r} as its data, whose code would run; if you trust it, give --data"
         )
-    config = TrainConfig(data=name, workers=options.workers, **_data_options(options, description))
     data = config.open_data()
     check_classes({"foldconv": description}, data, options.checkpoint)
     found = evaluate(network, data, device=options.device, workers=config.workers)
@@ -116,8 +130,10 @@ def _data_options(options: argparse.Namespace, description: dict[str, Any]) -> d
         values = read_yaml(config) if config.is_file() else {}
         if values.get("data") == description.get("data"):  # else it is not this checkpoint's
             found |= {key: values[key] for key in ("data_folder", "download", "corrupt_images") if key in values}
+        found |= {key: description[key] for key in ("holdout", "normalize") if key in description}
     given = {"data_folder": options.data_folder, "image_size": options.image_size}
     given |= {"corrupt_images": options.corrupt_images, "download": False if options.no_download else None}
+    given |= {"holdout": options.holdout, "normalize": options.normalize}
     return found | {key: value for key, value in given.items() if value is not None}
 
 

@@ -51,8 +51,9 @@ def _add_option(group: Any, field: dataclasses.Field, hint: Any) -> None:
     elif hint is bool:
         settings["action"] = argparse.BooleanOptionalAction
         settings["help"] += f" (default: {'yes' if field.default else 'no'})"
-    elif bool in kinds:  # a switch that may name a file
-        settings |= {"nargs": "?", "const": True, "metavar": "CHECKPOINT"}
+    elif bool in kinds:  # a switch that may say which or how many
+        number = {"type": int, "metavar": "N"} if int in kinds else {"metavar": "CHECKPOINT"}
+        settings |= {"nargs": "?", "const": True, **number}
     elif hint == Patterns:
         settings |= {"nargs": "+", "metavar": "PATTERN"}
     else:

@@ -20,7 +20,6 @@ class Arrays:
 
     Args:
         source: the file or folder, for messages.
-        unreadable: images that were left out.
     """
 
     source: str
@@ -29,27 +28,14 @@ class Arrays:
     test_images: torch.Tensor
     test_labels: torch.Tensor
     classes: tuple[str, ...] | None = None
-    unreadable: frozenset[str] = frozenset()
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What follows the colon in a name.
-
-    Args:
-        holdout: so many of the last training images are the test set, and are not trained on; None: the test split.
-        unit: pixels in [0, 1] and not normalized.
-    """
-
-    holdout: int | None = None
-    unit: bool = False
 
 
 def image_data(
     name: str,
     arrays: Arrays,
-    options: Options,
     augmentation: str,
+    holdout: bool | int,
+    normalize: bool,
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> ImageData:
     """The set for training: checked, held out, normalized.
@@ -57,8 +43,10 @@ def image_data(
     Args:
         name: what the set is called.
         arrays: the images.
-        options: of the name.
         augmentation: one of `AUGMENTATIONS`; the default is "flip-crop" for colour images and "none" for grey ones.
+        holdout: so many of the last training images are the test set, and are not trained on; True: as many as the
+            test split has; False or 0: the test split.
+        normalize: else pixels stay in [0, 1].
         statistics: published mean and standard deviation; by default those of the images that are trained on.
 
     Raises:
@@ -66,15 +54,15 @@ def image_data(
     """
     num_classes = check_labels(arrays)
     train, test = (arrays.train_images, arrays.train_labels), (arrays.test_images, arrays.test_labels)
-    if options.holdout is not None:
-        count = options.holdout or len(test[1])
+    if holdout:
+        count = len(test[1]) if holdout is True else holdout
         if count >= len(train[1]):
             received = f"received holdout={count} of {len(train[1])} training images"
             raise UnsupportedError(f"{name}: expected to hold out fewer images than there are, {received}")
         test = (train[0][-count:], train[1][-count:])
         train = (train[0][:-count], train[1][:-count])
     channels, height, width = train[0].shape[1:]
-    mean, std = ((0.0,) * channels, (1.0,) * channels) if options.unit else statistics or pixel_statistics(train[0])
+    mean, std = statistics or pixel_statistics(train[0]) if normalize else ((0.0,) * channels, (1.0,) * channels)
     if augmentation == "default":
         augmentation = "flip-crop" if channels == 3 else "none"
     transform = BatchTransform(
@@ -91,7 +79,6 @@ def image_data(
         (channels, height, width),
         arrays.classes,
         transform,
-        set(arrays.unreadable),
     )
 
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...errors import UnsupportedError, unknown
-from .arrays import Options, digits, image_data
+from .arrays import digits, image_data
 from .augmentation import check_augmentation, check_for_folders_only, image_options
 from .folders import folder_data
 from .image_data import ImageData
 from .modules import is_data_module, module_data
 from .named import NAMED, read_named
 from .npz import read_npz
-
-_OPTIONS = re.compile(r":(?P<options>(holdout(=[1-9]\d*)?|unit)(,(holdout(=[1-9]\d*)?|unit))*)$")
-
-_ALIASES = {"mnist-50k": "mnist:holdout,unit"}
 
 
 def create_data(
@@ -31,16 +26,15 @@ def create_data(
     augmentation: str = "default",
     augmentation_args: Mapping[str, Any] | None = None,
     corrupt_images: str = "error",
+    holdout: bool | int = False,
+    normalize: bool = True,
 ) -> ImageData:
     """A data set by name or path; cheap to ask for again.
 
     Args:
-        name: one of `list_data`; or the path of an .npz file (Keras' layout, or JPEG bytes; `read_npz`) or of a folder
+        name: one of `list_data`; or the path of an .npz file (`read_npz`) or of a folder
             with train/ and val/ (`folder_data`); or the ``module.path:ClassName`` of a `LightningDataModule`
-            (`module_data`; its code runs). A test set is the official test split. Options may follow a colon:
-            ``holdout`` tests on the last training images, as many as the test split has, and trains on those before;
-            ``holdout=5000`` says how many; ``unit`` leaves pixels in [0, 1]. ``mnist-50k`` is
-            ``mnist:holdout,unit``, the protocol of DO-Conv's MNIST demonstration.
+            (`module_data`; its code runs). A test set is the official test split.
         folder: where sets lie, or are downloaded to. ``NAME.npz`` in it is taken before torchvision's files.
         download: whether a set that is not there may be fetched.
         image_size: height and width of the images; None keeps those of the set (224 for folders).
@@ -51,6 +45,10 @@ def create_data(
             (`augmentation.ImageOptions`).
         corrupt_images: "error" raises at the first image that cannot be read; "skip" leaves it out and counts it in
             `ImageData.images_skipped`.
+        holdout: True tests on the last training images, as many as the test split has, and trains on those before;
+            a number says how many. For named sets and .npz files.
+        normalize: whether pixels are normalized to mean 0 and standard deviation 1 per channel; else they stay in
+            [0, 1]. For named sets and .npz files.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -65,33 +63,28 @@ def create_data(
         raise UnsupportedError(f"corrupt_images: expected one of error, skip, received {corrupt_images!r}")
     if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
         raise UnsupportedError(f"image_size: expected a number of pixels ≥ 1, received {image_size!r}")
-    base, options = _parse(name)
     given = augmentation_args or {}
     image = image_options(given, augmentation)
-    if base == "digits" or base in NAMED or base.endswith(".npz") or is_data_module(base):
+    if name == "digits" or name in NAMED or name.endswith(".npz") or is_data_module(name):
         check_for_folders_only(name, augmentation, given)
-    before, _, option = base.rpartition(":")
-    if before in list_data() or before.endswith(".npz"):
-        known = ["holdout", "holdout=COUNT", "unit"]
-        raise UnsupportedError(f"{before}: {unknown('option', option, known)}, or several with commas")
-    if base == "digits":
-        if options != Options():
-            raise UnsupportedError(f"{name}: digits takes no options; its test images are split off already")
+    if name in NAMED:
+        arrays = read_named(name, folder, download, image_size)
+        statistics = NAMED[name].mean, NAMED[name].std
+        return image_data(name, arrays, augmentation, holdout, normalize, statistics)
+    if name.endswith(".npz"):
+        return image_data(name, read_npz(name, image_size), augmentation, holdout, normalize)
+    if holdout or not normalize:
+        which = "holdout" if holdout else "normalize"
+        raise UnsupportedError(f"{name}: {which}: for MNIST, CIFAR and .npz files only; leave it out")
+    if name == "digits":
         return digits(name, image_size, augmentation)
-    if base in NAMED:
-        arrays = read_named(base, folder, download, image_size, corrupt_images)
-        return image_data(name, arrays, options, augmentation, (NAMED[base].mean, NAMED[base].std))
-    if base.endswith(".npz"):
-        return image_data(name, read_npz(base, image_size, corrupt_images), options, augmentation)
-    if is_data_module(base):
+    if is_data_module(name):
         return module_data(name, folder, download, image_size)
-    if Path(base).is_dir():
-        if options != Options():
-            raise UnsupportedError(f"{name}: a folder takes no options; its test images are those in val/")
-        return folder_data(name, base, image_size, augmentation, corrupt_images, image)
-    if os.sep in base or "/" in base:
+    if Path(name).is_dir():
+        return folder_data(name, image_size, augmentation, corrupt_images, image)
+    if os.sep in name or "/" in name:
         remedy = "check the path, or name one of: " + ", ".join(list_data())
-        raise FileNotFoundError(f"{base}: expected a folder with train/ and val/, found no such folder; {remedy}")
+        raise FileNotFoundError(f"{name}: expected a folder with train/ and val/, found no such folder; {remedy}")
     path = "or a path (.npz, or a folder with train/ and val/)"
     raise UnsupportedError(f"{unknown('data set', name, list_data())}; {path}")
 
@@ -102,17 +95,4 @@ def list_data() -> list[str]:
     >>> "digits" in list_data()
     True
     """
-    return sorted(["digits", *NAMED, *_ALIASES])
-
-
-def _parse(name: str) -> tuple[str, Options]:
-    name = _ALIASES.get(name, name)
-    found = _OPTIONS.search(name)
-    if not found:
-        return name, Options()
-    given = found["options"].split(",")
-    holdout = None
-    for option in given:
-        if option.startswith("holdout"):
-            holdout = int(option.partition("=")[2] or 0)
-    return name[: found.start()], Options(holdout=holdout, unit="unit" in given)
+    return sorted(["digits", *NAMED])

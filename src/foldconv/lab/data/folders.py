@@ -65,7 +65,6 @@ class FolderImages(Dataset):
 
 
 def folder_data(
-    name: str,
     path: str,
     image_size: int | None,
     augmentation: str,
@@ -79,7 +78,6 @@ def folder_data(
     8/7 of the size, then the middle.
 
     Args:
-        name: what the set is called.
         path: of the folder that has train/ and val/ (or test/).
         image_size: 224 by default.
         augmentation: one of `AUGMENTATIONS`, or a policy of timm.
@@ -111,7 +109,7 @@ def folder_data(
     middle = [transforms.Resize(round(size / CROP_SHARE)), transforms.CenterCrop(size)]
     skip = corrupt_images == "skip"
     return ImageData(
-        name,
+        path,
         FolderImages(train, image_transform(size, augmentation, options, middle), substitute=True, skip=skip),
         FolderImages(test, transforms.Compose([*middle, transforms.PILToTensor()]), substitute=False, skip=skip),
         len(classes),

@@ -39,9 +39,7 @@ NAMED = {
 }
 
 
-def read_named(
-    name: str, folder: str | os.PathLike[str], download: bool, image_size: int | None, corrupt_images: str
-) -> Arrays:
+def read_named(name: str, folder: str | os.PathLike[str], download: bool, image_size: int | None) -> Arrays:
     """The images of a set in `NAMED`; read once per process.
 
     ``NAME.npz`` in the folder is taken if it is there (so also where nothing can be downloaded). CIFAR's files are
@@ -52,7 +50,7 @@ def read_named(
     """
     file = Path(folder, f"{name}.npz")
     if file.is_file():
-        return read_npz(file, image_size, corrupt_images)
+        return read_npz(file, image_size)
     return _read(name, os.path.realpath(folder), str(folder), download, image_size)
 
 

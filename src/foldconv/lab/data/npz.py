@@ -1,10 +1,8 @@
-"""Sets in one .npz file: Keras' layout, or JPEG bytes. Never unpickled."""
+"""Sets in one .npz file in Keras' layout. Never unpickled."""
 
 from __future__ import annotations
 
 import functools
-import io
-import itertools
 import os
 import zipfile
 import zlib
@@ -18,20 +16,17 @@ from ...errors import UnsupportedError
 from .arrays import Arrays, resized
 
 KERAS = "x_train, y_train, x_test, y_test"
-JPEG = "jpeg_train, offsets_train, y_train, jpeg_test, offsets_test, y_test"
 
 
-def read_npz(path: str | os.PathLike[str], image_size: int | None = None, corrupt_images: str = "error") -> Arrays:
+def read_npz(path: str | os.PathLike[str], image_size: int | None = None) -> Arrays:
     """Images and labels from a file, which is read again only when it has changed.
 
-    Keras' layout: ``x_train``, ``y_train``, ``x_test``, ``y_test``, uint8 (N, H, W) or (N, H, W, C). Or encoded
-    images (JPEG, PNG): ``jpeg_train``, all bytes in a row, and ``offsets_train``, where image i is
-    ``jpeg_train[offsets_train[i]:offsets_train[i + 1]]``; ``y_train``; the same for test. ``classes`` may hold names.
+    Keras' layout: ``x_train``, ``y_train``, ``x_test``, ``y_test``, uint8 (N, H, W) or (N, H, W, C); ``classes`` may
+    hold names.
 
     Args:
         path: the file.
         image_size: squares of so many pixels; None keeps the size, which is then the same for all images.
-        corrupt_images: "error", or "skip" to leave out images that cannot be decoded.
 
     Raises:
         FileNotFoundError: no such file.
@@ -41,48 +36,36 @@ def read_npz(path: str | os.PathLike[str], image_size: int | None = None, corrup
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a data set (.npz), found no such file; check the path")
     state = path.stat()
-    return _read(str(path), (str(path.resolve()), state.st_mtime_ns, state.st_size), image_size, corrupt_images)
+    return _read(str(path), (str(path.resolve()), state.st_mtime_ns, state.st_size), image_size)
 
 
 @functools.lru_cache(maxsize=2)
-def _read(path: str, _identity: tuple, image_size: int | None, corrupt_images: str) -> Arrays:
+def _read(path: str, _identity: tuple, image_size: int | None) -> Arrays:
     arrays = _load(path)
     classes = _classes(path, arrays)
-    if "x_train" in arrays:
-        _expect(path, arrays, KERAS)
-        train, test = (_pixels(path, f"x_{split}", arrays[f"x_{split}"]) for split in ("train", "test"))
-        unread: set[str] = set()
-        kept = [torch.arange(len(train)), torch.arange(len(test))]
-    else:
-        _expect(path, arrays, JPEG)
-        unread = set()
-        grey = _is_grey(arrays)
-        (train, kept_train), (test, kept_test) = (
-            _decode(path, split, arrays, grey, image_size, corrupt_images, unread) for split in ("train", "test")
-        )
-        kept = [kept_train, kept_test]
-    train, test = resized(train, image_size), resized(test, image_size)
+    missing = [key for key in KERAS.split(", ") if key not in arrays]
+    if missing:
+        has = f"which has {', '.join(sorted(arrays))}" if arrays else "which has none"
+        expected = f"expected {KERAS}; save pixels so, not encoded images, with numpy.savez"
+        raise UnsupportedError(f"{path}: no {', '.join(missing)} in this file, {has}; {expected}")
+    train, test = (resized(_pixels(path, key, arrays[key]), image_size) for key in ("x_train", "x_test"))
     if train.shape[1:] != test.shape[1:]:
         shapes = f"received {tuple(train.shape[1:])} for training and {tuple(test.shape[1:])} for testing"
         raise UnsupportedError(
             f"{path}: expected images of one shape, {shapes} (channels, height, width); give image_size"
         )
-    labels = [
-        _labels(path, f"y_{split}", arrays[f"y_{split}"], count)[index]
-        for split, index, count in zip(("train", "test"), kept, (_count(arrays, s) for s in ("train", "test")))
-    ]
-    return Arrays(path, train, labels[0], test, labels[1], classes, frozenset(unread))
+    labels = [_labels(path, key, arrays[key], len(images)) for key, images in (("y_train", train), ("y_test", test))]
+    return Arrays(path, train, labels[0], test, labels[1], classes)
 
 
 def _load(path: str) -> dict[str, np.ndarray]:
-    wanted = {*KERAS.split(", "), *JPEG.split(", "), "classes"}
     try:
         with open(path, "rb") as stream:  # NumPy leaves a file open that it cannot read
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise UnsupportedError(f"{path}: expected an .npz file with {KERAS}, received a single array")
             with file:
-                return {key: file[key] for key in file.files if key in wanted}
+                return {key: file[key] for key in file.files if key in (*KERAS.split(", "), "classes")}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         if isinstance(error, UnsupportedError):
             raise
@@ -91,18 +74,6 @@ def _load(path: str) -> dict[str, np.ndarray]:
         else:
             reason = f"a damaged or truncated one ({' '.join(str(error).split())}); copy or write it again"
         raise UnsupportedError(f"{path}: expected an .npz file with {KERAS}, received {reason}") from error
-
-
-def _expect(path: str, arrays: Mapping[str, np.ndarray], layout: str) -> None:
-    missing = [key for key in layout.split(", ") if key not in arrays]
-    if missing:
-        has = f"which has {', '.join(sorted(arrays))}" if arrays else "which has none of them"
-        other = f"; expected {layout}" if "x_train" in arrays else f"; expected {KERAS}, or {JPEG}"
-        raise UnsupportedError(f"{path}: no {', '.join(missing)} in this file, {has}{other}")
-
-
-def _count(arrays: Mapping[str, np.ndarray], split: str) -> int:
-    return len(arrays[f"x_{split}"]) if f"x_{split}" in arrays else len(arrays[f"offsets_{split}"]) - 1
 
 
 def _classes(path: str, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:
@@ -135,62 +106,3 @@ def _labels(path: str, key: str, array: np.ndarray, count: int) -> torch.Tensor:
         expected = f"expected {count} whole numbers, one label per image"
         raise UnsupportedError(f"{path}: {key}: {expected}, received {array.dtype} of shape {array.shape}")
     return torch.from_numpy(flat.astype(np.int64))
-
-
-def _is_grey(arrays: Mapping[str, np.ndarray]) -> bool:
-    """All images get the channels of the first one."""
-    from PIL import Image
-
-    try:
-        start, stop = arrays["offsets_train"][:2].tolist()
-        with Image.open(io.BytesIO(arrays["jpeg_train"][start:stop].tobytes())) as image:
-            return image.mode == "L"
-    except Exception:  # whatever is wrong with it is said when it is decoded
-        return False
-
-
-def _decode(
-    path: str,
-    split: str,
-    arrays: Mapping[str, np.ndarray],
-    grey: bool,
-    image_size: int | None,
-    corrupt_images: str,
-    unread: set[str],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images (N, C, H, W) of a split that can be read, and which these are."""
-    from PIL import Image, UnidentifiedImageError
-
-    data, offsets = arrays[f"jpeg_{split}"], arrays[f"offsets_{split}"]
-    if data.dtype != np.uint8 or data.ndim != 1:
-        raise UnsupportedError(f"{path}: jpeg_{split}: expected bytes in a row, received {data.dtype} {data.shape}")
-    fits = offsets.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets) > 1
-    if not fits or int(offsets[0]) < 0 or int(offsets[-1]) > len(data) or bool((offsets[1:] < offsets[:-1]).any()):
-        expected = f"expected growing positions, one more than images, up to the {len(data)} bytes of jpeg_{split}"
-        last = f", the last {offsets[-1]}" if fits else f" of shape {offsets.shape}"
-        raise UnsupportedError(f"{path}: offsets_{split}: {expected}, received {offsets.dtype}{last}; write it again")
-    mode = "L" if grey else "RGB"
-    whole, images, kept = data.tobytes(), [], []
-    for i, (start, stop) in enumerate(itertools.pairwise(offsets.tolist())):
-        place = f"{path}: jpeg_{split}[{i}]"
-        try:
-            with Image.open(io.BytesIO(whole[start:stop])) as image:
-                pixels = torch.from_numpy(np.array(image.convert(mode)))
-        except Exception as error:  # decoders raise all kinds, for bytes that anybody may have written
-            if corrupt_images == "skip":
-                unread.add(place)
-                continue
-            unknown = isinstance(error, UnidentifiedImageError)
-            reason = "of no known format" if unknown else " ".join(str(error).split())
-            remedy = "replace it, or leave such images out with corrupt_images: skip"
-            expected = f"expected an image, received {stop - start} bytes ({reason})"
-            raise UnsupportedError(f"{place}: {expected}; {remedy}") from error
-        tensor = resized((pixels.unsqueeze(0) if grey else pixels.permute(2, 0, 1)).unsqueeze(0), image_size)[0]
-        if images and tensor.shape != images[0].shape:
-            expected = f"expected shape {tuple(images[0].shape)} as of the first image"
-            raise UnsupportedError(f"{place}: {expected}, received {tuple(tensor.shape)}; give image_size")
-        images.append(tensor)
-        kept.append(i)
-    if not images:
-        raise UnsupportedError(f"{path}: jpeg_{split}: expected images, received none that can be read")
-    return torch.stack(images), torch.tensor(kept)

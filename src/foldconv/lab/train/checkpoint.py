@@ -6,6 +6,7 @@ folded), and a bare ``state_dict`` in a .pt, .pth or .safetensors file. The firs
     architecture, architecture_args     what `foldconv.zoo.create` takes
     batchnorm_folded                    whether norms were absorbed (absent: no)
     data, input_shape                   what it was trained on: name, [channels, height, width]
+    holdout, normalize                  how it was split and normalized, as in `TrainConfig`
     method                              what it was trained with, "plain" for nothing
     layers                              Lightning checkpoints only: which layers are expanded, and how
 """
@@ -67,6 +68,8 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
         "architecture": config.architecture,
         "architecture_args": _without_weights(options),
         "data": data.name,
+        "holdout": config.holdout,
+        "normalize": config.normalize,
         "input_shape": list(data.input_shape),
         "method": config.method,
         "layers": describe_layers(network),

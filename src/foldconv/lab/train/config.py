@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,9 @@ def _about(group: str, help: str) -> dict[str, str]:
 def _option(default: Any, group: str, help: str) -> Any:
     return dataclasses.field(default=default, metadata=_about(group, help))
 
+
+_OLD_DATA = re.compile(r"(.+?):((?:holdout(?:=[1-9]\d*)?|unit)(?:,(?:holdout(?:=[1-9]\d*)?|unit))*)")
+"""How runs of earlier versions say `holdout` and `normalize`: behind the data set's name."""
 
 Patterns = str | list[str] | None
 """Glob patterns on the names of layers: none, one, or several."""
@@ -71,6 +75,12 @@ class TrainConfig:
     corrupt_images: Literal["error", "skip"] = _option(
         "error", _DATA, "images that cannot be read: stop, or count them"
     )
+    holdout: bool | int = _option(
+        False,
+        _DATA,
+        "test on the last training images, as many as the test split has or so many, and train on the rest",
+    )
+    normalize: bool = _option(True, _DATA, "normalize pixels to mean 0 and deviation 1; no: they stay in [0, 1]")
     workers: int = _option(0, _DATA, "processes that decode images; 0: none but the training's own")
 
     architecture: str = _option("digits_resnet", _NETWORK, "network: a name of the zoo, of timm or of torchvision")
@@ -156,6 +166,14 @@ class TrainConfig:
     def __post_init__(self):
         for name, hint in typing.get_type_hints(type(self)).items():
             object.__setattr__(self, name, _convert(name, getattr(self, name), hint))
+        data = "mnist:holdout,unit" if self.data == "mnist-50k" else self.data
+        if old := _OLD_DATA.fullmatch(data):
+            object.__setattr__(self, "data", old[1])
+            for option, _, count in (each.partition("=") for each in old[2].split(",")):
+                if option == "unit":
+                    object.__setattr__(self, "normalize", False)
+                else:
+                    object.__setattr__(self, "holdout", int(count) if count else True)
         for name, (lowest, highest) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not lowest <= value < highest:
@@ -193,6 +211,8 @@ class TrainConfig:
             augmentation=self.augmentation,
             augmentation_args=self.augmentation_args,
             corrupt_images=self.corrupt_images,
+            holdout=self.holdout,
+            normalize=self.normalize,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -320,6 +340,7 @@ _EXPECTED = {
     str: "text",
     str | None: "text",
     bool: "true or false",
+    bool | int: "true, false or how many images",
     bool | str: "true, false or the path of a checkpoint",
     Patterns: "a pattern or a list of patterns",
 }
@@ -336,4 +357,4 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 _RANGES |= dict.fromkeys(("lr", "momentum", "weight_decay", "warmup_epochs", "clip_gradient"), (0, math.inf))
 _RANGES |= dict.fromkeys(("stem_lr_factor", "bias_lr_factor", "mixup", "cutmix"), (0, math.inf))
-_RANGES |= dict.fromkeys(("seed", "threads", "workers"), (0, math.inf))
+_RANGES |= dict.fromkeys(("seed", "threads", "workers", "holdout"), (0, math.inf))
