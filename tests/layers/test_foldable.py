@@ -7,7 +7,8 @@ from torch import nn
 
 import foldconv
 from foldconv import methods
-from foldconv.layers.foldable import PLAIN, conv_arguments
+from foldconv.algebra.convolutions import PLAIN
+from foldconv.layers.foldable import conv_arguments
 from foldconv.layers.permuted import PERMUTED
 
 RANKS = [

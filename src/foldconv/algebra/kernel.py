@@ -21,24 +21,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import UnsupportedError
-
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
-def as_tuple(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """One integer per spatial dimension.
-
-    >>> as_tuple(3, 2), as_tuple((1, 2), 2)
-    ((3, 3), (1, 2))
-    """
-    return (int(value),) * ndim if isinstance(value, int) else tuple(int(v) for v in value)
+from .convolutions import CONV, CONV_TRANSPOSE, compose_taps, exchanged, plain_convolution
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -277,7 +264,7 @@ class Kernel:
             factors = first.weight.reshape(groups, 1, -1).expand(-1, b.out_channels // groups, -1)
             weight = b.weight * factors.reshape(b.out_channels, -1, *(1,) * b.ndim)
         else:
-            weight = _compose(first.grouped(groups).dilated(dilation).weight, b.weight, groups)
+            weight = compose_taps(first.grouped(groups).dilated(dilation).weight, b.weight, groups)
         bias = second.bias
         if first.bias is not None:
             sums = second.grouped(groups).weight.flatten(2).sum(2)
@@ -300,10 +287,8 @@ class Kernel:
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to a feature map of shape ``(batch, in, *spatial)``: pad once, then convolve."""
         if self.transposed:
-            out, per_group = self.weight.shape[:2]
-            weight = self.weight.reshape(self.groups, out // self.groups, per_group, *self.size).transpose(1, 2)
-            weight = weight.reshape(self.in_channels, out // self.groups, *self.size)
-            y = _CONV_TRANSPOSE[self.ndim](x, weight, stride=self.stride, groups=self.groups, dilation=self.dilation)
+            weight = exchanged(self.weight, self.groups)
+            y = CONV_TRANSPOSE[self.ndim](x, weight, stride=self.stride, groups=self.groups, dilation=self.dilation)
             y = F.pad(y, [-n for pair in reversed(self.padding) for n in pair])
             return y if self.bias is None else y + self.bias.reshape(1, -1, *(1,) * self.ndim)
         grow = [max(n, 0) for pair in reversed(self.padding) for n in pair]
@@ -312,14 +297,69 @@ class Kernel:
             x = F.pad(x, grow, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
         if any(crop):
             x = F.pad(x, crop)
-        conv = _CONV[self.ndim]
+        conv = CONV[self.ndim]
         return conv(x, self.weight, self.bias, stride=self.stride, dilation=self.dilation, groups=self.groups)
 
     def to_module(self) -> _ConvNd:
-        """The plain ``nn.Conv*d`` or ``nn.ConvTranspose*d`` that computes this kernel (window enlarged if need be)."""
-        from .realization import realize
+        """The plain ``nn.Conv*d`` or ``nn.ConvTranspose*d`` that computes this kernel, of its dtype and device.
 
-        return realize(self)
+        torch pads both sides of a dimension alike (or the way ``padding="same"`` does), a kernel may not; the window is
+        then enlarged with zero taps until it does. The function is the same, the cost grows.
+
+        Example:
+            >>> Kernel(torch.ones(4, 2, 3, 3), padding=((1, 1), (1, 1)), groups=2).to_module()
+            Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=2, bias=False)
+            >>> Kernel(torch.ones(1, 1, 2, 2), padding=((0, 1), (0, 1))).to_module()
+            Conv2d(1, 1, kernel_size=(2, 2), stride=(1, 1), padding=same, bias=False)
+        """
+        if self.transposed:
+            k = self._with_room()
+            pads = {"output_padding": tuple(before - after for before, after in k.padding)}
+        else:
+            k = self if self._pads_as_same else self._symmetric()
+            pads = {"padding_mode": k.padding_mode if any(k.pads) else "zeros"}
+        padding = "same" if k._pads_as_same and not k.transposed else tuple(before for before, _ in k.padding)
+        geometry = {"stride": k.stride, "padding": padding, "dilation": k.dilation, "groups": k.groups, **pads}
+        return plain_convolution(k.weight, k.bias, k.transposed, **geometry)
+
+    @property
+    def _pads_as_same(self) -> bool:
+        """Does ``padding="same"`` (stride 1, the odd sample of padding behind) describe this kernel's padding?"""
+        uneven = any(before != after for before, after in self.padding)
+        return uneven and all(
+            s == 1 and before + after == d * (k - 1) and before == (d * (k - 1)) // 2
+            for s, (before, after), d, k in zip(self.stride, self.padding, self.dilation, self.size)
+        )
+
+    def _symmetric(self) -> Kernel:
+        """The kernel in a window whose padding is the same on both sides."""
+        target = [max(before, after, 0) for before, after in self.padding]
+        # A pointwise dimension keeps its dilation where that costs nothing, so that arguments survive.
+        kernel = self.dilated(
+            [
+                d if k == 1 and before == after == t else math.gcd(d if k > 1 else 0, t - before, t - after) or 1
+                for d, k, t, (before, after) in zip(self.dilation, self.size, target, self.padding)
+            ]
+        )
+        front = [(t - before) // d for t, (before, _), d in zip(target, self.padding, kernel.dilation)]
+        back = [(t - after) // d for t, (_, after), d in zip(target, self.padding, kernel.dilation)]
+        return kernel.embedded(front, back)
+
+    def _with_room(self) -> Kernel:
+        """A transposed kernel that torch can crop: ``before ≥ max(after, 0)``, by no more than output padding may be.
+
+        Zero taps are added in front and behind, and cropped away again.
+        """
+        if self.padding_mode != "zeros":
+            raise UnsupportedError("a transposed convolution has zero padding only")
+        need = [max(after - before, -before, 0) for before, after in self.padding]
+        kernel = self.dilated([math.gcd(d, n) if n else d for d, n in zip(self.dilation, need)])
+        kernel = kernel.embedded([n // d for n, d in zip(need, kernel.dilation)], [0] * self.ndim)
+        spare = [before - after for before, after in kernel.padding]
+        # torch allows an output padding below max(stride, dilation).
+        limit = [max(s, d) for s, d in zip(kernel.stride, kernel.dilation)]
+        behind = [max(0, math.ceil((n - m + 1) / d)) for n, m, d in zip(spare, limit, kernel.dilation)]
+        return kernel.embedded([0] * self.ndim, behind)
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -371,25 +411,6 @@ def _check_borders(first: Kernel, second: Kernel) -> str:
     return mode
 
 
-def _compose(first: Tensor, second: Tensor, groups: int) -> Tensor:
-    """``K[o,i,t] = Σ_{m,j} second[o,m,j] · first[m,i,t-j]`` per group; a full convolution of the taps."""
-    ndim = first.dim() - 2
-    middle = first.shape[0] // groups
-    sizes = tuple(first.shape[2:]), tuple(second.shape[2:])
-    if 1 in map(math.prod, sizes):
-        # One of them is pointwise: a product of matrices, where the convolution below would mostly multiply padding.
-        a = first.reshape(groups, middle, first.shape[1], -1)
-        b = second.reshape(groups, -1, middle, math.prod(sizes[1]))
-        size = max(sizes, key=math.prod)
-        return torch.einsum("gomt,gmis->goits", b, a).reshape(second.shape[0], first.shape[1], *size)
-    # The taps of `first` take the place of an image: batch = input channel, channels = groups × middle.
-    image = first.reshape(groups, middle, *first.shape[1:]).transpose(1, 2)
-    image = image.transpose(0, 1).reshape(first.shape[1], groups * middle, *first.shape[2:])
-    flipped = second.flip(tuple(range(2, 2 + ndim)))
-    composed = _CONV[ndim](image, flipped, padding=tuple(k - 1 for k in second.shape[2:]), groups=groups)
-    return composed.transpose(0, 1)
-
-
 def _chain_transposed(first: Kernel, second: Kernel) -> Kernel:
     """Chains in which one side is a transposed convolution; the other has to be pointwise."""
 
@@ -410,4 +431,4 @@ def _chain_transposed(first: Kernel, second: Kernel) -> Kernel:
             "a transposed convolution chains exactly only with a pointwise layer after it, or a pointwise layer "
             "without bias or norm before it"
         )
-    return body.replace(weight=_compose(weight_first, weight_second, groups), bias=bias, groups=groups)
+    return body.replace(weight=compose_taps(weight_first, weight_second, groups), bias=bias, groups=groups)

@@ -13,7 +13,8 @@ from torch import nn
 
 from ..errors import UnsupportedError
 from . import norms
-from .kernel import CONVOLUTIONS, TRANSPOSED, Kernel, as_tuple
+from .convolutions import CONVOLUTIONS, TRANSPOSED, as_tuple, exchanged
+from .kernel import Kernel
 from .modules import Scale, Sum
 
 Rule = Callable[[Any, int, int], Kernel]
@@ -196,10 +197,7 @@ def transposed_geometry(conv: Any) -> dict[str, Any]:
 
 @kernel_rule(*TRANSPOSED.values())
 def _conv_transpose(module: Any, channels: int, ndim: int) -> Kernel:
-    total, per_group, *size = module.weight.shape
-    weight = module.weight.reshape(module.groups, total // module.groups, per_group, *size).transpose(1, 2)
-    weight = weight.reshape(per_group * module.groups, total // module.groups, *size)
-    return Kernel(weight, module.bias, **transposed_geometry(module))
+    return Kernel(exchanged(module.weight, module.groups), module.bias, **transposed_geometry(module))
 
 
 @kernel_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

@@ -20,8 +20,8 @@ from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
+from ..algebra.convolutions import PLAIN
 from ..errors import CheckpointError, UnsupportedError
-from ..layers.foldable import PLAIN
 from ..layers.permuted import PERMUTED, regrouped
 from ..methods import Method, method_from_json
 from ..network.dataflow import DataFlow

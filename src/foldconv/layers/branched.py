@@ -31,11 +31,12 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from ..algebra import Kernel, kernel_of
+from ..algebra.convolutions import CONVOLUTIONS
 from ..algebra.norms import is_norm, scale_and_shift
 from ..algebra.rules import conv_geometry
 from ..errors import UnsupportedError
 from ..ops import is_recorded
-from .foldable import CONVOLUTIONS, Foldable, realize_like
+from .foldable import Foldable, realize_like
 from .terms import terms_of
 
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}

@@ -23,14 +23,12 @@ import contextlib
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra import Kernel
+from ..algebra.convolutions import CONV_TRANSPOSE, PLAIN
 from ..ops import is_recorded
-from .foldable import PLAIN, Foldable, conv_arguments, describe_rank, plain_class
-
-_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+from .foldable import Foldable, conv_arguments, describe_rank, plain_class
 
 
 class ComposedConv(Foldable):
@@ -156,7 +154,7 @@ class ComposedConv(Foldable):
         extra = self._output_padding(  # pyright: ignore
             input, output_size, self.stride, self.padding, self.kernel_size, ndim, self.dilation
         )
-        return _CONV_TRANSPOSE[ndim](
+        return CONV_TRANSPOSE[ndim](
             input, self.kernel(), self.bias, self.stride, self.padding, extra, self.groups, self.dilation
         )
 

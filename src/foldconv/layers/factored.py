@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..algebra import Kernel
-from ..algebra.kernel import _compose
+from ..algebra.convolutions import compose_taps
 from ..algebra.rules import conv_geometry
 from ..errors import UnsupportedError
 from .composed import ComposedConv, _layout
@@ -77,7 +77,7 @@ class FactoredConv(ComposedConv):
         """The chain as one kernel of shape ``(out, in / groups, *kernel_size)``."""
         kernel, *later = self.factor_kernels(*parameters)
         for factor in later:
-            kernel = _compose(kernel, factor, self.groups)
+            kernel = compose_taps(kernel, factor, self.groups)
         return kernel.contiguous(memory_format=_layout(self._widest(parameters), kernel))
 
     def feature_forward(self, input: Tensor) -> Tensor:

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra import Kernel
-from ..algebra.kernel import CONVOLUTIONS, TRANSPOSED
-
-PLAIN = (*CONVOLUTIONS.values(), *TRANSPOSED.values())
+from ..algebra.convolutions import PLAIN, TRANSPOSED
 
 
 class Foldable(nn.Module):

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra import Kernel, Sum, kernel_of, kernel_rule, scale_and_shift
-from ..algebra.kernel import _CONV, CONVOLUTIONS, as_tuple
+from ..algebra.convolutions import CONV, CONVOLUTIONS, as_tuple
 from ..algebra.rules import conv_geometry
 from ..layers.branched import all_are_watched, is_watched, norm_like, padding_modules
 from ..ops import is_recorded
@@ -106,7 +106,7 @@ class PaddedWindow(nn.Sequential):
         else:
             weight, groups, dilation = window.weight, window.groups, window.dilation
             constant = weight.flatten(2).sum(2).unflatten(0, (groups, -1)) @ shift.view(groups, -1, 1)
-        padding, conv = [before for before, _ in pad.padding], _CONV[y.dim() - 2]
+        padding, conv = [before for before, _ in pad.padding], CONV[y.dim() - 2]
         return last(conv(y - shift, weight, constant.flatten(), window.stride, padding, dilation, groups))
 
     def to_kernel(self, dtype: torch.dtype | None = torch.float64) -> Kernel:

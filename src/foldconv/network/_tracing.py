@@ -20,10 +20,10 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
 from torch.overrides import TorchFunctionMode
 
+from ..algebra.convolutions import PLAIN
 from ..algebra.norms import is_norm
 from ..layers import Foldable
 from ..layers.branched import is_watched
-from ..layers.foldable import PLAIN
 from .tree import shadow_of
 
 _ABOUT = ("dtype", "device", "shape", "ndim", "is_cuda", "requires_grad")

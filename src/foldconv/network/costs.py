@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..algebra.kernel import TRANSPOSED
+from ..algebra.convolutions import PLAIN, TRANSPOSED
 from ..layers import BranchedConv, ComposedConv, Foldable, FoldableBlock, NormPlace
-from ..layers.foldable import PLAIN
 from .table import align
 from .tree import evaluation, first_names, walk
 

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from ..algebra.convolutions import PLAIN
 from ..algebra.norms import is_norm
 from ..errors import UnsupportedError
 from ..layers import Foldable
 from ..layers.branched import is_watched
-from ..layers.foldable import PLAIN
 from ._sources import held, only_called
 from ._tracing import Trace, traces_of
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from .._selection import Patterns, Selection, choose
+from ..algebra.convolutions import PLAIN
 from ..algebra.norms import after_norm
 from ..errors import UnsupportedError
 from ..layers import Foldable, NormPlace
-from ..layers.foldable import PLAIN
 from ..methods import Method, as_method
 from ..methods._registry import Init
 from .dataflow import DataFlow

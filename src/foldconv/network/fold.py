@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra import Kernel, kernel_of, norms
+from ..algebra.convolutions import PLAIN
 from ..errors import FoldMismatchError, UnsupportedError
 from ..layers import Foldable, NormPlace
-from ..layers.foldable import PLAIN, realize_like
+from ..layers.foldable import realize_like
 from .dataflow import DataFlow
 from .tree import carry_over, copy_of, expect_module, replace_modules, walk
 

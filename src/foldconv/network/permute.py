@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..algebra import Scale
-from ..algebra.kernel import CONVOLUTIONS
+from ..algebra.convolutions import CONVOLUTIONS, PLAIN
 from ..algebra.norms import after_norm, is_norm
-from ..layers.foldable import PLAIN, conv_arguments, plain_class
+from ..layers.foldable import conv_arguments, plain_class
 from ..layers.permuted import PERMUTED
 from ._tracing import Trace
 from .dataflow import DataFlow, is_altered

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..algebra.convolutions import PLAIN
 from ..algebra.norms import is_norm
 from ..errors import UnsupportedError
 from ..layers import Foldable, NormPlace
-from ..layers.foldable import PLAIN
 from .table import align
 from .tree import evaluation, walk
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra import kernel_of
+from ..algebra.convolutions import PLAIN
 from ..errors import FoldMismatchError
 from ..files.native import load, save
 from ..layers import ComposedConv, Foldable
-from ..layers.foldable import PLAIN
 from ..methods import Method
 from ..network.expand import expand
 from ..network.fold import fold

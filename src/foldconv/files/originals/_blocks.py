@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ...algebra.convolutions import PLAIN
 from ...errors import CheckpointError
-from ...layers.foldable import PLAIN
 from ...methods import Method, method_from_json
 from ...network.dataflow import DataFlow
 from ...network.expand import expanded_layers

@@ -1,0 +1,74 @@
+"""torch's convolutions: their classes and functions by number of dimensions, and what is done to their weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+PLAIN = (*CONVOLUTIONS.values(), *TRANSPOSED.values())
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def as_tuple(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+    """One integer per spatial dimension.
+
+    >>> as_tuple(3, 2), as_tuple((1, 2), 2)
+    ((3, 3), (1, 2))
+    """
+    return (int(value),) * ndim if isinstance(value, int) else tuple(int(v) for v in value)
+
+
+def exchanged(weight: Tensor, groups: int) -> Tensor:
+    """``(out, in / groups, *k)`` as ``(in, out / groups, *k)``, the form of a transposed convolution, and back.
+
+    >>> exchanged(torch.zeros(6, 2, 3), 2).shape
+    torch.Size([4, 3, 3])
+    """
+    return weight.unflatten(0, (groups, weight.shape[0] // groups)).transpose(1, 2).flatten(0, 1)
+
+
+def plain_convolution(weight: Tensor, bias: Tensor | None, transposed: bool, **geometry: Any) -> _ConvNd:
+    """torch's convolution with copies of a weight, ``(out, in / groups, *k)`` also for a transposed one, and a bias.
+
+    Args:
+        weight, bias: tensors of its dtype and device.
+        transposed: scatter instead of gather.
+        **geometry: its other arguments.
+    """
+    groups = geometry["groups"]
+    cls: Any = (TRANSPOSED if transposed else CONVOLUTIONS)[weight.dim() - 2]
+    channels, out, size = weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:])
+    module = cls(channels, out, size, bias=bias is not None, device="meta", **geometry)
+    weight = exchanged(weight, groups) if transposed else weight
+    module.weight = nn.Parameter(weight.detach().contiguous().clone())
+    if bias is not None:
+        module.bias = nn.Parameter(bias.detach().clone())
+    return module
+
+
+def compose_taps(first: Tensor, second: Tensor, groups: int) -> Tensor:
+    """``K[o,i,t] = Σ_{m,j} second[o,m,j] · first[m,i,t-j]`` per group; a full convolution of the taps."""
+    ndim = first.dim() - 2
+    middle = first.shape[0] // groups
+    sizes = tuple(first.shape[2:]), tuple(second.shape[2:])
+    if 1 in map(math.prod, sizes):
+        # One of them is pointwise: a product of matrices, where the convolution below would mostly multiply padding.
+        a = first.reshape(groups, middle, first.shape[1], -1)
+        b = second.reshape(groups, -1, middle, math.prod(sizes[1]))
+        size = max(sizes, key=math.prod)
+        return torch.einsum("gomt,gmis->goits", b, a).reshape(second.shape[0], first.shape[1], *size)
+    # The taps of `first` take the place of an image: batch = input channel, channels = groups × middle.
+    image = first.reshape(groups, middle, *first.shape[1:]).transpose(1, 2)
+    image = image.transpose(0, 1).reshape(first.shape[1], groups * middle, *first.shape[2:])
+    flipped = second.flip(tuple(range(2, 2 + ndim)))
+    composed = CONV[ndim](image, flipped, padding=tuple(k - 1 for k in second.shape[2:]), groups=groups)
+    return composed.transpose(0, 1)
