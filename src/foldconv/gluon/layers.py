@@ -9,6 +9,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
+from .. import formulas
 from ..errors import UnsupportedError
 from . import _layout
 
@@ -84,13 +85,7 @@ class DOConv2D(gluon.nn.Conv2D):
             UnsupportedError: as the class says; nothing has changed then.
         """
         geometry, taps = self._kwargs, self._taps
-        multiplier = taps if depth_multiplier is None else depth_multiplier
-        if not isinstance(multiplier, int) or isinstance(multiplier, bool) or multiplier < taps:
-            raise UnsupportedError(
-                f"depth_multiplier: expected an integer ≥ {taps}, the taps of a kernel of size "
-                f"{tuple(geometry['kernel'])}, received {depth_multiplier!r}; fewer could not express every kernel"
-            )
-        self.depth_multiplier = multiplier if taps > 1 else 1
+        multiplier = self.depth_multiplier = formulas.doconv_multiplier(depth_multiplier, geometry["kernel"])
         if taps == 1:
             return
         out, per_group = self.weight.shape[0], self._inputs_per_group

@@ -16,6 +16,7 @@ import numpy as np
 from mxnet import autograd, gluon
 from mxnet.gluon.nn import conv_layers
 
+from .. import formulas
 from .._selection import Patterns, Selection, choose
 from ..errors import FoldMismatchError, UnsupportedError, unknown
 from . import _layout
@@ -169,7 +170,7 @@ def _reason_against(layer: Any) -> str | None:
     if vars(layer).keys() & {"forward", "hybrid_forward"}:
         return "its forward was replaced on the instance, so it may compute another function"
     if math.prod(layer._kwargs["kernel"]) == 1:
-        return "its kernel has one tap, where D would add nothing; expected more than one tap"
+        return formulas.DOCONV_OF_ONE_TAP
     more = sorted(layer._reg_params.keys() - {"weight", "bias"})
     return f"it also holds {', '.join(map(repr, more))}, which a folded convolution has no place for" if more else None
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ..algebra import Kernel, Sum, kernel_of, kernel_rule, scale_and_shift
 from ..algebra.convolutions import CONV, CONVOLUTIONS, as_tuple
 from ..algebra.rules import conv_geometry
+from ..formulas import POINT_BESIDE_ONE_TAP
 from ..layers.branched import all_are_watched, is_watched, norm_like, padding_modules
 from ..ops import is_recorded
 from ._branched import BranchedMethod, conv_norm
@@ -213,7 +214,7 @@ class DBB(BranchedMethod):
     def reason_against(self, conv: Any, norm: nn.Module | None = None) -> str | None:
         """A 1×1 kernel gains nothing; the internal width has to fit the groups."""
         if set(conv.kernel_size) == {1}:
-            return "its kernel has one tap, which a 1×1 branch would only repeat"
+            return POINT_BESIDE_ONE_TAP
         if self.internal_width is not None and self.internal_width % conv.groups:
             return f"internal_width={self.internal_width} is no multiple of its {conv.groups} groups"
         return super().reason_against(conv, norm)

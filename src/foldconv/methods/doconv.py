@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .. import ops
+from .. import formulas, ops
 from ..algebra import Kernel
 from ..algebra.rules import conv_geometry, transposed_geometry
 from ..errors import UnsupportedError
@@ -66,15 +66,9 @@ class _DOConvNd(ComposedConv):
     ):
         super().__init__(*args, **kwargs)
         taps = math.prod(self.kernel_size)
-        multiplier = taps if depth_multiplier is None else depth_multiplier
-        if not isinstance(multiplier, int) or isinstance(multiplier, bool) or multiplier < taps:
-            raise UnsupportedError(
-                f"depth_multiplier: expected an integer ≥ {taps}, the taps of a kernel of size {self.kernel_size}, "
-                f"received {depth_multiplier!r}; fewer could not express every kernel"
-            )
         if composition not in ("kernel", "feature"):
             raise UnsupportedError(f"composition: expected 'kernel' or 'feature', received {composition!r}")
-        self.depth_multiplier = multiplier if taps > 1 else 1
+        self.depth_multiplier = formulas.doconv_multiplier(depth_multiplier, self.kernel_size)
         self.composition = composition
         extra = self.depth_multiplier - taps
         like = {"device": self.weight.device, "dtype": self.weight.dtype}
@@ -253,7 +247,7 @@ class DOConv(Method):
     def reason_against(self, conv: nn.Module, norm: nn.Module | None = None) -> str | None:
         """A kernel of one tap gains nothing."""
         if math.prod(conv.kernel_size) == 1:  # pyright: ignore
-            return "its kernel has one tap, where D would add nothing"
+            return formulas.DOCONV_OF_ONE_TAP
         return None
 
     def expand(self, conv: nn.Module, init: Init = "preserve", norm: nn.Module | None = None) -> Foldable:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..algebra import Sum
+from ..formulas import POINT_BESIDE_ONE_TAP, middle
 from ..layers import BranchedConv
 from ..layers.branched import branch_conv, has_identity, norm_like
 from ._branched import BranchedMethod
@@ -68,7 +69,7 @@ class QARepVGG(BranchedMethod):
             layer.norm.running_var.fill_(1 - layer.norm.eps)
         nn.init.zeros_(branches.point.conv.weight)
         if hasattr(branches, "identity"):
-            centre = tuple((k - 1) // 2 for k in conv.kernel_size)
+            centre = middle(conv.kernel_size)
             rows = torch.arange(conv.out_channels, device=conv.weight.device)
             with torch.no_grad():
                 conv.weight[(rows, rows % conv.weight.shape[1], *centre)] -= 1
@@ -76,5 +77,5 @@ class QARepVGG(BranchedMethod):
     def reason_against(self, conv: Any, norm: nn.Module | None = None) -> str | None:
         """A 1×1 kernel gains nothing."""
         if set(conv.kernel_size) == {1}:
-            return "its kernel has one tap, which a 1×1 branch would only repeat"
+            return POINT_BESIDE_ONE_TAP
         return super().reason_against(conv, norm)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra.norms import scale_and_shift
+from ..formulas import POINT_BESIDE_ONE_TAP, middle
 from ..layers import BranchedConv
 from ._branched import BranchedMethod, conv_norm, identity_norm
 from ._registry import register
@@ -65,7 +66,7 @@ class RepVGG(BranchedMethod):
     def reason_against(self, conv: Any, norm: nn.Module | None = None) -> str | None:
         """A 1×1 kernel gains nothing from a second one."""
         if set(conv.kernel_size) == {1}:
-            return "its kernel has one tap, which a 1×1 branch would only repeat"
+            return POINT_BESIDE_ONE_TAP
         return super().reason_against(conv, norm)
 
     def penalty(self, layer: BranchedConv) -> Tensor | None:
@@ -84,9 +85,8 @@ class RepVGG(BranchedMethod):
             s3, s1 = (scale_and_shift(n, k3.dtype)[0].detach() for n in (body.main.norm, body.point.norm))
         shape = (-1, *[1] * (k3.dim() - 1))
         s3, s1 = s3.reshape(shape), s1.reshape(shape)
-        centre = tuple(slice((k - 1) // 2, (k - 1) // 2 + 1) for k in k3.shape[2:])
-        middle = k3[(slice(None), slice(None), *centre)]
-        rest = (k3**2).sum() - (middle**2).sum()
+        centre = k3[(..., *(slice(m, m + 1) for m in middle(k3.shape[2:])))]
+        rest = (k3**2).sum() - (centre**2).sum()
         # Both scales may be zero: then the fold has no centre to penalize.
-        folded = (middle * s3 + k1 * s1) ** 2 / (s3**2 + s1**2).clamp_min(torch.finfo(k3.dtype).tiny)
+        folded = (centre * s3 + k1 * s1) ** 2 / (s3**2 + s1**2).clamp_min(torch.finfo(k3.dtype).tiny)
         return self.custom_l2 * 0.5 * (rest + folded.sum())
