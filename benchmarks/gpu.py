@@ -11,7 +11,6 @@ same round.
 import argparse
 import functools
 import itertools
-import json
 import random
 import sys
 
@@ -21,7 +20,7 @@ from torch import nn
 
 import foldconv
 from foldconv import ops
-from foldconv.files.atomic import atomic_path
+from foldconv.files.atomic import write_json
 from foldconv.lab.bench.samples import ratios, spread
 from foldconv.lab.machine import machine, versions
 
@@ -191,8 +190,7 @@ def main():
         "checks": [*check_compositions(), *check_training()],
     }
     report |= {"layers": [*time_layers(options.rounds)], "steps": [time_steps(*case, options.rounds) for case in CASES]}
-    with atomic_path(options.out) as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(options.out, report, indent=1)
     return 0 if all(c["passed"] for c in report["checks"]) else 1
 
 

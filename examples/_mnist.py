@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import functools
 import importlib.util
-import json
 import os
 import statistics
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from foldconv.files.atomic import atomic_path
+from foldconv.files.atomic import write_json
 from foldconv.lab.compare.statistics import paired_difference
 from foldconv.lab.machine import machine, versions
 
@@ -130,7 +129,6 @@ def main(arguments, doc, functions, *, epochs, packages, threads):
             report["seeds"].append(seed)
             report |= {"summary": summarize(report["accuracies"]), "seconds": round(time.perf_counter() - start, 1)}
             if options.out is not None:  # after each seed: whoever interrupts a long run keeps what it found
-                with atomic_path(options.out) as temporary:
-                    temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                write_json(options.out, report, indent=1)
     print(table(report))
     return report

@@ -46,3 +46,30 @@ def stripes(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "mnist.npz"
     np.savez(path, **arrays)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The name of a small network that methods, norms and stems all find something in, known to the zoo for a while."""
+    from torch import nn
+
+    from foldconv.lab.zoo import _registry
+
+    def block(inputs, outputs, size, **geometry):
+        conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False, **geometry)
+        return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    def build():
+        return nn.Sequential(
+            *block(3, 32, 7, stride=2),
+            *block(32, 8, 1),
+            *block(8, 8, 3),
+            nn.Conv2d(8, 8, 3, groups=8),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 5),
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_registry._BUILDERS, "tiny", build)
+        yield "tiny"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -56,6 +58,12 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
         sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], values: Any, *, overwrite: bool = True, indent: int = 2) -> None:
+    """Write plain values as a file of JSON, whole or not at all; see `atomic_path`."""
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        temporary.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
 
 
 def _mode_for(target: Path, temporary: Path) -> int:

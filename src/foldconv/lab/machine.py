@@ -1,4 +1,4 @@
-"""On what a measurement was made: processor, threads, accelerator, versions."""
+"""On what a measurement was made: processor, threads, accelerator, versions; paths as others may see them."""
 
 from __future__ import annotations
 
@@ -47,6 +47,15 @@ def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def portable(path: str) -> str:
+    """A path as given when relative; of an absolute one only the last name, since the rest is nobody else's business.
+
+    >>> portable("results/a.json"), portable("/home/someone/a.json")
+    ('results/a.json', 'a.json')
+    """
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def _processor() -> str:

@@ -4,7 +4,8 @@ import pytest
 
 from foldconv.errors import UnsupportedError
 from foldconv.lab.bench.config import BenchConfig
-from foldconv.lab.cli import _parser, parse
+from foldconv.lab.cli import parse
+from foldconv.lab.cli._bench import config_of
 
 
 @pytest.mark.parametrize(
@@ -29,15 +30,12 @@ def test_wrong_values_are_refused(given, message):
 def test_the_recorded_command_gives_the_same_config():
     config = BenchConfig(
         "resnet18", (8, 32), (224, 64), ("doconv:depth_multiplier=12", "orepa"), ("step", "eval"), 3, ("auto", "cpu"),
-        composition=("kernel", "feature"), reference="clones", channels_last=True,
+        composition=("kernel", "feature"), channels_last=True,
     )  # fmt: skip
-    options = parse(_parser(), config.command("a.json").split()[1:])
+    options = parse(config.command("a.json").split()[1:])
     assert options.out == "a.json"
-    given = {name: value for name, value in vars(options).items() if name in config.to_dict()}
-    assert BenchConfig(options.subject, **given) == config
+    assert config_of(options) == config
 
 
 def test_absolute_paths_stay_on_the_machine():
-    config = BenchConfig("resnet18", reference="/home/someone/clones")
-    assert "someone" not in config.command("/home/someone/a.json")
-    assert config.command("/home/someone/a.json").endswith("--reference clones --out a.json")
+    assert BenchConfig().command("/home/someone/a.json") == "foldconv bench resnet18 --out a.json"

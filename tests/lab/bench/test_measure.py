@@ -1,5 +1,6 @@
 """What is run, how often, and what is written down; nothing here depends on how long anything takes."""
 
+import copy
 import json
 from collections import Counter
 
@@ -10,7 +11,7 @@ import foldconv
 from foldconv.errors import UnsupportedError
 from foldconv.lab import zoo
 from foldconv.lab.bench.config import BenchConfig
-from foldconv.lab.bench.contestants import AGAIN, PLAIN, build
+from foldconv.lab.bench.contestants import AGAIN, PLAIN, Contestant, build
 from foldconv.lab.bench.measure import WARM_UP, _Case, measure
 from foldconv.lab.bench.memory import step_peak
 from foldconv.lab.bench.report import table
@@ -61,13 +62,18 @@ def test_folded_networks_have_the_plain_modules(report):
     assert result(report, "eval")["folded_has_the_plain_modules"] == {"doconv": True, "dbb": True}
 
 
-def test_the_floor_is_that_of_the_weights_with_a_d(report):
-    floor = result(report, "step")["floor"]
-    weights = 3 * 32 * 49 + 8 * 8 * 9 + 8 * 9  # 7x7, 3x3 and depthwise 3x3; the 1x1 has no D
-    assert floor["bytes"] == 4 * weights
-    assert floor["seconds"] == pytest.approx(5 * floor["bytes"] / floor["bytes_per_second"])
-    assert len(floor["copy_seconds"]) == 2
-    assert floor["ratio"]["median"] > 1
+def test_guests_take_part_and_their_calls_are_timed_in_the_rounds_of_steps(tiny):
+    calls = []
+
+    def guests(field):
+        assert [c.name for c in field] == [PLAIN, AGAIN, "doconv"]
+        return [Contestant("guest", copy.deepcopy(field[0].network))], {"call": lambda: calls.append(1)}
+
+    report = measure(config(tiny, methods=("doconv",), what=("step", "eval")), guests=guests)
+    assert list(result(report, "step")["ratios"]) == [PLAIN, AGAIN, "doconv", "guest", "call"]
+    assert list(result(report, "eval")["ratios"]) == [PLAIN, AGAIN, "doconv", "doconv (folded)", "guest"]
+    assert len(calls) == WARM_UP + 2
+    assert "guest" in report["contestants"]
 
 
 def test_memory_counts_what_is_held_and_what_a_step_adds(report):
@@ -167,7 +173,7 @@ def test_in_evaluation_each_kernel_is_composed_once_however_many_forwards(tiny, 
 
 def test_paths_and_compositions_are_contestants_where_they_differ(tiny):
     given = config(tiny, methods=("doconv", "dbb"), path=("auto", "torch"), composition=("kernel", "feature"))
-    contestants = build(given).contestants
+    contestants = build(given)
     found = {c.name: c for c in contestants}
     assert [c.name for c in contestants] == [PLAIN, AGAIN, "doconv", "doconv (torch)", "doconv (feature)", "dbb"]
     assert found["doconv (feature)"].method == foldconv.DOConv(composition="feature")
@@ -177,7 +183,7 @@ def test_paths_and_compositions_are_contestants_where_they_differ(tiny):
 
 def test_methods_take_options(tiny):
     given = config(tiny, methods=("doconv:depth_multiplier=64", "orepa:large=plain:point=false"))
-    methods = [c.method for c in build(given).contestants[2:]]
+    methods = [c.method for c in build(given)[2:]]
     assert methods == [foldconv.DOConv(64), foldconv.OREPA("plain", point=False)]
 
 
@@ -237,7 +243,7 @@ def test_a_missing_gpu_is_said(tiny):
 
 def test_the_table_names_every_contestant_and_case(report):
     text = table(report)
-    for words in ("tiny 2×16", "plain again", "dbb (folded)", "floor of doconv", "held", "1 threads", "folding"):
+    for words in ("tiny 2×16", "plain again", "dbb (folded)", "held", "1 threads", "folding"):
         assert words in text
     evaluation = result(report, "eval") | {"folded_has_the_plain_modules": {"doconv": True, "dbb": False}}
     assert "folded to other modules than the plain network's: dbb" in table(report | {"results": [evaluation]})

@@ -5,9 +5,8 @@ import json
 import pytest
 
 from foldconv.errors import UnsupportedError
-from foldconv.lab.bench.plot import plot
 from foldconv.lab.bench.measure import FORMAT
-from foldconv.lab.bench.plot import FLOOR
+from foldconv.lab.bench.plot import plot
 
 
 def ratio(median):
@@ -30,12 +29,12 @@ def write(tmp_path):
 
 
 def test_points_of_several_files_are_one_line_in_order_of_work(write, tmp_path):
-    large = write("large.json", {**step(8, 32, doconv=1.5), "floor": {"ratio": ratio(1.25)}})
+    large = write("large.json", step(8, 32, doconv=1.5, floor=1.25))
     small = write("small.json", step(2, 16, doconv=3.0, dbb=4.0), {"what": "fold", "network": "net"})
     lines = plot([large, small], tmp_path / "a.png")
     assert lines["net: doconv"] == [(512.0, 3.0, 2.75, 3.25), (8192.0, 1.5, 1.25, 1.75)]
     assert lines["net: dbb"] == [(512.0, 4.0, 3.75, 4.25)]
-    assert lines[f"net: {FLOOR}"] == [(8192.0, 1.25, 1.0, 1.5)]
+    assert lines["net: floor"] == [(8192.0, 1.25, 1.0, 1.5)]
     assert "net: plain" not in lines
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 

@@ -72,10 +72,10 @@ def test_every_shared_option_of_train_is_there(call):
     ("arguments", "message"),
     [
         ([], "the following arguments are required: --out FOLDER"),
-        (["reprot", "x"], "unknown argument 'reprot'; expected options or: report FOLDER"),
+        (["reprot", "x"], "foldconv compare: unknown argument 'reprot'; did you mean 'report'?"),
         (["report"], "foldconv compare report: the following arguments are required: FOLDER"),
-        (["report", "x", "--epochs", "3"], "takes the folder and nothing else, not --epochs"),
-        (["report", "x", "--out", "y"], "takes the folder and nothing else, not --out"),
+        (["report", "x", "--epochs", "3"], "foldconv compare report: unknown argument '--epochs'"),
+        (["report", "x", "--out", "y"], "foldconv compare report: unknown argument '--out'"),
         (["--jobs", "0"], "expected a number ≥ 1, received '0'"),
         (["--jobs", "auto"], "expected a number ≥ 1, received 'auto'"),
         (["--method", "doconv"], "unknown argument '--method'; did you mean '--methods'?"),

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from foldconv.errors import UnsupportedError
-from foldconv.lab.cli import _parser, parse
+from foldconv.lab.cli import parse
 from foldconv.lab.compare.config import CompareConfig, Job
 from foldconv.lab.compare.markdown import markdown
 from foldconv.lab.compare.pictures import plot_curves
@@ -181,7 +181,7 @@ def test_the_command_repeats_the_comparison():
     config = CompareConfig(("plain", "orepa:large=plain"), 5, train)
     text = command(config, "/home/someone/out")
     assert "/home" not in text
-    options = parse(_parser(), shlex.split(text)[1:])
+    options = parse(shlex.split(text)[1:])
     assert (options.methods, options.seeds, options.seed, options.out) == ("plain,orepa:large=plain", 5, 3, "out")
     assert (options.epochs, options.lr, options.schedule, options.data_folder) == (7, 0.05, "cosine", "sets")
     assert (options.download, options.channels_last, options.include) == (False, True, ["stem*", "blocks.*"])

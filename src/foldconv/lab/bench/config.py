@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from ...errors import UnsupportedError, unknown
+from ..machine import portable
 
 WHAT = ("step", "eval", "fold", "memory")
 PATHS = ("auto", "torch", "cpu", "gpu")
@@ -36,7 +36,7 @@ class BenchConfig:
     foldconv.errors.UnsupportedError: what: unknown value 'setp'; did you mean 'step'?; expected one of: step, eval, ...
     """
 
-    network: str
+    network: str = _option("resnet18", "a name of the zoo, timm, torchvision")
     batch: tuple[int, ...] = _option((8,), "images per step, in pairs with --size")
     size: tuple[int, ...] = _option((224,), "height and width of the images in pixels")
     methods: tuple[str, ...] = _option(
@@ -48,9 +48,6 @@ class BenchConfig:
     device: str = _option("cpu", f"where: {', '.join(DEVICES)}")
     composition: tuple[str, ...] = _option(
         ("kernel",), f"for methods that have the choice: {', '.join(COMPOSITIONS)}; others run as they are"
-    )
-    reference: str | None = _option(
-        None, "folder with clones of the authors' repositories, whose layers run as contestants"
     )
     amp: bool = _option(False, "run forward and loss under autocast, in bfloat16")
     channels_last: bool = _option(False, "keep weights and images in the channels-last memory format")
@@ -84,14 +81,8 @@ class BenchConfig:
         return list(zip(self.batch * (number // len(self.batch)), self.size * (number // len(self.size))))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a file that others read: of an absolute path only the last name is theirs to know.
-
-        >>> BenchConfig("resnet18", reference="/home/someone/clones").to_dict()["reference"]
-        'clones'
-        """
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-        values["reference"] = self.reference and portable(self.reference)
-        return values
+        """Plain values for a file."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     def command(self, out: str | None = None) -> str:
         """The command line that repeats this run.
@@ -109,12 +100,3 @@ class BenchConfig:
             else:
                 words += [option, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
         return " ".join(words if out is None else [*words, "--out", portable(out)])
-
-
-def portable(path: str) -> str:
-    """A path as given when relative, else its last name.
-
-    >>> portable("results/a.json"), portable("/home/someone/a.json")
-    ('results/a.json', 'a.json')
-    """
-    return Path(path).name if Path(path).is_absolute() else path

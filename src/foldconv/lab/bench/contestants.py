@@ -1,4 +1,4 @@
-"""Who takes part: the plain network, twice; each method, by each path and composition; the authors' own layers."""
+"""Who takes part: the plain network, twice; each method, by each path and composition."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from torch import nn
 from ... import ops
 from ...errors import UnsupportedError
 from ...layers import ComposedConv
-from ...methods import Method, method_from_json, method_from_text
+from ...methods import Method, method_from_text
 from ...network.expand import expand
 from ...network.paths import path_of
 from ...network.tree import foldable_layers
 from .. import zoo
 from .config import BenchConfig
-from .reference import commit, locate, swap
 
 PLAIN = "plain"
 AGAIN = "plain again"
@@ -52,25 +51,15 @@ class Contestant:
         return {"layers": self.layers, "paths": dict(taken)}
 
 
-@dataclasses.dataclass
-class Field:
-    """All contestants of one case, the original repositories' commits, and what there is to say about who is absent."""
-
-    contestants: list[Contestant]
-    references: dict[str, str | None] = dataclasses.field(default_factory=dict)
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-
-def build(config: BenchConfig) -> Field:
+def build(config: BenchConfig) -> list[Contestant]:
     """Every contestant, on the config's device, with the same plain network at its root.
 
     Methods start as their papers do, from scratch: started from a plain network, branches hold zeros.
 
     Raises:
-        UnsupportedError: an unknown network, method or option; no GPU; a folder without any original.
+        UnsupportedError: an unknown network, method or option; no GPU.
     """
     methods = [method_from_text(text) for text in config.methods]
-    originals, notes = locate(config.reference, [m.name for m in methods]) if config.reference else ({}, [])
     plain = _plain_network(config)
     found = [Contestant(PLAIN, plain), Contestant(AGAIN, copy.deepcopy(plain))]
     for text, method in zip(config.methods, methods):
@@ -80,17 +69,7 @@ def build(config: BenchConfig) -> Field:
             f"composition: none of {', '.join(config.methods)} has the choice of {', '.join(config.composition)}; "
             "add kernel"
         )
-    done: set[str] = set()
-    for method in methods:
-        if method.name in originals and method.name not in done:
-            done.add(method.name)
-            network, layers = swap(plain, method_from_json({"method": method.name}), originals[method.name])
-            found.append(Contestant(f"{method.name} (original)", network, layers=layers))
-    for contestant in found:
-        # After the surgery: layers that replaced others are contiguous.
-        if config.channels_last:
-            contestant.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return Field(found, {name: commit(path) for name, path in originals.items()}, notes)
+    return found
 
 
 def _plain_network(config: BenchConfig) -> nn.Module:

@@ -19,8 +19,7 @@ from ...network.fold import fold
 from .. import zoo
 from ..machine import machine, versions
 from .config import BenchConfig
-from .contestants import PLAIN, Contestant, Field, build
-from .floor import Floor
+from .contestants import PLAIN, Contestant, build
 from .memory import held_bytes, step_peak
 from .samples import ratios, spread
 
@@ -31,15 +30,23 @@ FOLDS = 3
 """Folding is timed at most so many times: it takes seconds and is done once in a network's life."""
 
 Progress = Callable[[str], None]
+Calls = dict[str, Callable[[], object]]
+Guests = Callable[[list[Contestant]], tuple[list[Contestant], Calls]]
 
 
-def measure(config: BenchConfig, progress: Progress = lambda text: None, out: str | None = None) -> dict[str, Any]:
+def measure(
+    config: BenchConfig,
+    progress: Progress = lambda text: None,
+    out: str | None = None,
+    guests: Guests = lambda contestants: ([], {}),
+) -> dict[str, Any]:
     """Measure what the config says.
 
     Args:
         config: what.
         progress: called with a line that says how far it is.
         out: the file that the result goes to, for the record of the command.
+        guests: from the contestants of a case, further ones, and calls that are timed in the rounds of training steps.
 
     Returns:
         Plain values: machine, versions, arguments, the command, and ``results``, one per case and kind, with the raw
@@ -56,11 +63,16 @@ def measure(config: BenchConfig, progress: Progress = lambda text: None, out: st
         {'median': 1.0, 'lower': 1.0, 'upper': 1.0}
     """
     results: list[dict[str, Any]] = []
-    field = Field([])
+    contestants: list[Contestant] = []
     for number, (batch, size) in enumerate(config.cases):
         progress("building the networks")
-        field = build(config)
-        case = _Case(config, field, batch, size, progress)
+        contestants = build(config)
+        others, calls = guests(contestants)
+        contestants += others
+        for contestant in contestants if config.channels_last else ():
+            # After the surgery: layers that replaced others are contiguous.
+            contestant.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        case = _Case(config, contestants, calls, batch, size, progress)
         # Evaluation and folding first, on networks that no step has changed.
         for what in ("eval", "fold", "memory", "step"):
             if what in config.what and not (what == "fold" and number):
@@ -74,9 +86,7 @@ def measure(config: BenchConfig, progress: Progress = lambda text: None, out: st
         "arguments": config.to_dict(),
         "machine": machine(config.device),
         "versions": versions(),
-        "references": field.references,
-        "notes": field.notes,
-        "contestants": {c.name: c.describe() for c in field.contestants},
+        "contestants": {c.name: c.describe() for c in contestants},
         "results": results,
     }
 
@@ -84,10 +94,18 @@ def measure(config: BenchConfig, progress: Progress = lambda text: None, out: st
 class _Case:
     """The contestants with images of one batch and size."""
 
-    def __init__(self, config: BenchConfig, field: Field, batch: int, size: int, progress: Progress):
-        self.config, self.contestants, self.progress = config, field.contestants, progress
+    def __init__(
+        self,
+        config: BenchConfig,
+        contestants: list[Contestant],
+        calls: Calls,
+        batch: int,
+        size: int,
+        progress: Progress,
+    ):
+        self.config, self.contestants, self.calls, self.progress = config, contestants, calls, progress
         self.name = f"{config.network} {batch}×{size}"
-        plain = field.contestants[0].network
+        plain = contestants[0].network
         channels = zoo.input_shape(plain)[0]
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(batch, channels, size, size, generator=generator).to(config.device)
@@ -100,19 +118,11 @@ class _Case:
     def step(self) -> dict[str, Any]:
         """Seconds of a training step: gradients dropped, forward, cross-entropy, backward, SGD with momentum."""
         losses: dict[str, Tensor] = {}
-        runs: dict[str, Callable[[], object]] = {c.name: _Training(self, c, losses) for c in self.contestants}
-        floor = Floor.of(self.contestants)
-        if floor is not None:
-            runs[Floor.NAME] = floor.copy
-        samples = self._rounds(runs)
-        copies = samples.pop(Floor.NAME, None)
-        found = _timed(samples)
+        runs: Calls = {c.name: _Training(self, c, losses) for c in self.contestants}
+        found = _timed(self._rounds(runs | self.calls))
         # JSON has no word for what is not finite.
         last = {name: float(loss) for name, loss in losses.items()}
-        found["last_loss"] = {name: loss if math.isfinite(loss) else None for name, loss in last.items()}
-        if floor is not None and copies is not None:
-            found["floor"] = floor.describe(copies, samples[PLAIN])
-        return found
+        return found | {"last_loss": {name: loss if math.isfinite(loss) else None for name, loss in last.items()}}
 
     def evaluation(self) -> dict[str, Any]:
         """Seconds of an evaluation-mode forward, as trained and folded; whether folding leaves the plain modules."""
@@ -177,7 +187,7 @@ class _Case:
             torch.cuda.synchronize()
         return time.perf_counter() - begin
 
-    def _rounds(self, runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    def _rounds(self, runs: Calls) -> dict[str, list[float]]:
         """One sample per contestant and round."""
         samples: dict[str, list[float]] = {name: [] for name in runs}
         order = random.Random(0)

@@ -16,15 +16,13 @@ from ...files.atomic import atomic_path
 from .contestants import AGAIN, PLAIN
 from .measure import FORMAT
 
-FLOOR = "floor of doconv: 5 passes over its weights"
 Point = tuple[float, float, float, float]
 
 
 def plot(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> dict[str, list[Point]]:
     """Draw the ratio of training steps against the work per step (batch × pixels) into a PNG.
 
-    One line per method with its interquartile band, and a line at 1, the plain network. The dotted line is what
-    DO-Conv cannot go below, for the run that it was measured in.
+    One line per contestant with its interquartile band, and a line at 1, the plain network.
 
     Args:
         paths: files that ``foldconv bench --out`` wrote; steps of the same network are drawn as one line.
@@ -49,11 +47,11 @@ def plot(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -
     several = len({network for network, _ in lines}) > 1
     for (network, method), points in lines.items():
         work, median, lower, upper = zip(*points)
-        quiet = method in (AGAIN, FLOOR)
-        style = {"color": "gray" if quiet else color_of[method], "linestyle": ":" if method == FLOOR else "-"}
+        quiet = method == AGAIN
+        color = "gray" if quiet else color_of[method]
         label = f"{network}: {method}" if several else method
-        axes.plot(work, median, label=label, marker="." if quiet else "o", linewidth=1 if quiet else 1.8, **style)
-        axes.fill_between(work, lower, upper, alpha=0.2, color=style["color"], linewidth=0)
+        axes.plot(work, median, label=label, color=color, marker="." if quiet else "o", linewidth=1 if quiet else 1.8)
+        axes.fill_between(work, lower, upper, alpha=0.2, color=color, linewidth=0)
     axes.set(
         xscale="log",
         yscale="log",
@@ -74,11 +72,9 @@ def _lines(results: list[dict[str, Any]]) -> dict[tuple[str, str], list[Point]]:
     lines: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for result in results:
         work = float(result["batch"] * result["size"] ** 2)
-        found = {name: ratio for name, ratio in result["ratios"].items() if name != PLAIN}
-        if "floor" in result:
-            found[FLOOR] = result["floor"]["ratio"]
-        for name, ratio in found.items():
-            lines[result["network"], name].append((work, ratio["median"], ratio["lower"], ratio["upper"]))
+        for name, ratio in result["ratios"].items():
+            if name != PLAIN:
+                lines[result["network"], name].append((work, ratio["median"], ratio["lower"], ratio["upper"]))
     return {key: sorted(points) for key, points in lines.items()}
 
 

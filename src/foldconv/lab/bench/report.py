@@ -15,12 +15,12 @@ _TITLES = {
 
 
 def table(report: dict[str, Any]) -> str:
-    """What `measure` returned, as tables with a line on the machine before and the notes after.
+    """What `measure` returned, as tables with a line on the machine before.
 
     Example:
         >>> result = {"what": "fold", "network": "net", "batch": 1, "size": 8, "medians": {"doconv": 0.5}}
         >>> machine = {"processor": "P", "threads": 2, "cores": 2, "gpu": None}
-        >>> print(table({"machine": machine, "versions": {"torch": "2"}, "notes": [], "results": [result]}))
+        >>> print(table({"machine": machine, "versions": {"torch": "2"}, "results": [result]}))
         P, 2 threads, torch 2
         <BLANKLINE>
         net  folding    time
@@ -30,10 +30,7 @@ def table(report: dict[str, Any]) -> str:
     machine = report["machine"]
     where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
     parts = [f"{where}, torch {report['versions']['torch']}"]
-    parts += [_one(result) for result in report["results"]]
-    if report["notes"]:
-        parts.append("\n".join(report["notes"]))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *map(_one, report["results"])])
 
 
 def _one(result: dict[str, Any]) -> str:
@@ -52,10 +49,9 @@ def _one(result: dict[str, Any]) -> str:
         return align(rows)
     rows = [(case, _TITLES[what], "time", "ratio", "quartiles")]
     for name, seconds in result["medians"].items():
-        rows.append(("", name, _milliseconds(seconds), *_ratio(result["ratios"][name])))
-    if "floor" in result:
-        floor = result["floor"]
-        rows.append(("", "floor of doconv", f"+{_milliseconds(floor['seconds'])}", *_ratio(floor["ratio"])))
+        ratio = result["ratios"][name]
+        between = f"{ratio['lower']:.3f} to {ratio['upper']:.3f}"
+        rows.append(("", name, _milliseconds(seconds), f"{ratio['median']:.3f}", between))
     text = align(rows)
     other = [name for name, same in result.get("folded_has_the_plain_modules", {}).items() if not same]
     if other:
@@ -63,10 +59,6 @@ def _one(result: dict[str, Any]) -> str:
     elif what == "eval":
         text += "\nfolded networks have the plain network's modules, in its order"
     return text
-
-
-def _ratio(ratio: dict[str, float]) -> tuple[str, str]:
-    return f"{ratio['median']:.3f}", f"{ratio['lower']:.3f} to {ratio['upper']:.3f}"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -1,10 +1,11 @@
-"""The command line: ``foldconv train | eval | fold | inspect | bench | compare | import-checkpoint | convert-weights``.
+"""The command line, ``foldconv COMMAND``: one file per command; the names of some have two words.
 
-One file per command. Nothing heavy is imported before a command runs, so that help and usage errors come at once.
+Nothing heavy is imported before a command runs, so that help and usage errors come at once.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -13,8 +14,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from ... import __version__
-from . import _bench, _compare, _convert_weights, _eval, _fold, _import_checkpoint, _inspect, _train
-from ._common import COMMON, Parser, UsageError, parse
+from ...errors import unknown
+from . import (
+    _bench,
+    _bench_plot,
+    _compare,
+    _compare_report,
+    _convert_weights,
+    _eval,
+    _fold,
+    _import_checkpoint,
+    _inspect,
+    _train,
+)
+from ._common import COMMON, Parser, UsageError
 
 _COMMANDS = {
     "train": _train,
@@ -22,22 +35,14 @@ _COMMANDS = {
     "fold": _fold,
     "inspect": _inspect,
     "bench": _bench,
+    "bench plot": _bench_plot,
     "compare": _compare,
+    "compare report": _compare_report,
     "import-checkpoint": _import_checkpoint,
     "convert-weights": _convert_weights,
 }
-_EXTRAS = {
-    "lightning",
-    "timm",
-    "torchvision",
-    "torchmetrics",
-    "sklearn",
-    "matplotlib",
-    "rich",
-    "yaml",
-    "scipy",
-    "filelock",
-}
+_EXTRAS = {"filelock", "lightning", "matplotlib", "rich", "scipy", "sklearn", "timm", "torchmetrics", "torchvision"}
+_EXTRAS |= {"yaml"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = parse(_parser(), arguments)
+        options = parse(arguments)
         result, text = options.run(options)
         _print(json.dumps(result, indent=2) if options.json else text, sys.stdout)
         return 0
@@ -76,6 +81,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _report(f"foldconv: error: {_one_line(error)}")
         return 1
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line.
+
+    Raises:
+        UsageError: with the nearest name of an option or a command that nobody knows.
+
+    >>> options = parse(["compare", "report", "comparison"])
+    >>> options.command, options.folder
+    ('compare report', 'comparison')
+    """
+    if " ".join(arguments[:2]) in _COMMANDS:
+        arguments = [" ".join(arguments[:2]), *arguments[2:]]
+    options, others = _parser().parse_known_args(arguments)
+    if others:
+        name = next((word for word in others if word.startswith("-")), others[0]).partition("=")[0]
+        own, prefix = options.parser.options(), f"{options.command} "
+        own += [command.removeprefix(prefix) for command in _COMMANDS if command.startswith(prefix)]
+        options.parser.error(unknown("argument", name, own))
+    return options
 
 
 def _parser() -> Parser:

@@ -10,20 +10,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Any
 
 from ..bench.config import DEVICES, BenchConfig
-from ._common import Parser, UsageError
+from ._common import Parser, check_out
 
-HELP = "measure what the methods cost, or draw it"
+HELP = "measure what the methods cost"
 EXAMPLES = (
     "foldconv bench resnet18 --batch 8,32 --size 224,64 --methods doconv,orepa,dbb --out overhead.json",
     "foldconv bench resnet18 --what eval,fold,memory",
-    "foldconv bench torchvision/resnet50 --batch 4 --methods doconv,orepa:large=orepa --reference clones",
-    "foldconv bench plot overhead.json --out overhead.png",
+    "foldconv bench torchvision/resnet50 --batch 4 --methods doconv,orepa:large=orepa --path auto,torch",
 )
-_PICTURE = "overhead.png"
 _FIELDS = dataclasses.fields(BenchConfig)[1:]
 
 
@@ -40,9 +37,10 @@ def _words(text: str) -> tuple[str, ...]:
 
 def add_arguments(parser: Parser) -> None:
     """One option per field of `BenchConfig`, and where to write."""
-    parser.add_argument("subject", metavar="NETWORK|plot", help="a name of the zoo, timm, torchvision; or plot")
-    parser.add_argument("files", metavar="FILE", nargs="*", help="with plot: files that --out wrote")
-    parser.add_argument("--out", metavar="FILE", help=f"JSON file to write; with plot the PNG (default: {_PICTURE})")
+    network = dataclasses.fields(BenchConfig)[0]
+    help = f"{network.metadata['help']} (default: {network.default})"
+    parser.add_argument("network", metavar="NETWORK", nargs="?", default=network.default, help=help)
+    parser.add_argument("--out", metavar="FILE", help="JSON file to write")
     for field in _FIELDS:
         option, default = "--" + field.name.replace("_", "-"), field.default
         settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": field.metadata["help"]}
@@ -53,59 +51,39 @@ def add_arguments(parser: Parser) -> None:
             settings["type"] = _numbers if isinstance(default[0], int) else _words
             settings["metavar"] = "N,..." if isinstance(default[0], int) else "NAME,..."
             settings["help"] += f" (default: {','.join(map(str, default))})"
-        elif default is not None:
+        else:
             settings["type"] = type(default)
             settings["help"] += f" (default: {default})"
             settings |= {"choices": DEVICES} if field.name == "device" else {"metavar": "N"}
-        else:
-            settings["metavar"] = "FOLDER"
         parser.add_argument(option, **settings)
 
 
+def config_of(options: argparse.Namespace) -> BenchConfig:
+    """What `add_arguments` let the user choose."""
+    return BenchConfig(options.network, **{f.name: getattr(options, f.name) for f in _FIELDS if f.name in options})
+
+
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Measure or draw; as plain values and as a table."""
-    given = {field.name: getattr(options, field.name) for field in _FIELDS if field.name in options}
-    if options.subject == "plot":
-        if given:
-            option = "--" + next(iter(given)).replace("_", "-")
-            raise UsageError("foldconv bench plot", f"takes files and --out, not {option}")
-        if not options.files:
-            raise UsageError("foldconv bench plot", "the following arguments are required: FILE")
-        return _plot(options.files, options.out or _PICTURE)
-    if options.files:
-        raise UsageError("foldconv bench", f"unknown argument {options.files[0]!r}; only plot takes files")
-    return _measure(BenchConfig(options.subject, **given), options.out)
-
-
-def _measure(config: BenchConfig, out: str | None) -> tuple[dict[str, Any], str]:
-    if out is not None and not Path(out).parent.is_dir():  # before the work; the writing itself checks again
-        raise FileNotFoundError(f"{out}: no folder {Path(out).parent} to write into; create it")
-    import json
-
-    from ...files.atomic import atomic_path
+    """Measure; as plain values and as a table."""
+    config, out = config_of(options), options.out
+    if out is not None:
+        check_out(out, overwrite=True)
+    from ...files.atomic import write_json
     from ..bench.measure import measure
     from ..bench.report import table
 
     try:
-        report = measure(config, _progress, out)
+        report = measure(config, progress, out)
     finally:
-        _progress("")
+        progress("")
     text = table(report)
     if out is not None:
-        with atomic_path(out) as temporary:
-            temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(out, report, indent=1)
         text += f"\n\n{out}: written"
     return report, text
 
 
-def _progress(text: str) -> None:
+def progress(text: str) -> None:
     """One line rewritten, between measurements: a display that refreshes itself would take time from them."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def _plot(files: list[str], out: str) -> tuple[dict[str, Any], str]:
-    from ..bench.plot import plot
-
-    lines = plot(files, out)
-    return {"out": out, "lines": lines}, f"{out}: {', '.join(lines)}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ...errors import unknown
@@ -40,16 +42,6 @@ COMMON.add_argument("--json", action="store_true", help="print the result as JSO
 COMMON.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:
-    """The options, or a `UsageError` that names the nearest option."""
-    options, others = parser.parse_known_args(arguments)
-    if others:
-        command: Parser = options.parser
-        name = next((word for word in others if word.startswith("-")), others[0]).partition("=")[0]
-        command.error(unknown("argument", name, command.options()))
-    return options
-
-
 def key_value(text: str) -> tuple[str, Any]:
     """``KEY=VALUE`` with the value read as YAML.
 
@@ -65,6 +57,37 @@ def key_value(text: str) -> tuple[str, Any]:
         return key, yaml.safe_load(value)
     except yaml.YAMLError:
         raise argparse.ArgumentTypeError(f"expected a value in YAML after {key}=, received {value!r}") from None
+
+
+def check_out(*paths: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Refuse what cannot be written, before the work; the writing itself checks again.
+
+    Raises:
+        FileExistsError: the file exists and may not be replaced.
+        FileNotFoundError: its folder does not exist.
+    """
+    for path in paths:
+        if not overwrite and os.path.lexists(path):
+            raise FileExistsError(f"{path}: file exists and is not overwritten; choose another name")
+        if not Path(path).parent.is_dir():
+            raise FileNotFoundError(f"{path}: no folder {Path(path).parent} to write into; create it")
+
+
+def open_named(options: argparse.Namespace, path: str) -> tuple[Any, dict[str, Any]]:
+    """The network that a file holds, with what `add_network_arguments` let the user say; and its description."""
+    from ..train.checkpoint import open_network
+
+    return open_network(path, options.architecture, pairs(options, "architecture_args"))
+
+
+def parameters(network: Any) -> int:
+    """How many numbers a network trains."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def add_checkpoint(parser: Parser) -> None:
+    """The file to read."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file or run folder to read; no code in it is run")
 
 
 def add_network_arguments(parser: Parser) -> None:

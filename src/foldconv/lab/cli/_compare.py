@@ -21,7 +21,6 @@ HELP = "train several methods with the same seeds and report the differences"
 EXAMPLES = (
     "foldconv compare --methods plain,doconv,orepa --seeds 10 --out comparison",
     "foldconv compare --methods plain,doconv:depth_multiplier=12 --config configs/digits.yaml --epochs 5 --out short",
-    "foldconv compare report comparison",
 )
 _NOT_SHARED = ("help", "config", "resume", "seed", "method", "method_args", "out")
 
@@ -34,8 +33,6 @@ def _jobs(text: str) -> int:
 
 def add_arguments(parser: Parser) -> None:
     """What is compared, and every option of ``foldconv train`` that all runs can share."""
-    parser.add_argument("action", metavar="report", nargs="?", help="only write the report again")
-    parser.add_argument("folder", metavar="FOLDER", nargs="?", help="with report: what --out was")
     suppressed: dict[str, Any] = {"default": argparse.SUPPRESS}
     methods = (
         "methods, the baseline first; options follow a name as in orepa:large=plain (default: plain, and the config's "
@@ -43,7 +40,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--methods", metavar="NAME,...", help=methods, **suppressed)
     parser.add_argument("--seeds", metavar="N", type=int, help="runs of each method (default: 10)", **suppressed)
-    parser.add_argument("--out", metavar="FOLDER", help="new, or one to continue in", **suppressed)
+    parser.add_argument("--out", metavar="FOLDER", help="new, or one to continue in")
     parser.add_argument("--jobs", metavar="N", type=_jobs, help="runs at once (default: 1)", **suppressed)
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file with options below, which override it", **suppressed
@@ -60,12 +57,9 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Train what is missing and report, or only report; as plain values and as tables."""
+    """Train what is missing and report; as plain values and as tables."""
     names = [field.name for field in dataclasses.fields(TrainConfig) if field.name in options and field.name != "out"]
-    own = [name for name in ("methods", "seeds", "out", "jobs", "config") if name in options]
-    if options.action is not None:
-        return _report(options, own + names)
-    if "out" not in options:
+    if options.out is None:
         raise UsageError("foldconv compare", "the following arguments are required: --out FOLDER")
     hints = typing.get_type_hints(TrainConfig)
     given = {name: getattr(options, name) for name in names}
@@ -82,9 +76,9 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if failures:
         from ...errors import FoldConvError
 
-        print(json.dumps(values, indent=2) if options.json else _text(values, options.out), flush=True)
+        print(json.dumps(values, indent=2) if options.json else as_text(values, options.out), flush=True)
         raise FoldConvError(f"{len(failures)} runs failed ({_causes(failures)}); the same command tries them again")
-    return values, _text(values, options.out)
+    return values, as_text(values, options.out)
 
 
 def _methods(given: str | None, recipe: TrainConfig) -> tuple[str, ...]:
@@ -113,21 +107,8 @@ def _causes(failures: dict[str, str]) -> str:
     return "; ".join(f"{names[0]}{more[error]}: {error}" for error, names in runs.items())
 
 
-def _report(options: argparse.Namespace, given: list[str]) -> tuple[dict[str, Any], str]:
-    if options.action != "report":
-        raise UsageError("foldconv compare", f"unknown argument {options.action!r}; expected options or: report FOLDER")
-    if options.folder is None:
-        raise UsageError("foldconv compare report", "the following arguments are required: FOLDER")
-    if given:
-        option = "--" + given[0].replace("_", "-")
-        raise UsageError("foldconv compare report", f"takes the folder and nothing else, not {option}")
-    from ..compare.reporting import report
-
-    values = report(options.folder)
-    return values, _text(values, options.folder)
-
-
-def _text(values: dict[str, Any], folder: str) -> str:
+def as_text(values: dict[str, Any], folder: str) -> str:
+    """The report's title and its tables."""
     from ..compare.markdown import accuracy_table, cost_table
 
     head = values["title"]

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from typing import Any
 
-from ._common import Parser, add_network_arguments, pairs
+from ._common import Parser, add_network_arguments, check_out, open_named
 
 HELP = "move weights between PyTorch, Keras and Gluon"
 EXAMPLES = (
@@ -55,8 +54,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Convert; the pairs as plain values and as a table."""
-    if os.path.lexists(options.out):  # before the work; the writing itself checks again
-        raise FileExistsError(f"{options.out}: file exists and is not overwritten; choose another name")
+    check_out(options.out)
 
     from ...files.convert import convert_weights
 
@@ -77,9 +75,7 @@ def _source(options: argparse.Namespace) -> Any:
     """The network, where a file or the user says which: it tells more than its tensors do. Else the path."""
     path = options.source
     if options.architecture or path.endswith(".ckpt") or _names_its_network(path):
-        from ..train.checkpoint import open_network
-
-        return open_network(path, options.architecture, pairs(options, "architecture_args"))[0]
+        return open_named(options, path)[0]
     return path
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..run import RunFolder
 from ..train.config import TrainConfig, read_yaml
-from ._common import Parser, add_network_arguments, pairs
+from ._common import Parser, add_checkpoint, add_network_arguments, open_named, parameters
 
 HELP = "test accuracy of a checkpoint"
 EXAMPLES = (
@@ -23,7 +23,7 @@ EXAMPLES = (
 
 def add_arguments(parser: Parser) -> None:
     """The checkpoint, and what it may not say itself."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file or run folder to read; no code in it is run")
+    add_checkpoint(parser)
     add_network_arguments(parser)
     group = parser.add_argument_group("data")
     group.add_argument("--data", metavar="NAME", help="data set (default: the one it was trained on)")
@@ -62,11 +62,11 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from ...errors import CheckpointError
     from ...network.tree import foldable_layers
     from ..data import is_data_module
-    from ..train.checkpoint import check_classes, open_network
+    from ..train.checkpoint import check_classes
     from ..train.evaluation import evaluate
 
     _check_device(options.device)
-    network, description = open_network(options.checkpoint, options.architecture, pairs(options, "architecture_args"))
+    network, description = open_named(options, options.checkpoint)
     name = options.data or description.get("data")
     if name is None:
         raise CheckpointError(f"{options.checkpoint}: does not say what it was trained on; name it with --data")
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "architecture": description["architecture"],
         "data": name,
         "foldable_layers": layers,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "parameters": parameters(network),
         **found,
         "input_shape": list(data.input_shape),
         "images_skipped": int(getattr(data, "images_skipped", 0)),

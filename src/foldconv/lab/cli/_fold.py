@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import os
 from pathlib import Path
 from typing import Any
 
-from ._common import Parser, add_network_arguments, pairs
+from ._common import Parser, add_checkpoint, add_network_arguments, check_out, open_named, parameters
 
 HELP = "write the plain network of a checkpoint"
 EXAMPLES = (
@@ -25,7 +23,7 @@ _TOLERANCE = 1e-3  # relative, of the whole network in float32; each layer was a
 
 def add_arguments(parser: Parser) -> None:
     """Input, output, and what else to fold."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file or run folder to read; no code in it is run")
+    add_checkpoint(parser)
     parser.add_argument("out", metavar="OUT", help="file to write; an existing one is never overwritten")
     parser.add_argument("--batchnorm", action="store_true", help="also absorb the norms that follow convolutions")
     add_network_arguments(parser)
@@ -34,21 +32,18 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Fold, verify, write; the report as plain values and as a table."""
     report_path = Path(options.out).with_suffix(".report.json")
-    for path in (options.out, report_path):
-        if os.path.lexists(path):  # before the work; the writing itself checks again
-            raise FileExistsError(f"{path}: file exists and is not overwritten; choose another name")
+    check_out(options.out, report_path)
 
     import torch
 
     from ...errors import FoldMismatchError
-    from ...files.atomic import atomic_path
+    from ...files.atomic import atomic_path, write_json
     from ...files.native import save
     from ...network.fold import fold
     from ...network.verify import verify
-    from ..train.checkpoint import open_network
     from ..zoo import input_shape
 
-    network, description = open_network(options.checkpoint, options.architecture, pairs(options, "architecture_args"))
+    network, description = open_named(options, options.checkpoint)
     folded = fold(network, batchnorm=options.batchnorm)
     shape = tuple(description.get("input_shape") or input_shape(network))
     dtype = next((parameter.dtype for parameter in network.parameters()), torch.float32)
@@ -74,11 +69,10 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "tolerance": _TOLERANCE,
         "max_error": report.max_error,
         "layers": [dataclasses.asdict(layer) for layer in report.layers],
-        "parameters_before": sum(parameter.numel() for parameter in network.parameters()),
-        "parameters_after": sum(parameter.numel() for parameter in folded.parameters()),
+        "parameters_before": parameters(network),
+        "parameters_after": parameters(folded),
     }
-    with atomic_path(report_path, overwrite=False) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(report_path, result, overwrite=False)
     return result, (
         f"{report}\n\n{options.out}: {result['parameters_after']:,} parameters (before: "
         f"{result['parameters_before']:,})\nthe verification: {report_path}"

@@ -7,10 +7,9 @@ need nothing else.
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
-from ._common import Parser, add_pairs, pairs
+from ._common import Parser, add_pairs, check_out, pairs, parameters
 
 HELP = "read a published checkpoint of an original repository"
 EXAMPLES = (
@@ -40,8 +39,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Import and write; what was found as plain values and as a line."""
-    if os.path.lexists(options.out):  # before the work; the writing itself checks again
-        raise FileExistsError(f"{options.out}: file exists and is not overwritten; choose another name")
+    check_out(options.out)
 
     from ...files.atomic import atomic_path
     from ...files.native import describe_layers, save
@@ -71,7 +69,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "method": extra["method"],
         "layers": list(layers),
         "folded_by_the_original": folded,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "parameters": parameters(network),
     }
     what = f"{len(layers)} {extra['method']} layers" if layers else "folded by the original" if folded else "plain"
     return result, f"{options.out}: {options.architecture}, {what}, {result['parameters']:,} parameters"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..run import RunFolder
-from ._common import Parser, UsageError, add_network_arguments, add_pairs, pairs
+from ._common import Parser, UsageError, add_network_arguments, add_pairs, check_out, open_named, pairs
 
 HELP = "layers and costs of a checkpoint or an architecture"
 EXAMPLES = (
@@ -72,7 +72,7 @@ def _branches(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if options.input_shape:
         raise UsageError("foldconv inspect", "--branches looks at no image: leave --input-shape out")
     if options.plot:
-        _check_new(options.plot)  # before the work; the writing itself checks again
+        check_out(options.plot)
     history: list[dict[str, Any]] = []
     if (file := RunFolder(options.subject).branches).is_file():
         from ..train.branch_table import read_branches
@@ -90,13 +90,6 @@ def _branches(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return values, text
 
 
-def _check_new(path: str) -> None:
-    if os.path.exists(path):
-        raise FileExistsError(f"{path}: exists and is not overwritten; choose another name for --plot, or remove it")
-    if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"{path}: no folder {Path(path).parent} to write into; create it")
-
-
 def _network(options: argparse.Namespace, subject: str) -> tuple[Any, dict[str, Any]]:
     """The network that a file holds or a name stands for, expanded if asked to, and its description."""
     from ...errors import CheckpointError
@@ -104,15 +97,13 @@ def _network(options: argparse.Namespace, subject: str) -> tuple[Any, dict[str, 
     from ...network.expand import expand
     from .. import zoo
 
-    arguments = pairs(options, "architecture_args")
     if os.path.exists(subject):
-        from ..train.checkpoint import open_network
-
-        network, description = open_network(subject, options.architecture, arguments)
+        network, description = open_named(options, subject)
     elif Path(subject).suffix in _FILES:
         raise CheckpointError(f"{subject}: no such file")
     else:
-        network, description = zoo.create(subject, **arguments).eval(), {"architecture": subject}
+        network = zoo.create(subject, **pairs(options, "architecture_args")).eval()
+        description = {"architecture": subject}
     if options.method:
         network = expand(network, method_from_json({"method": options.method, **pairs(options, "method_args")}))
     return network, description

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UnsupportedError
-from ...files.atomic import atomic_path
-from ..bench.config import portable
+from ...files.atomic import atomic_path, write_json
+from ..machine import portable
 from ..train.config import TrainConfig
 from .config import FORMAT, CompareConfig
 from .results import Outcome, curve, outcomes, read_json
@@ -54,9 +54,9 @@ def report(root: str | os.PathLike[str]) -> dict[str, Any]:
     plot_curves(curves, root / "curves.png", values["title"])
     plot_differences(values, root / "differences.png")
     _write_csv(found, root / "results.csv")
-    for name, text in (("report.json", json.dumps(values, indent=1) + "\n"), ("report.md", markdown(values))):
-        with atomic_path(root / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_json(root / "report.json", values, indent=1)
+    with atomic_path(root / "report.md") as temporary:
+        temporary.write_text(markdown(values), encoding="utf-8")
     return values
 
 

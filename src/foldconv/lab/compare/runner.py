@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import platform
 import shutil
@@ -21,7 +20,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from ...errors import UnsupportedError
-from ...files.atomic import atomic_path
+from ...files.atomic import write_json
 from ..machine import machine, versions
 from ..run import RunFolder
 from .config import CONFIG, CompareConfig, Job
@@ -144,7 +143,7 @@ def _start(config: CompareConfig, job: Job, at_once: int, locks: tuple[int, ...]
     config.job_config(job).save(file)
     starts = int(number(record.get("starts")) or 0) + 1 if continued else 1
     parallel = max(at_once, int(number(record.get("parallel")) or 0) if continued else 0)
-    _write_json(job.beside(".json"), {"starts": starts, "parallel": parallel})
+    write_json(job.beside(".json"), {"starts": starts, "parallel": parallel})
     environment = dict(os.environ)
     if at_once > 1:  # else every run takes all cores, and they wait for each other
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (machine()["cores"] or 1) // at_once)))
@@ -171,7 +170,7 @@ def _end(each: Running) -> str | None:
     job, code = each.job, each.process.returncode
     if code == 0 and finished(job):
         record = read_json(job.beside(".json"))
-        _write_json(job.beside(".json"), {**record, "wall_seconds": round(time.perf_counter() - each.begin, 3)})
+        write_json(job.beside(".json"), {**record, "wall_seconds": round(time.perf_counter() - each.begin, 3)})
         return None
     try:
         lines = job.beside(".log").read_text(encoding="utf-8", errors="replace").split("\n")
@@ -222,9 +221,4 @@ def _note_machine(root: Path) -> None:
     here = {"machine": {k: v for k, v in machine().items() if k not in ("gpu", "threads")}, "versions": versions()}
     known = read_json(path).get("machines", [])
     if here not in known:
-        _write_json(path, {"machines": [*known, here]})
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        write_json(path, {"machines": [*known, here]})

@@ -12,8 +12,6 @@ dbb        DiverseBranchBlock   diversebranchblock.py    a convolution and its n
 The original stands wherever our method would, so that the two differ by the layer alone.
 """
 
-from __future__ import annotations
-
 import collections.abc
 import contextlib
 import copy
@@ -29,12 +27,13 @@ from typing import Any
 
 from torch import nn
 
-from ...algebra.norms import after_norm
-from ...errors import UnsupportedError
-from ...methods import Method
-from ...network.dataflow import DataFlow
-from ...network.expand import expand
-from ...network.tree import foldable_layers, replace_modules
+from foldconv.algebra.norms import after_norm
+from foldconv.errors import UnsupportedError
+from foldconv.lab.bench.contestants import Contestant
+from foldconv.methods import Method, method_from_json
+from foldconv.network.dataflow import DataFlow
+from foldconv.network.expand import expand
+from foldconv.network.tree import foldable_layers, replace_modules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Original:
     folder: str
     file: str
     takes_norm: bool
-    build: Callable[[Any, Any], nn.Module]
+    build: Callable[..., nn.Module]
     """``build(module of the file, convolution)``."""
 
 
@@ -97,6 +96,15 @@ def locate(reference: str, methods: list[str]) -> tuple[dict[str, Path], list[st
         wanted = ", ".join(f"{o.folder}/{o.file} ({name})" for name, o in ORIGINALS.items())
         raise UnsupportedError(f"reference: {reference} holds no original of {', '.join(methods)}; expected {wanted}")
     return found, notes
+
+
+def contestants(plain: nn.Module, originals: dict[str, Path]) -> list[Contestant]:
+    """A contestant per original, with its layers in a copy of the plain network."""
+    found = []
+    for name, path in originals.items():
+        network, layers = swap(plain, method_from_json({"method": name}), path)
+        found.append(Contestant(f"{name} (original)", network, layers=layers))
+    return found
 
 
 def swap(plain: nn.Module, method: Method, path: Path) -> tuple[nn.Module, dict[str, int]]:
