@@ -6,6 +6,7 @@ from .files.convert import convert_weights
 from .files.native import load, save
 from .files.originals import import_checkpoint
 from .layers import FoldableBlock
+from .layers.once import composed_once
 from .layers.permuted import PermutedConv1d, PermutedConv2d, PermutedConv3d
 from .methods import get_method, list_methods
 from .methods.acnet import ACNet

@@ -245,18 +245,15 @@ def test_a_layer_takes_it():
     x = torch.randn(2, 4, 5, 5, device=DEVICE)
     found = {}
     for path in ("gpu", "torch"):
-        layer.forget()
         with using(path):
             y = layer(x)
             found[path] = [y, *torch.autograd.grad(y.square().sum(), list(layer.parameters()))]
     for a, b in zip(*found.values(), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
     # A gradient's gradient is that of torch's operations.
-    layer.forget()
     with using("gpu"):
         (first,) = torch.autograd.grad(layer(x).square().sum(), layer.D, create_graph=True)
         second = torch.autograd.grad(first.square().sum(), layer.weight)[0]
-    layer.forget()
     with using("torch"):
         (first,) = torch.autograd.grad(layer(x).square().sum(), layer.D, create_graph=True)
         assert torch.allclose(second, torch.autograd.grad(first.square().sum(), layer.weight)[0], rtol=1e-3)

@@ -4,17 +4,8 @@ The rank classes of a method mix this in before ``nn.Conv1d`` ... ``nn.ConvTrans
 ``isinstance(layer, nn.Conv2d)`` holds, ``weight`` and ``bias`` are where everybody looks for them, padding modes
 come from torch, and a method writes only how the kernel is composed.
 
-When is the kernel composed? Invariants, in the order in which they are decided:
-
-1. In training mode, and wherever a compiler, tracer or function transform is at work, every forward composes anew,
-   by differentiable operations: sharing one graph would break two backward passes and activation checkpointing.
-2. Any other forward composes only when a parameter changed since the last time: another object, another version
-   counter, another storage. It then uses the kept value; if gradients are wanted, they flow to the parameters
-   through `_Kept`, whose backward composes again.
-3. What a version counter cannot see mostly comes with one of these, each of which drops the kept value:
-   ``train()``/``eval()``, a gradient that reaches the parameters, ``to()``, a parameter set on the layer (FSDP does
-   that whenever it gathers). The rest, ``p.data.add_(...)`` between two forwards in evaluation mode and nothing of
-   the above, nobody can see: call ``forget()`` or ``eval()`` after it.
+Every forward composes anew, in both modes and by differentiable operations: what a layer computes follows from its
+parameters as they are, whoever wrote them. To evaluate without composing, fold, or open `composed_once`.
 """
 
 from __future__ import annotations
@@ -27,8 +18,8 @@ from torch import Tensor, nn
 
 from ..algebra import Kernel
 from ..algebra.convolutions import CONV_TRANSPOSE, PLAIN
-from ..ops import is_recorded
-from .foldable import Foldable, conv_arguments, describe_rank, plain_class
+from .foldable import Foldable, conv_arguments, describe_rank, layout_of, plain_class
+from .once import evaluated_once
 
 
 class ComposedConv(Foldable):
@@ -40,9 +31,6 @@ class ComposedConv(Foldable):
     One that is registered as None is passed as None. A layer whose parameters depend on its arguments sets this in its
     constructor.
     """
-
-    _kept: tuple[list[Tensor], list[tuple[int, int, int]]] | None = None
-    """The composed kernel and the parameters it was composed from, and the state they were in."""
 
     ranks: ClassVar[dict[type | None, Any]] = {}
     """The rank classes of a mixin by the plain class that each stands for; they enter themselves."""
@@ -77,32 +65,9 @@ class ComposedConv(Foldable):
     def kernel(self) -> Tensor:
         """The composed kernel: ``weight``'s shape and dtype, differentiable with respect to every parameter.
 
-        Composed in float32 at least, also under autocast. In evaluation mode it is composed once and kept until a
-        parameter changes.
+        Composed at each call, in float32 at least, also under autocast.
         """
         parameters = [getattr(self, name, None) for name in self.composed_from]
-        if self.training or is_recorded() or not _can_keep(parameters):
-            return self._compose_precisely(parameters)
-        present = [p for p in parameters if p is not None]
-        kept = self._kept
-        if kept is None or kept[1] != _state([kept[0][0], *present]):
-            # Outside inference mode, so that the kept value may serve a later forward that records gradients.
-            with torch.inference_mode(False), torch.no_grad():
-                tensors = [self._compose_precisely(parameters), *present]
-            kept = self._kept = (tensors, _state(tensors))
-        value = kept[0][0]
-        if torch.is_grad_enabled() and any(p.requires_grad for p in present):
-            return _Kept.apply(self, value, *parameters)  # pyright: ignore[reportReturnType]
-        return value
-
-    def composition_tensors(self) -> tuple[Tensor, ...] | None:
-        """For a method whose `compose` calls `foldconv.ops`: the tensors that it hands over, by which a path is picked.
-
-        None for one that is made of torch's own products.
-        """
-        return None
-
-    def _compose_precisely(self, parameters: list[Tensor | None]) -> Tensor:
         first = next(p for p in parameters if p is not None)
         dtype = first.dtype
         wide = torch.promote_types(dtype, torch.float32)
@@ -110,6 +75,13 @@ class ComposedConv(Foldable):
             return self.compose(*parameters)
         with _without_autocast(first.device.type):
             return self.compose(*(None if p is None else p.to(wide) for p in parameters)).to(dtype)
+
+    def composition_tensors(self) -> tuple[Tensor, ...] | None:
+        """For a method whose `compose` calls `foldconv.ops`: the tensors that it hands over, by which a path is picked.
+
+        None for one that is made of torch's own products.
+        """
+        return None
 
     def to_kernel(self, dtype: torch.dtype | None = torch.float64) -> Kernel:
         """The layer as a `Kernel` of the algebra, composed in `dtype`."""
@@ -146,6 +118,7 @@ class ComposedConv(Foldable):
 
     # ------------------------------------------------------------------ torch's side
 
+    @evaluated_once
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Convolve; arguments and shapes as in the plain layer (`output_size`: transposed convolutions only)."""
         if not self.transposed:
@@ -158,29 +131,12 @@ class ComposedConv(Foldable):
             input, self.kernel(), self.bias, self.stride, self.padding, extra, self.groups, self.dilation
         )
 
-    def forget(self) -> None:
-        """Drop the kept kernel: the next forward composes anew."""
-        self._kept = None
-
-    def _apply(self, *args: Any, **kwargs: Any):
-        self.forget()
-        return super()._apply(*args, **kwargs)
-
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         # A plain convolution's checkpoint describes that convolution, whatever this layer had learned before.
         extras = [name for name in self.composed_from if name != "weight"]
         if prefix + "weight" in state_dict and not any(prefix + name in state_dict for name in extras):
             self.start_from(self.weight)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "training" or name in self.composed_from:
-            self.forget()
-        super().__setattr__(name, value)
-
-    def __getstate__(self) -> dict:
-        # Neither a pickle nor a copy carries the kept kernel.
-        return {k: v for k, v in self.__dict__.items() if k != "_kept"}
 
     # ------------------------------------------------------------------ from a plain convolution
 
@@ -197,7 +153,7 @@ class ComposedConv(Foldable):
         layer = made(**conv_arguments(conv), **extras, device="meta", dtype=weight.dtype)
         own = {"weight": weight, "bias": conv.bias}
         for name, p in list(layer.named_parameters(recurse=False)):
-            empty = torch.empty(p.shape, dtype=p.dtype, device=weight.device, memory_format=_layout(weight, p))
+            empty = torch.empty(p.shape, dtype=p.dtype, device=weight.device, memory_format=layout_of(weight, p))
             setattr(layer, name, own.get(name, nn.Parameter(empty, requires_grad=weight.requires_grad)))
         if init == "paper":
             layer.reset_parameters()
@@ -238,51 +194,6 @@ class _Plain:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
-
-
-class _Kept(torch.autograd.Function):
-    """The kept kernel with gradients: forward costs nothing, backward composes again."""
-
-    @staticmethod
-    def forward(ctx: Any, layer: ComposedConv, value: Tensor, *parameters: Tensor | None) -> Tensor:
-        ctx.layer = layer
-        ctx.present = [p is not None for p in parameters]
-        ctx.save_for_backward(*(p for p in parameters if p is not None))
-        return value.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        # A gradient reaches the parameters: whatever updates them next, the kept value is not trusted again.
-        ctx.layer.forget()
-        saved = iter(ctx.saved_tensors)
-        parameters = [next(saved) if here else None for here in ctx.present]
-        twice = torch.is_grad_enabled()
-        with torch.enable_grad():
-            if not twice:
-                parameters = [p if p is None else p.detach().requires_grad_(p.requires_grad) for p in parameters]
-            wanted = [p for p in parameters if p is not None and p.requires_grad]
-            kernel = ctx.layer._compose_precisely(parameters)
-            found = iter(torch.autograd.grad(kernel, wanted, grads[0], create_graph=twice))
-        return None, None, *(next(found) if p is not None and p.requires_grad else None for p in parameters)
-
-
-def _layout(like: Tensor, tensor: Tensor) -> torch.memory_format:
-    """The memory format of `like`, where `tensor` can have it."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    wanted = formats.get(like.dim())
-    if wanted is None or tensor.dim() != like.dim() or like.is_contiguous():
-        return torch.contiguous_format
-    return wanted if like.is_contiguous(memory_format=wanted) else torch.contiguous_format
-
-
-def _can_keep(parameters: list[Tensor | None]) -> bool:
-    """Only true Parameters are remembered: functional calls and sharding put other tensors in their place."""
-    return all(p is None or (type(p) is nn.Parameter and not p.is_inference()) for p in parameters)
-
-
-def _state(tensors: list[Tensor]) -> list[tuple[int, int, int]]:
-    """Changes when a tensor is another object, was written to, or lives elsewhere."""
-    return [(id(t), t._version, t.data_ptr()) for t in tensors]
 
 
 def _is_autocast(device: str) -> bool:

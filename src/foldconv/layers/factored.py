@@ -21,7 +21,8 @@ from ..algebra import Kernel
 from ..algebra.convolutions import compose_taps
 from ..algebra.rules import conv_geometry
 from ..errors import UnsupportedError
-from .composed import ComposedConv, _layout
+from .composed import ComposedConv
+from .foldable import layout_of
 
 
 class FactoredConv(ComposedConv):
@@ -78,7 +79,7 @@ class FactoredConv(ComposedConv):
         kernel, *later = self.factor_kernels(*parameters)
         for factor in later:
             kernel = compose_taps(kernel, factor, self.groups)
-        return kernel.contiguous(memory_format=_layout(self._widest(parameters), kernel))
+        return kernel.contiguous(memory_format=layout_of(self._widest(parameters), kernel))
 
     def feature_forward(self, input: Tensor) -> Tensor:
         """The factors on feature maps, one after the other."""

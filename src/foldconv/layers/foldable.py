@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from ..algebra import Kernel
 from ..algebra.convolutions import PLAIN, TRANSPOSED
@@ -128,6 +129,26 @@ def conv_arguments(conv: nn.Module) -> dict:
     if isinstance(conv, tuple(TRANSPOSED.values())):
         arguments["output_padding"] = conv.output_padding
     return arguments | {"bias": conv.bias is not None}
+
+
+def layout_of(like: Tensor, tensor: Tensor) -> torch.memory_format:
+    """The memory format of `like`, where `tensor` can have it."""
+    wanted = {4: torch.channels_last, 5: torch.channels_last_3d}.get(like.dim())
+    if wanted is None or tensor.dim() != like.dim() or like.is_contiguous():
+        return torch.contiguous_format
+    return wanted if like.is_contiguous(memory_format=wanted) else torch.contiguous_format
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Does anything watch the module's inputs, outputs or their gradients?"""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def all_are_watched() -> bool:
+    """Is there a hook on every module of the process?"""
+    return bool(torch_module._has_any_global_hook())
 
 
 def realize_like(source: nn.Module, kernel: Kernel) -> nn.Module:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..algebra import Kernel
 from ..algebra.rules import conv_geometry
 from ..errors import UnsupportedError
-from .foldable import conv_arguments, describe_rank, plain_class
+from .foldable import conv_arguments, describe_rank, layout_of, plain_class
 
 Order = Sequence[int] | Tensor | None
 
@@ -130,7 +130,9 @@ def realize_grouped(
     arguments = conv | {"groups": groups, "bias": kernel.bias is not None} | orders
     plain: Any = cls(**arguments, device="meta")
     old: Tensor = source.weight  # pyright: ignore[reportAssignmentType]
-    plain.weight = nn.Parameter(picked.to(old.dtype).contiguous(memory_format=_layout(old)), old.requires_grad)
+    plain.weight = nn.Parameter(
+        picked.to(old.dtype).contiguous(memory_format=layout_of(old, picked)), old.requires_grad
+    )
     if kernel.bias is not None:
         like: Any = old if source.bias is None else source.bias
         plain.bias = nn.Parameter(kernel.bias.detach()[rows.flatten()].to(old.dtype), like.requires_grad)
@@ -154,14 +156,7 @@ def regrouped(conv: nn.Module, groups: int, *, input_order: bool, output_order: 
         plain = PERMUTED[plain]
     weight: Tensor = conv.weight  # pyright: ignore[reportAssignmentType]
     made = plain(**arguments, device=weight.device, dtype=weight.dtype)
-    return made.to(memory_format=_layout(weight)) if weight.dim() == 4 else made
-
-
-def _layout(tensor: Tensor) -> torch.memory_format:
-    """The memory format that a weight was given."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
-    given = last is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=last)
-    return last if given and last is not None else torch.contiguous_format
+    return made.to(memory_format=layout_of(weight, weight)) if weight.dim() == 4 else made
 
 
 def _permutation(name: str, order: Any, channels: int, like: Tensor) -> Tensor:

@@ -29,9 +29,9 @@ from ..algebra import Kernel, Sum, kernel_of, kernel_rule, scale_and_shift
 from ..algebra.convolutions import CONV, CONVOLUTIONS, as_tuple
 from ..algebra.rules import conv_geometry
 from ..formulas import POINT_BESIDE_ONE_TAP
-from ..layers.branched import all_are_watched, is_watched, norm_like, padding_modules
+from ..layers.foldable import all_are_watched, is_watched
 from ..ops import is_recorded
-from ._branched import BranchedMethod, conv_norm
+from ._branched import BranchedMethod, conv_norm, norm_like, padding_modules
 from ._registry import register
 
 _POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}

@@ -28,6 +28,7 @@ from ..algebra import Kernel
 from ..algebra.rules import conv_geometry, transposed_geometry
 from ..errors import UnsupportedError
 from ..layers import ComposedConv, Foldable
+from ..layers.once import evaluated_once
 from ._registry import Init, Method, register
 
 Composition = Literal["kernel", "feature"]
@@ -140,6 +141,7 @@ class _DOConvNd(ComposedConv):
         depthwise, pointwise = self.factors()
         return pointwise(depthwise(input))
 
+    @evaluated_once
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Convolve; arguments and shapes as in the plain layer."""
         if self.composition == "feature" and self.D is not None and output_size is None:

@@ -15,8 +15,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..errors import UnsupportedError
-from ..layers.branched import has_identity
-from ._branched import BranchedMethod, conv_norm, identity_norm
+from ._branched import BranchedMethod, conv_norm, has_identity, identity_norm
 from ._registry import register
 
 

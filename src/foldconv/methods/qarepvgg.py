@@ -17,8 +17,7 @@ from torch import nn
 from ..algebra import Sum
 from ..formulas import POINT_BESIDE_ONE_TAP, middle
 from ..layers import BranchedConv
-from ..layers.branched import branch_conv, has_identity, norm_like
-from ._branched import BranchedMethod
+from ._branched import BranchedMethod, branch_conv, has_identity, norm_like
 from ._registry import register
 
 

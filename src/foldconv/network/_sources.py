@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..layers.branched import is_watched
+from ..layers.foldable import is_watched
 from ._tracing import leaves
 
 _INNER = ("__dict__", "_modules", "_parameters", "_buffers")

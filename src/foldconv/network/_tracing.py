@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from ..algebra.convolutions import PLAIN
 from ..algebra.norms import is_norm
 from ..layers import Foldable
-from ..layers.branched import is_watched
+from ..layers.foldable import is_watched
 from .tree import shadow_of
 
 _ABOUT = ("dtype", "device", "shape", "ndim", "is_cuda", "requires_grad")

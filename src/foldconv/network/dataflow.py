@@ -17,7 +17,7 @@ from ..algebra.convolutions import PLAIN
 from ..algebra.norms import is_norm
 from ..errors import UnsupportedError
 from ..layers import Foldable
-from ..layers.branched import is_watched
+from ..layers.foldable import is_watched
 from ._sources import held, only_called
 from ._tracing import Trace, traces_of
 

@@ -107,7 +107,7 @@ def _substituted(value: Any, replacements: dict[nn.Module, nn.Module]) -> Any:
 
 
 # Bound to the old module, so never carried over.
-_BOUND = {"forward", "_compiled_call_impl", "_kept"}
+_BOUND = {"forward", "_compiled_call_impl"}
 
 
 def carry_over(source: nn.Module, target: nn.Module) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import pickle
@@ -11,13 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..algebra import kernel_of
 from ..algebra.convolutions import PLAIN
 from ..errors import FoldMismatchError
 from ..files.native import load, save
 from ..layers import ComposedConv, Foldable
+from ..layers.once import composed_once
 from ..methods import Method
 from ..network.expand import expand
 from ..network.fold import fold
@@ -27,6 +28,18 @@ from .cases import assert_close, cases, only_layer, randomize, typical
 
 EXACT = 1e-10
 PRESERVED = 1e-12
+
+
+class _Operations(TorchDispatchMode):
+    """What torch is asked to compute, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **kwargs or {})
 
 
 @check
@@ -162,33 +175,24 @@ def an_unfolded_layer_is_a_convolution(method: Method) -> None:
 
 
 @check
-def composes_once_in_evaluation(method: Method) -> None:
-    """A composed kernel is kept until a parameter changes, and is right after each change."""
+@torch.no_grad()
+def evaluates_at_the_folds_cost(method: Method) -> None:
+    """Inside `composed_once` a layer runs what its fold runs, and no more; outside it follows its parameters."""
     case = typical(method)
-    rich, x = expand(case.network(), method), case.input()
+    rich, x = expand(case.network(), method).eval(), case.input()
     randomize(rich)
     layer = only_layer(rich)
-    if not isinstance(layer, ComposedConv):
-        return
-    count, compose = 0, layer.compose
-
-    def counting(*parameters: Any) -> Tensor:
-        nonlocal count
-        count += 1
-        return compose(*parameters)
-
-    layer.compose = counting  # pyright: ignore[reportAttributeAccessIssue]
-    if getattr(layer, "composition", "kernel") == "feature":
-        return
-    for context in (contextlib.nullcontext(), torch.no_grad(), torch.inference_mode()):
-        with context:
-            layer(x)
-            layer(x)
-    assert count == 1, f"composed {count} times in six evaluation forwards"
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.mul_(1.5)
-    assert_close(layer(x), layer.feature_forward(x), EXACT, "after a change of the parameters")
+    folded = fold(layer)
+    with composed_once(rich), _Operations() as inside:
+        output = layer(x)
+    with _Operations() as wanted:
+        expected = folded(x)
+    assert_close(output, expected, EXACT, "inside composed_once")
+    assert_close(layer(x), expected, EXACT, "outside")
+    assert inside.names == wanted.names, f"inside composed_once: expected {wanted.names}, received {inside.names}"
+    for p in layer.parameters():
+        p.data.mul_(1.5)  # which raises no version counter
+    assert_close(layer(x), fold(layer)(x), EXACT, "after a change of the parameters")
 
 
 @check

@@ -145,10 +145,8 @@ def test_a_step_changes_the_weights(tiny):
 
 def test_an_expanded_network_composes_each_kernel_once_per_step(tiny, monkeypatch):
     composed = Counter()
-    original = ComposedConv._compose_precisely
-    monkeypatch.setattr(
-        ComposedConv, "_compose_precisely", lambda self, p: composed.update([self]) or original(self, p)
-    )
+    original = ComposedConv.kernel
+    monkeypatch.setattr(ComposedConv, "kernel", lambda self: composed.update([self]) or original(self))
     network = foldconv.expand(zoo.create(tiny), "doconv")
     layers = [m for m in network.modules() if isinstance(m, ComposedConv)]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -157,18 +155,6 @@ def test_an_expanded_network_composes_each_kernel_once_per_step(tiny, monkeypatc
         network(torch.randn(2, 3, 16, 16)).square().sum().backward()
         optimizer.step()
         assert composed == dict.fromkeys(layers, steps)  # backward composes nothing again
-
-
-def test_in_evaluation_each_kernel_is_composed_once_however_many_forwards(tiny, monkeypatch):
-    composed = Counter()
-    original = ComposedConv._compose_precisely
-    monkeypatch.setattr(
-        ComposedConv, "_compose_precisely", lambda self, p: composed.update([self]) or original(self, p)
-    )
-    network = foldconv.expand(zoo.create(tiny), "doconv").eval()
-    for _ in range(4):
-        network(torch.randn(2, 3, 16, 16))
-    assert set(composed.values()) == {1}
 
 
 def test_paths_and_compositions_are_contestants_where_they_differ(tiny):
