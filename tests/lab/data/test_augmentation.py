@@ -7,7 +7,7 @@ from PIL import Image
 
 from foldconv.errors import UnsupportedError
 from foldconv.lab.data import create_data, evaluation_loader, training_loader
-from foldconv.lab.data.augmentation import PCALighting, image_options, image_transform
+from foldconv.lab.data.augmentation import PCALighting, image_options, image_transform, operations
 from foldconv.lab.train import TrainConfig
 
 SIZE = 16
@@ -55,6 +55,18 @@ def test_each_option_changes_training_images_repeatably_and_no_test_image(folder
     plain, changed = (create_data(str(folder), image_size=SIZE, **each) for each in ({}, options))
     ((expected, _),), ((found, _),) = evaluation_loader(plain), evaluation_loader(changed)
     assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("policy", ["rand-m{}-inc0", "rand-m{}-inc1", "augmix-m{}", "original", "originalr", "v0"])
+@pytest.mark.parametrize("magnitude", range(11))
+def test_every_operation_of_a_policy_at_every_magnitude(policy, magnitude):
+    image = Image.effect_noise((SIZE, SIZE), 60).convert("RGB")
+    transform = image_transform(SIZE, policy.format(magnitude), image_options({}), [])
+    found = operations(transform.transforms[2])
+    assert found
+    for operation in found:
+        operation.prob, operation.magnitude, operation.magnitude_std = 1.0, magnitude, 0.0
+        assert operation(image).size == (SIZE, SIZE)
 
 
 def grey(options, level=128, size=64):

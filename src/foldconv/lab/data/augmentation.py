@@ -67,7 +67,7 @@ def image_options(given: Mapping[str, Any], augmentation: str = "default") -> Im
                 f"augmentation_args: {key}: expected a number from {low:g} to {high:g}, received {value!r}"
             )
         values[key] = number
-    if "crop_scale" in values and not ("crop" in augmentation or augmentation == "default" or is_policy(augmentation)):
+    if "crop_scale" in values and not _has("crop", augmentation):
         raise UnsupportedError(
             f"augmentation_args: crop_scale: expected an augmentation with a crop, received {augmentation!r}; "
             "use augmentation: crop, or leave crop_scale out"
@@ -99,7 +99,7 @@ def check_augmentation(name: str) -> None:
     foldconv.errors.UnsupportedError: unknown augmentation 'flp'; did you mean 'flip'?; expected one of: ...
     """
     if is_policy(name):
-        _policy(name, 224)
+        _timm_steps(224, name, ImageOptions())
     elif name not in AUGMENTATIONS:
         policies = "or a policy of timm such as rand-m9-mstd0.5, augmix-m3-w3, original, v0"
         raise UnsupportedError(f"{unknown('augmentation', name, AUGMENTATIONS)}; {policies}")
@@ -134,14 +134,9 @@ def image_transform(size: int, augmentation: str, options: ImageOptions, middle:
     """
     from torchvision import transforms
 
-    policy = [_policy(augmentation, size)] if is_policy(augmentation) else []
-    words = "flip-crop" if policy or augmentation == "default" else augmentation
-    crop = transforms.RandomResizedCrop(size, scale=(options.crop_scale, 1.0))
-    steps: list[Any] = [crop] if "crop" in words else list(middle)
-    steps += [transforms.RandomHorizontalFlip()] if "flip" in words else []
-    steps += policy
-    if options.color_jitter:
-        steps.append(transforms.ColorJitter(*[options.color_jitter] * 3))
+    steps = _timm_steps(size, augmentation, options)
+    if not _has("crop", augmentation):
+        steps[:1] = middle
     steps.append(transforms.PILToTensor())
     if options.lighting:
         steps.append(PCALighting(options.lighting))
@@ -149,6 +144,47 @@ def image_transform(size: int, augmentation: str, options: ImageOptions, middle:
         colour = tuple(255 * mean for mean in IMAGENET_MEAN)
         steps.append(transforms.RandomErasing(options.random_erasing, value=colour))  # pyright: ignore[reportArgumentType]
     return transforms.Compose(steps)
+
+
+def _has(what: str, augmentation: str) -> bool:
+    return what in augmentation or augmentation == "default" or is_policy(augmentation)
+
+
+def _timm_steps(size: int, augmentation: str, options: ImageOptions) -> list[Any]:
+    """timm's own steps on a PIL image: crop, flip, policy, colours."""
+    from timm.data.transforms_factory import transforms_imagenet_train
+
+    policy = augmentation if is_policy(augmentation) else None
+    try:
+        geometry, colours, _ = transforms_imagenet_train(  # pyright: ignore[reportGeneralTypeIssues]
+            size,
+            scale=(options.crop_scale, 1.0),
+            hflip=0.5 if _has("flip", augmentation) else 0.0,
+            color_jitter=options.color_jitter or None,  # pyright: ignore[reportArgumentType]
+            force_color_jitter=True,
+            auto_augment=policy,
+            interpolation="bilinear",
+            separate=True,
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split()) or "it has no such part"
+        raise UnsupportedError(f"augmentation: timm makes no policy of {augmentation!r}: {reason}") from error
+    for operation in operations(colours.transforms[0]) if policy else ():
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+    return [*geometry.transforms, *colours.transforms]
+
+
+def operations(policy: Any) -> list[Any]:
+    """The operations that a policy of timm draws from."""
+    return policy.ops if hasattr(policy, "ops") else [each for several in policy.policy for each in several]
+
+
+def _posterize(image: Any, bits: int, **_: Any) -> Any:
+    """timm asks for 0 bits at its strongest, which Pillow refuses from version 13 on."""
+    from timm.data.auto_augment import posterize
+
+    return posterize(image, max(bits, 1))
 
 
 class PCALighting:
@@ -178,20 +214,3 @@ class PCALighting:
         factors = torch.randn(3) * self.deviation * torch.tensor(self.eigenvalues)
         shift = 255 * torch.tensor(self.components) @ factors
         return (image + shift.view(3, 1, 1)).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def _policy(name: str, size: int) -> Any:
-    """timm's transform of PIL images for a policy's name."""
-    from timm.data import auto_augment as policies
-
-    mean = tuple(round(255 * each) for each in IMAGENET_MEAN)
-    options: dict[str, Any] = {"translate_const": int(size * 0.45), "img_mean": mean}  # as timm's own recipes
-    if name.startswith("augmix"):
-        options["translate_pct"] = 0.3
-    kinds = {"rand": policies.rand_augment_transform, "augmix": policies.augment_and_mix_transform}
-    make = kinds.get(name.partition("-")[0], policies.auto_augment_transform)
-    try:
-        return make(name, options)
-    except (AssertionError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split()) or "it has no such part"
-        raise UnsupportedError(f"augmentation: timm makes no policy of {name!r}: {reason}") from error
