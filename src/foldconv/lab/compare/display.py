@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..run import RunFolder
 from .config import CompareConfig, Job
 from .results import Curve, curve, read_json
 
@@ -57,7 +58,7 @@ class Display:
         self._work += 1 - self._offset.pop(job, 0.0)
         what = f"{job.method}, seed {job.seed}: "
         if error is None:
-            accuracy = 100 * read_json(job.folder / "result.json").get("accuracy_folded", float("nan"))
+            accuracy = 100 * read_json(RunFolder(job.folder).result).get("accuracy_folded", float("nan"))
             what += f"{accuracy:.2f} %"
         else:
             what += f"failed ({error})"
