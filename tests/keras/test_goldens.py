@@ -9,36 +9,10 @@ import pytest
 import keras
 from foldconv.errors import CheckpointError, UnsupportedError
 from foldconv.keras import DOConv2D, import_checkpoint
+from foldconv.keras.testing import gradients
 from keras import ops
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "fixtures" / "goldens"
-
-
-def gradients(layer, x, probe, **call):
-    """Of ``(layer(x) * probe).sum()``, by the path of the weight below the layer's own, and the output."""
-    backend = keras.backend.backend()
-    variables = layer.trainable_variables
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            y = layer(x, **call)
-            loss = ops.sum(y * probe)
-        found = tape.gradient(loss, [v.value for v in variables])
-    elif backend == "jax":
-        import jax
-
-        def loss(values):
-            y, _ = layer.stateless_call(values, [v.value for v in layer.non_trainable_variables], x, **call)
-            return ops.sum(y * probe), y
-
-        found, y = jax.jit(jax.grad(loss, has_aux=True))([v.value for v in variables])
-    else:
-        y = layer(x, **call)
-        ops.sum(y * ops.convert_to_tensor(probe)).backward()
-        found = [v.value.grad for v in variables]
-    names = [v.path.removeprefix(f"{layer.name}/") for v in variables]
-    return {name: ops.convert_to_numpy(g) for name, g in zip(names, found)}, ops.convert_to_numpy(y)
 
 
 @pytest.mark.parametrize("name", ["3x3", "depthwise", "dmul12"])

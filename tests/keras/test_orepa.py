@@ -1,6 +1,5 @@
-"""OREPA layers of Keras: against torch's with the same parameters, against the authors' code, and in a network."""
+"""OREPA layers of Keras: against torch's with the same parameters, against the authors' code, and how they start."""
 
-import contextlib
 import json
 import math
 import pathlib
@@ -13,10 +12,11 @@ from safetensors.numpy import load_file
 import foldconv
 import keras
 from foldconv.errors import UnsupportedError
-from foldconv.keras import OREPAConv1D, OREPAConv2D, OREPAConv3D, OREPADepthwiseConv2D, expand, fold, orepa
+from foldconv.keras import OREPAConv1D, OREPAConv2D, OREPAConv3D, OREPADepthwiseConv2D, expand, orepa
+from foldconv.keras.testing import gradients
 from keras import ops
 
-from .test_goldens import GOLDENS, gradients
+from .test_goldens import GOLDENS
 
 RANDOM = np.random.default_rng(0)
 
@@ -213,84 +213,9 @@ def test_one_tap_with_groups_is_refused():
         OREPADepthwiseConv2D(1, name="dw")
 
 
-def test_regularizer_constraint_and_mixed_precision():
-    layer = OREPAConv2D(6, 3, kernel_regularizer="l2", kernel_constraint="non_neg", dtype="mixed_bfloat16")
-    x = array(2, 6, 6, 4)
-    layer.build(x.shape)
-    origin = next(w for w in layer.weights if w.name == "kernel")
-    near(layer.losses[0], 0.01 * np.sum(ops.convert_to_numpy(origin) ** 2))
-    assert len(layer.losses) == 1
-    assert [w.name for w in layer.weights if w.constraint is not None] == ["kernel"]
-    assert {keras.backend.standardize_dtype(w.dtype) for w in layer.weights} == {"float32"}
-    seen = []
-    compose = layer.compose
-    layer.compose = lambda kernel: seen.append(compose(kernel)) or seen[-1]
-    assert keras.backend.standardize_dtype(layer(x).dtype) == "bfloat16"
-    want = ops.cast(ops.convert_to_tensor(layer.folded()[0].astype("float32")), "bfloat16")
-    difference = ops.abs(ops.cast(seen[0], "float32") - ops.cast(want, "float32"))
-    assert float(ops.mean(ops.cast(difference > 0, "float32"))) < 0.02
-
-
-def test_channels_first():
-    last, _, x, _ = pair("3x3")
-    layer = OREPAConv2D(6, 3, data_format="channels_first")
-    turned = np.moveaxis(x, -1, 1).copy()
-    layer.build(turned.shape)
-    layer.set_weights(last.get_weights())
-    near(layer.kernel, last.kernel, 1e-6)
-    plain = layer.fold()
-    assert plain.data_format == "channels_first"
-    near(plain.kernel, last.fold().kernel, 1e-7)
-    if keras.backend.backend() != "tensorflow":  # its CPU kernels take channels_last only
-        near(np.moveaxis(ops.convert_to_numpy(layer(turned)), 1, -1), last(x))
-        near(plain(turned), layer(turned), 1e-4)
-
-
-def test_a_network_trains_saves_loads_and_folds(tmp_path):
-    keras.utils.set_random_seed(1)
-    model = keras.Sequential([keras.Input((7, 7, 4)), keras.layers.Conv2D(6, 3, name="conv")])
-    model.add(keras.layers.Flatten())
-    model.add(keras.layers.Dense(1))
-    rich = expand(model, "orepa")
-    # torch's compiler takes minutes here; its eager mode is what people run.
-    rich.compile(keras.optimizers.Adam(0.01), "mse", jit_compile=keras.backend.backend() != "torch")
-    x, y = array(16, 7, 7, 4), array(16, 1)
-    start = rich.evaluate(x, y, verbose=0)
-    rich.fit(x, y, batch_size=8, epochs=4, verbose=0)
-    assert rich.evaluate(x, y, verbose=0) < start
-    vector = ops.convert_to_numpy(rich.get_layer("conv").vector)
-    assert (np.abs(vector[1:]).max(axis=1) > 0).all()
-    rich.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    near(again.predict(x, verbose=0), rich.predict(x, verbose=0), 1e-6)
-    for ours, theirs in zip(again.optimizer.variables, rich.optimizer.variables):
-        near(ours, theirs, 0)
-    again.fit(x, y, batch_size=8, epochs=1, verbose=0)
-    rich.save_weights(tmp_path / "model.weights.h5")
-    again.load_weights(tmp_path / "model.weights.h5")
-    near(again.predict(x, verbose=0), rich.predict(x, verbose=0), 1e-6)
-    plain = fold(rich)
-    model.set_weights(plain.get_weights())
-    near(model.predict(x, verbose=0), rich.predict(x, verbose=0))
-
-
 @pytest.mark.parametrize(("out", "size"), [(6, (3, 3)), (7, (2, 5)), (4, (3,)), (9, (1, 3, 2))])
 def test_the_cosines_are_torchs(out, size):
     from foldconv.methods._orepa_branches import Branches
 
     theirs = Branches(2, out, size, 1).prior(torch.zeros((), dtype=torch.float64)).numpy()
     np.testing.assert_array_equal(orepa._cosines(out, size, 1)[0, 0].T, theirs)
-
-
-def test_float64_is_composed_in_float64():
-    context = contextlib.nullcontext()
-    if keras.backend.backend() == "jax":
-        import jax
-
-        context = jax.enable_x64(True)
-    with context:
-        layer = OREPAConv2D(6, 3, dtype="float64")
-        layer.build((1, 5, 5, 4))
-        layer.set_weights([RANDOM.normal(size=w.shape) for w in layer.weights])
-        assert keras.backend.standardize_dtype(layer.kernel.dtype) == "float64"
-        near(layer.kernel, layer.folded()[0], 1e-12)

@@ -1,6 +1,5 @@
 """RepVGG layers of Keras: what they fold to, and the norm that is taken in and put back."""
 
-import contextlib
 import math
 
 import numpy as np
@@ -10,9 +9,10 @@ from safetensors.numpy import load_file
 import keras
 from foldconv.errors import NoMatchError, UnsupportedError
 from foldconv.keras import NormPlace, RepVGGConv1D, RepVGGConv2D, RepVGGConv3D, RepVGGDepthwiseConv2D, expand, fold
+from foldconv.keras.testing import gradients, in_double
 from keras import layers, ops
 
-from .test_goldens import GOLDENS, gradients
+from .test_goldens import GOLDENS
 from .test_orepa import arguments_of
 
 RANDOM = np.random.default_rng(0)
@@ -24,32 +24,6 @@ def array(*shape, dtype="float32"):
 
 def near(a, b, tolerance=1e-5):
     np.testing.assert_allclose(ops.convert_to_numpy(a), ops.convert_to_numpy(b), rtol=tolerance, atol=tolerance)
-
-
-@contextlib.contextmanager
-def double():
-    """Float64 to the end: JAX has it only where it is asked for, and Keras' norm computes in it on TensorFlow only."""
-
-    def call(self, inputs, training=None, mask=None):
-        assert not training
-        shape = [-1 if axis == self.axis % len(inputs.shape) else 1 for axis in range(len(inputs.shape))]
-        mean, variance = ops.reshape(self.moving_mean, shape), ops.reshape(self.moving_variance, shape)
-        y = (inputs - mean) / ops.sqrt(variance + self.epsilon)
-        y = y * ops.reshape(self.gamma, shape) if self.scale else y
-        return y + ops.reshape(self.beta, shape) if self.center else y
-
-    with pytest.MonkeyPatch.context() as patch:
-        if keras.backend.backend() == "tensorflow":
-            yield
-            return
-        patch.setattr(layers.BatchNormalization, "call", call)
-        if keras.backend.backend() == "torch":
-            yield
-            return
-        import jax
-
-        with jax.enable_x64(True):
-            yield
 
 
 def stir(model):
@@ -86,20 +60,18 @@ CASES = {
 ALIGNED = {"same", "rectangular", "groups", "no norm", "1d", "3d", "depthwise"} | {"even"}
 
 
-def made(name, first=False, **more):
+def made(name, **more):
     cls, arguments, size, channels, out = CASES[name]
     own = {"depth_multiplier": out // channels} if cls is RepVGGDepthwiseConv2D else {"filters": out}
     layer = cls(**own, **arguments, **more)
     x = array(2, *size, channels, dtype="float64")
-    if first:
-        x = np.moveaxis(x, -1, 1).copy()
     layer.build(x.shape)
     return layer, x
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_function_in_evaluation_mode_folds_exactly(name):
-    with double():
+    with in_double():
         layer, x = made(name, dtype="float64")
         stir(layer)
         assert (layer.identity_norm is not None) == (name in ALIGNED)
@@ -114,20 +86,6 @@ def test_the_function_in_evaluation_mode_folds_exactly(name):
             assert np.abs(ops.convert_to_numpy(layer(x, training=False)) - ops.convert_to_numpy(y)).max() > 1e-3
         again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
         assert again.get_config() == layer.get_config()
-
-
-@pytest.mark.parametrize("name", ["same", "stride 2", "groups", "causal", "depthwise wider"])
-def test_channels_first(name):
-    with double():
-        layer, x = made(name, first=True, dtype="float64", data_format="channels_first")
-        stir(layer)
-        plain = layer.fold()
-        if keras.backend.backend() == "tensorflow":  # its CPU kernels take channels_last only
-            last, _ = made(name, dtype="float64")
-            last.set_weights(layer.get_weights())
-            near(plain.kernel, last.fold().kernel, 1e-12)
-        else:
-            near(plain(x), layer(x, training=False), 1e-10)
 
 
 @pytest.mark.parametrize("name", ["stride 2", "stride 3", "valid stride", "even dilated", "depthwise wider"])
@@ -220,7 +178,7 @@ def network(dtype="float32"):
 
 
 def test_expanding_a_network_takes_norms_in_and_folding_puts_them_back():
-    with double():
+    with in_double():
         model, x = network("float64"), array(2, 9, 8, 4, dtype="float64")
         before, weights = ops.convert_to_numpy(model(x, training=False)), model.get_weights()
         rich = expand(model, "repvgg")
@@ -285,37 +243,6 @@ def test_a_frozen_norm_stays_frozen(tmp_path):
         layer(array(2, 5, 5, 3), training=True)
         near(layer.norm.moving_mean, mean, 0)
     assert not fold(rich).layers[1].trainable
-
-
-def test_a_network_trains_saves_loads_and_folds(tmp_path):
-    keras.utils.set_random_seed(1)
-    model = keras.Sequential([keras.Input((7, 7, 4)), layers.Conv2D(4, 3, padding="same", kernel_regularizer="l2")])
-    for layer in (layers.BatchNormalization(momentum=0.5), layers.ReLU(), layers.Flatten(), layers.Dense(1)):
-        model.add(layer)
-    rich = expand(model, "repvgg")
-    assert len(rich.losses) == 2
-    # torch's compiler takes minutes here; its eager mode is what people run.
-    rich.compile(keras.optimizers.Adam(0.01), "mse", jit_compile=keras.backend.backend() != "torch")
-    x, y = array(16, 7, 7, 4), array(16, 1)
-    start = rich.evaluate(x, y, verbose=0)
-    rich.fit(x, y, batch_size=8, epochs=8, verbose=0)
-    assert rich.evaluate(x, y, verbose=0) < start
-    for norm in rich.layers[0].norms[1:]:
-        assert np.abs(ops.convert_to_numpy(norm.gamma)).max() > 0
-        assert np.abs(ops.convert_to_numpy(norm.moving_mean)).max() > 0
-    rich.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    near(again.predict(x, verbose=0), rich.predict(x, verbose=0), 1e-6)
-    assert isinstance(again.layers[1], NormPlace)
-    for ours, theirs in zip(again.optimizer.variables, rich.optimizer.variables):
-        near(ours, theirs, 0)
-    again.fit(x, y, batch_size=8, epochs=1, verbose=0)
-    rich.save_weights(tmp_path / "model.weights.h5")
-    again.load_weights(tmp_path / "model.weights.h5")
-    near(again.predict(x, verbose=0), rich.predict(x, verbose=0), 1e-6)
-    plain = fold(again)
-    model.set_weights(plain.get_weights())
-    near(model.predict(x, verbose=0), rich.predict(x, verbose=0), 1e-4)
 
 
 def test_mixed_precision():

@@ -64,8 +64,17 @@ def register(cls: M) -> M:
     return cls
 
 
-def method_of(name: Any, options: dict[str, Any]) -> Method:
-    """The method of a name with options.
+def list_methods() -> list[str]:
+    """The names of all methods.
+
+    >>> list_methods()
+    ['doconv', 'orepa', 'repvgg']
+    """
+    return sorted(_METHODS)
+
+
+def method_of(name: str | Method, options: dict[str, Any]) -> Method:
+    """The method of a name with options; a config as it is.
 
     Raises:
         UnsupportedError: for an unknown name or option, with the nearest known one.
@@ -73,8 +82,10 @@ def method_of(name: Any, options: dict[str, Any]) -> Method:
     >>> method_of("doconv", {"depth_multiplier": 12})
     DOConv(depth_multiplier=12)
     """
+    if isinstance(name, Method):
+        return dataclasses.replace(name, **options)
     if name not in _METHODS:
-        raise UnsupportedError(f"{unknown('method', name, sorted(_METHODS))} (those there are for Keras)")
+        raise UnsupportedError(f"{unknown('method', name, list_methods())} (those there are for Keras)")
     cls = _METHODS[name]
     known = [field.name for field in dataclasses.fields(cls)]
     for option in options:

@@ -24,7 +24,7 @@ _CONVOLUTIONS: Any = tuple(getattr(keras.layers, name) for name in _NAMES if has
 
 
 def expand(
-    model: Any, method: str = "doconv", *, include: Patterns = None, exclude: Patterns = None, **options: Any
+    model: Any, method: str | Method = "doconv", *, include: Patterns = None, exclude: Patterns = None, **options: Any
 ) -> Any:
     """A new model whose convolutions train by a method and which computes the same function.
 
@@ -37,8 +37,9 @@ def expand(
 
     Args:
         model: built; it is not touched. The copy is not compiled unless a Sequential model was.
-        method: ``"doconv"``, ``"orepa"`` or ``"repvgg"``. RepVGG takes in the BatchNormalization that alone follows a
-            convolution in a Sequential or functional model, and leaves a `foldconv.keras.NormPlace` of its name.
+        method: ``"doconv"``, ``"orepa"`` or ``"repvgg"``, or a method's config. RepVGG takes in the BatchNormalization
+            that alone follows a convolution in a Sequential or functional model, and leaves a
+            `foldconv.keras.NormPlace` of its name.
         include, exclude: glob patterns on layer names.
         options: the method's: ``depth_multiplier`` of DO-Conv (S of every layer; None: its taps), ``point`` of OREPA
             (the 1×1 branch).
