@@ -6,7 +6,7 @@ from mxnet import gluon
 from mxnet.gluon.model_zoo import vision
 
 from foldconv.gluon import DOConv2D, expand, fold
-from foldconv.gluon.network import _walk
+from foldconv.gluon._tree import walk
 
 
 def error(x, y):
@@ -34,7 +34,7 @@ def expanded(net, x, multiplier=10):
     """The expanded network, with random D and surplus taps."""
     rich = expand(net, "doconv", depth_multiplier=multiplier)
     rich(x)
-    for layer in _walk(rich):
+    for layer in walk(rich):
         if isinstance(layer, DOConv2D):
             layer.D.set_data(0.3 * mx.nd.random.normal(shape=layer.D.shape))
     return rich
@@ -101,7 +101,7 @@ def test_networks_of_the_model_zoo_come_back_to_where_they_came_from(tmp_path, n
         net.hybridize(static_alloc=True)
     rich = expand(net, "doconv")
     assert error(rich(x), expected) < 1e-6
-    for layer in _walk(rich):
+    for layer in walk(rich):
         if isinstance(layer, DOConv2D):
             layer.D.set_data(0.1 * mx.nd.random.normal(shape=layer.D.shape))
     y = rich(x)

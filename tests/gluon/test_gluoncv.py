@@ -4,7 +4,7 @@ import mxnet as mx
 import pytest
 
 from foldconv.gluon import DOConv2D, expand, fold
-from foldconv.gluon.network import _walk
+from foldconv.gluon._tree import walk
 
 # GluonCV asks for torch or MXNet, and answers with an ImportError when one of its own requirements is missing.
 model_zoo = pytest.importorskip("gluoncv.model_zoo", exc_type=ImportError)
@@ -40,7 +40,7 @@ def test_networks_expand_train_and_fold(tmp_path, name, arguments, count):
         gamma.set_data(mx.nd.ones(gamma.shape))
     expected = net(x)
     rich = expand(net, "doconv")
-    layers = [layer for layer in _walk(rich) if isinstance(layer, DOConv2D)]
+    layers = [layer for layer in walk(rich) if isinstance(layer, DOConv2D)]
     assert len(layers) == count
     assert error(rich(x), expected) < 1e-6
     trainer = mx.gluon.Trainer(rich.collect_params(), "sgd", {"learning_rate": 1e-3})

@@ -8,11 +8,11 @@ from mxnet.gluon.model_zoo import vision
 
 from foldconv.errors import NoMatchError, UnsupportedError
 from foldconv.gluon import DOConv2D, expand, fold
-from foldconv.gluon.network import _walk
+from foldconv.gluon._tree import walk
 
 
 def do_convs(block):
-    return [layer for layer in _walk(block) if isinstance(layer, DOConv2D)]
+    return [layer for layer in walk(block) if isinstance(layer, DOConv2D)]
 
 
 def error(x, y):

@@ -7,7 +7,7 @@ from mxnet.gluon.model_zoo import vision
 
 from foldconv.errors import NoMatchError, UnsupportedError
 from foldconv.gluon import DOConv2D, expand
-from foldconv.gluon.network import _named
+from foldconv.gluon._tree import named
 
 
 class Scaled(gluon.nn.Conv2D):
@@ -18,7 +18,7 @@ class Scaled(gluon.nn.Conv2D):
 
 
 def replaced(block):
-    return [name for name, layer in _named(block) if isinstance(layer, DOConv2D)]
+    return [name for name, layer in named(block) if isinstance(layer, DOConv2D)]
 
 
 def network():

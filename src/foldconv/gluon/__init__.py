@@ -13,8 +13,8 @@
 This part needs MXNet alone, no torch.
 """
 
-from .layers import DOConv2D
-from .network import expand, fold
+from .layers import DOConv2D, fold
+from .network import expand
 from .originals import import_checkpoint
 
 __all__ = ["DOConv2D", "expand", "fold", "import_checkpoint"]

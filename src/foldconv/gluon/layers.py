@@ -10,8 +10,9 @@ import numpy as np
 from mxnet import gluon
 
 from .. import formulas
-from ..errors import UnsupportedError
+from ..errors import FoldMismatchError, UnsupportedError
 from . import _layout
+from ._tree import copy_of, walk
 
 
 @mx.init.register
@@ -135,9 +136,78 @@ class DOConv2D(gluon.nn.Conv2D):
         Raises:
             FoldMismatchError: when the composed kernel holds NaN or infinity.
         """
-        from .network import fold
-
         return fold(self)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, depth_multiplier={self.depth_multiplier})"
+
+
+def fold(block: Any) -> Any:
+    """A copy of the block with every `DOConv2D` as the plain convolution that computes the same.
+
+    Kernels are composed in float64 and cast last. Layers whose shapes still wait for the first input become plain ones
+    that wait.
+
+    Args:
+        block: any Block, also a single `DOConv2D`; one without them comes back as a copy.
+
+    Raises:
+        FoldMismatchError: naming the layer, when a kernel holds NaN or infinity.
+        UnsupportedError: for a subclass of `DOConv2D`, and for a weight that two layers use with different D.
+        In every case `block` is as it was.
+
+    Example:
+        >>> net = gluon.nn.HybridSequential()
+        >>> net.add(DOConv2D(4, 3, in_channels=2))
+        >>> net.initialize()
+        >>> fold(net)[0]
+        Conv2D(2 -> 4, kernel_size=(3, 3), stride=(1, 1))
+    """
+    work = copy_of(block)
+    layers = [layer for layer in walk(work) if isinstance(layer, DOConv2D)]
+    users: dict[int, Any] = {}
+    for layer in walk(work):
+        for parameter in layer._reg_params.values():
+            D = getattr(layer, "D", None) if isinstance(layer, DOConv2D) else None
+            users.setdefault(id(parameter), set()).add(id(D))
+    composed = set()
+    for layer in layers:
+        if type(layer) is not DOConv2D:
+            raise UnsupportedError(f"{layer.name}: expected a DOConv2D, found its subclass {type(layer).__name__}")
+        if len(users[id(layer.weight)]) > 1:
+            raise UnsupportedError(
+                f"{layer.name}: its weight is also used without this layer's D, so no one kernel fits; untie it first"
+            )
+        if layer.D is not None and layer.D._data is not None and id(layer.weight) not in composed:
+            layer.weight.set_data(_kernel(layer))
+            composed.add(id(layer.weight))
+    for layer in layers:
+        for part in ("D", "weight_extra"):
+            parameter = layer._reg_params.pop(part, None)
+            if parameter is not None:
+                delattr(layer, part)
+                layer.params._params.pop(parameter.name, None)
+        del layer.depth_multiplier
+        layer.__class__ = gluon.nn.Conv2D
+    return work
+
+
+def _kernel(layer: DOConv2D) -> np.ndarray:
+    """The composed kernel in the weight's dtype."""
+    parameters: list[Any] = [layer.weight, layer.D, layer.weight_extra]
+    weight, D, extra = (None if p is None else p.data(p.list_ctx()[0]).asnumpy() for p in parameters)
+    assert weight is not None, "whoever asks has seen that it has values"
+    assert D is not None, "whoever asks has seen that it has values"
+    if layer._channels_last:
+        weight = weight.transpose(0, 3, 1, 2)
+    with np.errstate(over="ignore"):
+        kernel = _layout.doconv_in_float64(weight, D, extra, layer._kwargs["num_group"]).astype(weight.dtype)
+    if layer._channels_last:
+        kernel = kernel.transpose(0, 2, 3, 1)
+    bad = int((~np.isfinite(kernel)).sum())
+    if bad:
+        raise FoldMismatchError(
+            f"{layer.name}: expected a finite kernel, found {bad} of {kernel.size} not finite in {kernel.dtype}; "
+            "the layer's parameters hold NaN or infinity, or need float32"
+        )
+    return kernel

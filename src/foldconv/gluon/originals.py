@@ -16,8 +16,9 @@ import mxnet as mx
 import numpy as np
 
 from ..errors import CheckpointError, UnsupportedError, unknown
+from ._tree import copy_of, named, walk
 from .layers import DOConv2D
-from .network import _copy_of, _named, _walk, expand
+from .network import expand
 
 
 def import_checkpoint(arrays: str | os.PathLike[str] | Mapping[str, Any], model: Any, source: str) -> Any:
@@ -48,7 +49,7 @@ def import_checkpoint(arrays: str | os.PathLike[str] | Mapping[str, Any], model:
     if source != "do-conv":
         raise UnsupportedError(unknown("checkpoint source", source, ["do-conv"]))
     values = _read(arrays)
-    block = _copy_of(model) if any(isinstance(part, DOConv2D) for part in _walk(model)) else expand(model, "doconv")
+    block = copy_of(model) if any(isinstance(part, DOConv2D) for part in walk(model)) else expand(model, "doconv")
     parameters = block._collect_params_with_prefix()
     if set(values) != set(parameters):
         missing, more = (
@@ -59,7 +60,7 @@ def import_checkpoint(arrays: str | os.PathLike[str] | Mapping[str, Any], model:
             f"{type(block).__name__} {block.name}: expected the arrays of its {len(parameters)} parameters; missing: "
             f"{missing}; superfluous: {more}; the original has no depth_multiplier, and D only beyond one tap"
         )
-    for prefix, layer in _named(block):
+    for prefix, layer in named(block):
         if isinstance(layer, DOConv2D):
             names = {name: f"{prefix}.{name}" if prefix else name for name in layer._reg_params}
             own = _arranged(layer, {name: values[full] for name, full in names.items()}, prefix or layer.name)
