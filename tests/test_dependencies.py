@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,12 +26,18 @@ HEAVY = {
     "mxnet",
 }
 
-# ARCHITECTURE's list, from the ground up: a room may import what stands in rows above its own, and its own row's
-# earlier rooms. `keras` and `gluon` share no row with torch's part: they may import the first row alone.
-FOUNDATION = ["_lazy", "errors", "formulas", "_selection", "files.atomic"]
-TORCH = ["algebra", "ops", "layers", "methods", "network", "files", "testing"]
-FRAMEWORKS = ["keras", "gluon"]
-LAB = ["lab", "lab.machine", "lab.zoo", "lab.data", "lab.train", "lab.compare", "lab.bench", "lab.cli"]
+
+def rows_of(text):
+    """ARCHITECTURE's list: each row's rooms by the row's name, and the rows that it stands on."""
+    rows, below = {}, {}
+    for line in re.search(r"<!-- rooms -->\n```\n(.*?)```", text, re.DOTALL)[1].splitlines():
+        head, *rooms = re.split(r"\s{2,}", line)
+        name, _, others = head.partition(":")
+        rows[name], below[name] = rooms, others.split()
+    return rows, below
+
+
+ROWS, BELOW = rows_of((Path(__file__).parents[1] / "ARCHITECTURE.md").read_text(encoding="utf-8"))
 
 
 def modules_after(code):
@@ -58,19 +65,15 @@ def imports(path):
 
 def room(module):
     """The longest listed name that a module lies in."""
-    listed = [*FOUNDATION, *TORCH, *FRAMEWORKS, *LAB]
+    listed = [room for rooms in ROWS.values() for room in rooms]
     return max((r for r in listed if module == r or module.startswith(f"{r}.")), key=len, default=None)
 
 
 def allowed(own):
     """The rooms that a room may import."""
-    if own in FOUNDATION:
-        return FOUNDATION[: FOUNDATION.index(own) + 1]
-    if own in FRAMEWORKS:
-        return [*FOUNDATION, own]
-    if own in TORCH:
-        return [*FOUNDATION, *TORCH[: TORCH.index(own) + 1]]
-    return [*FOUNDATION, *TORCH, *LAB[: LAB.index(own) + 1]]
+    row = next(name for name, rooms in ROWS.items() if own in rooms)
+    left = ROWS[row][: ROWS[row].index(own) + 1]
+    return [*left, *(room for name in BELOW[row] for room in ROWS[name])]
 
 
 FILES = [p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem not in ("__init__", "__main__", "_api")]
@@ -119,10 +122,10 @@ def test_all_of_the_core_needs_torch_and_safetensors_only():
     assert not {name.partition(".")[0] for name in modules_after(names)} & HEAVY
 
 
-@pytest.mark.parametrize("part", TORCH[:-1])
+@pytest.mark.parametrize("part", ROWS["torch"][:-1])
 def test_a_part_does_not_load_what_stands_on_it(part):
     loaded = modules_after(f"import foldconv.{part}")
-    above = {f"foldconv.{name}" for name in [*TORCH[TORCH.index(part) + 1 :], "lab"]}
+    above = {f"foldconv.{name}" for name in [*ROWS["torch"][ROWS["torch"].index(part) + 1 :], "lab"]}
     # The room of files holds the foundation's writing, too.
     assert not loaded & above - {"foldconv.files"}
 
