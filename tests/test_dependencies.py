@@ -112,7 +112,7 @@ def test_no_circles():
 
 
 def test_importing_foldconv_loads_torch_and_nothing_heavier():
-    # Counted, not timed: on top of torch there are these two modules, so importing takes no longer than importing torch.
+    # Counted, not timed: on top of torch there are these two modules, so importing takes no longer than torch's.
     assert modules_after("import torch, foldconv") - modules_after("import torch") == {"foldconv", "foldconv._lazy"}
     assert "torch" in modules_after("from foldconv import expand")
 

@@ -83,5 +83,6 @@ def test_depth_must_fit_the_family(depth):
 
 
 def test_own_names_need_neither_library():
-    code = "import sys, foldconv; z = foldconv.zoo; z.create('digits_resnet'); print({'timm', 'torchvision'} & set(sys.modules))"
+    code = "import sys, foldconv; foldconv.zoo.create('digits_resnet')"
+    code += "; print({'timm', 'torchvision'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
