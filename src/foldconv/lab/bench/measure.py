@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import math
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UnsupportedError
+from ...layers.once import composed_once
 from ...network.fold import fold
 from .. import zoo
 from ..machine import machine, versions
@@ -125,7 +127,7 @@ class _Case:
         return found | {"last_loss": {name: loss if math.isfinite(loss) else None for name, loss in last.items()}}
 
     def evaluation(self) -> dict[str, Any]:
-        """Seconds of an evaluation-mode forward, as trained and folded; whether folding leaves the plain modules."""
+        """Seconds of an evaluation-mode forward, composed once and folded; whether folding leaves the plain modules."""
         networks: dict[str, tuple[Contestant, nn.Module]] = {}
         alike: dict[str, bool] = {}
         kinds = [type(module) for module in self.contestants[0].network.modules()]
@@ -136,7 +138,12 @@ class _Case:
                 networks[f"{c.name} (folded)"] = c, folded
                 alike[c.name] = [type(module) for module in folded.modules()] == kinds
         runs = {name: self._forward(c, network) for name, (c, network) in networks.items()}
-        return _timed(self._rounds(runs)) | {"folded_has_the_plain_modules": alike}
+        with contextlib.ExitStack() as opened:
+            for c in self.contestants:
+                with c.on_path():
+                    opened.enter_context(composed_once(c.network))
+            samples = self._rounds(runs)
+        return _timed(samples) | {"folded_has_the_plain_modules": alike}
 
     def folding(self) -> dict[str, Any]:
         """Seconds that `foldconv.fold` takes, its check included."""

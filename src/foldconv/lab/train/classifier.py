@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from ...layers.once import composed_once
 from ...network.parameters import regularization
 from .config import TrainConfig
 from .optimizers import create_optimizer, create_schedule, training_groups
@@ -36,6 +38,8 @@ class Classifier(pl.LightningModule):
         self._description = description
         self._mix = _mixing(config, num_classes)
         self._averaged_step = 0
+        self.validating = contextlib.ExitStack()
+        """What is open during validation; to be closed also where training ends within it."""
         self.average: Any = None
         if config.ema:
             from timm.utils.model_ema import ModelEmaV3
@@ -83,10 +87,19 @@ class Classifier(pl.LightningModule):
         self._averaged_step = step
 
     def on_validation_start(self) -> None:
-        """Norms saw different images in each process; DDP looks after that itself."""
+        """Norms saw different images in each process; DDP looks after that itself, at each forward.
+
+        That writes to the network, and a split one has no kernels; a network in one process is composed once.
+        """
         strategy = self.trainer.strategy
         if isinstance(strategy, ShardedStrategy):
             strategy.agree_on_buffers(self.network)
+        elif self.trainer.world_size == 1:
+            self.validating.enter_context(composed_once(self.trained))
+
+    def on_validation_end(self) -> None:
+        """Training goes on, with kernels that are composed at each forward."""
+        self.validating.close()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Loss and accuracy on the test images, shown and recorded; nothing is chosen by them."""

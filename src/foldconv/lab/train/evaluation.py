@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...errors import UnsupportedError
+from ...layers.once import composed_once
 from ...network.tree import evaluation
 from ..data import ImageData, evaluation_loader
 
@@ -32,7 +33,7 @@ def evaluate(
     """
     right, loss, count = 0, 0.0, 0
     network = network.to(device)
-    with evaluation(network):
+    with evaluation(network), composed_once(network):
         for images, labels in evaluation_loader(data, device=device, workers=workers):
             images, labels = images.to(device), labels.to(device)
             logits = network(images)

@@ -214,7 +214,7 @@ def _train(
         )
         module = Classifier(network, config, data.num_classes, description)
         validation: Any = evaluation_loader(data, **share)
-        with restored_interrupt_handler():
+        with restored_interrupt_handler(), module.validating:
             try:
                 trainer.fit(module, loader, validation, ckpt_path=str(start) if start else None)
             except SystemExit:  # what Lightning makes of Ctrl-C
