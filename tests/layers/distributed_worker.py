@@ -72,7 +72,7 @@ def train(net, batch, full=lambda p: p):
             p.mul_(1.1)
     # What is split runs as outside; DDP writes the norms' buffers before each forward, so its inside is evaluated.
     with composed_once(getattr(net, "module", net)) as whole, torch.no_grad():
-        seen["in evaluation, composed once"] = whole(images()).clone()
+        seen["composed once"] = whole(images()).clone()
     look("in evaluation, after an edit")
     net.train(training)
     for name, p in net.named_parameters():

@@ -72,5 +72,9 @@ def test_two_processes_equal_one(job, alone, together):
         looks = [value for what, value in wanted.items() if "step" in what or "evaluation" in what]
         assert (looks[0] - looks[-1]).abs().max() > 1e-3
         assert (looks[-2] - looks[-1]).abs().max() > 1e-3
+        for seen in (wanted, *(result[training] for result in results)):
+            torch.testing.assert_close(
+                seen["composed once"], seen["in evaluation, after an edit"], rtol=1e-9, atol=1e-9
+            )
         for what, value in results[0][training].items():
             assert torch.equal(value, results[1][training][what]), f"the processes disagree about {what}"
