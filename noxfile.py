@@ -10,8 +10,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 # uv compiles nothing unless told to; where Python may not write bytecode, every process would compile torch anew.
 os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
-# Two processes share the tests; a pool of threads in each would have them wait for one another.
-APART = ("-n", "2", "--dist", "loadgroup")
+
 
 CORE = ["tests/test_dependencies.py", "tests/conformance", "tests/files/originals"]
 CORE += ["tests/files/test_native.py", "tests/network/test_verify.py", "tests/network/test_costs.py"]
@@ -30,7 +29,7 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The whole suite, doctests included."""
     session.install(".[train,tensorboard,cpu,test]")
-    session.run("pytest", *(session.posargs or APART), env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", *session.posargs)
 
 
 @nox.session
