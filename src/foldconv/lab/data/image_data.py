@@ -16,8 +16,8 @@ class ImageData:
     A `TensorDataset` lives on the device that trains, as float32 or as uint8; any other map-style dataset is read by
     worker processes. The loaders apply `transform` to whole batches of either, and give float32, channels first.
 
-    >>> from foldconv.lab.data import create_data
-    >>> data = create_data("digits")
+    >>> import foldconv
+    >>> data = foldconv.train.create_data("digits")
     >>> data.num_classes, data.input_shape, data.images_skipped
     (10, (1, 8, 8), 0)
     """

@@ -102,8 +102,8 @@ def training_loader(
     Raises:
         UnsupportedError: on iteration: an image that cannot be read, with ``corrupt_images="error"``.
 
-    >>> from foldconv.lab.data import create_data
-    >>> loader = training_loader(create_data("digits"), 64, seed=0, epoch=lambda: 0)
+    >>> import foldconv
+    >>> loader = training_loader(foldconv.train.create_data("digits"), 64, seed=0, epoch=lambda: 0)
     >>> len(loader), next(iter(loader))[0].shape
     (23, torch.Size([64, 1, 8, 8]))
     """
