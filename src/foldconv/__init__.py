@@ -20,4 +20,4 @@ if _TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__ = _attach(__name__, {"train": "lab.train", "zoo": "lab.zoo"})
+__getattr__, __dir__ = _attach(__name__)

@@ -9,16 +9,11 @@ import functools
 import importlib
 import importlib.resources
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 
-def attach(package: str, parts: Mapping[str, str] = {}) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """A package's ``__getattr__`` and ``__dir__``.
-
-    Args:
-        package: its ``__name__``.
-        parts: subpackages that are reached under a shorter name, such as ``{"zoo": "lab.zoo"}``. Those of the package
-            itself are found by their own names.
+def attach(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """The ``__getattr__`` and ``__dir__`` of the package of this name; its subpackages are found, too.
 
     >>> find, names = attach("foldconv")
     >>> find("expand").__module__, "fold" in names()
@@ -36,12 +31,12 @@ def attach(package: str, parts: Mapping[str, str] = {}) -> tuple[Callable[[str],
             return sorted(homes())
         if name in homes():
             return getattr(importlib.import_module(homes()[name], package), name)
-        part = f"{package}.{parts.get(name, name)}"
+        part = f"{package}.{name}"
         if not name.startswith("_") and importlib.util.find_spec(part):
             return importlib.import_module(part)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     def names() -> list[str]:
-        return sorted({*homes(), *parts, "__all__", "__name__", "__doc__", "__path__"})
+        return sorted({*homes(), "__all__", "__name__", "__doc__", "__path__"})
 
     return find, names
