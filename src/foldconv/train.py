@@ -1,7 +1,9 @@
-"""The laboratory's ``train``, under the name that users import."""
+"""The laboratory's ``train``, under the name that users import; its names are loaded when first used."""
 
-import sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from .lab import train
+from .lab.train import __dir__ as __dir__
+from .lab.train import __getattr__ as __getattr__
 
-sys.modules[__name__] = train
+if _TYPE_CHECKING:
+    from .lab.train._api import *  # noqa: F403

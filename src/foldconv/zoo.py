@@ -1,7 +1,4 @@
 """The laboratory's ``zoo``, under the name that users import."""
 
-import sys
-
-from .lab import zoo
-
-sys.modules[__name__] = zoo
+from .lab.zoo import *  # noqa: F403
+from .lab.zoo import __all__ as __all__
