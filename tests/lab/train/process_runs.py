@@ -11,7 +11,7 @@ takes longer than training does, and is done once. A job:
     backend     optional: of torch.compile
     copy        optional: the run to continue a copy of, in one process
 
-Each process that trains to the end leaves in NAME-0.held, ... how many numbers of the parameters it holds.
+Each process that trains to the end leaves in NAME-0.seen, ... what `look` finds, as JSON.
 The exit codes go to standard output, as JSON: one list per name.
 """
 
@@ -33,8 +33,10 @@ from torch import nn
 
 from foldconv.lab import zoo
 from foldconv.lab.cli import main
+from foldconv.lab.data import loaders
 from foldconv.lab.train.classifier import Classifier
 from foldconv.lab.train.sharding import own_share
+from foldconv.methods.doconv import DOConv2d
 
 PATIENCE = 120  # seconds
 
@@ -59,12 +61,32 @@ def stop_at(step, mark):
     Classifier.training_step = training_step
 
 
-def count_held(file):
-    """Write down how many numbers of the parameters this process holds when training ends."""
+def look(file):
+    """Write down how many numbers of the parameters this process holds when training ends, how many kernels each
+    validation composed, and whether DDP still keeps buffers alike.
+    """
+    composed, counts, compose = [], [], DOConv2d.compose
+    start, end = Classifier.on_validation_start, Classifier.on_validation_end
+
+    def counted(self, *parameters):
+        composed.append(self)
+        return compose(self, *parameters)
+
+    def on_validation_start(self):
+        composed.clear()
+        start(self)
+
+    def on_validation_end(self):
+        end(self)
+        counts.append(len(composed))
 
     def on_train_end(self):
-        file.write_text(str(sum(own_share(parameter).numel() for parameter in self.network.parameters())))
+        held = sum(own_share(parameter).numel() for parameter in self.network.parameters())
+        broadcasts = getattr(self.trainer.strategy.model, "broadcast_buffers", None)
+        file.write_text(json.dumps({"held": held, "composed": counts, "broadcasts": broadcasts}))
 
+    DOConv2d.compose = counted
+    Classifier.on_validation_start, Classifier.on_validation_end = on_validation_start, on_validation_end
     Classifier.on_train_end = on_train_end
 
 
@@ -90,7 +112,7 @@ def child(job, number):
             stop_at(job["stop_at"], pathlib.Path(f"{job['name']}-{number}.stopped"))
         if "backend" in job:
             torch.compile = functools.partial(torch.compile, backend=job["backend"])
-        count_held(pathlib.Path(f"{job['name']}-{number}.held"))
+        look(pathlib.Path(f"{job['name']}-{number}.seen"))
         code = main(job["arguments"])
     except SystemExit as end:
         code = end.code
@@ -145,6 +167,7 @@ def run_all(jobs):
 
 if __name__ == "__main__":
     zoo._registry._BUILDERS["normless"] = normless
+    loaders.EVALUATION_BATCH = 64  # several in each process
     if sys.argv[1:] == ["jobs"]:
         sys.stdout.write(json.dumps(run_all(json.load(sys.stdin))))
     else:

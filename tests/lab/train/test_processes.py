@@ -87,6 +87,7 @@ def jobs():
     yield train("compiled", torchrun(), *FSDP, "--compile", backend="aot_eager")
     yield train("halves", torchrun(), *FSDP, "--precision", "bf16-true")
     yield train("norms", torchrun(), *FSDP, config="norms")
+    yield train("norms-ddp", torchrun(), *DDP, config="norms")
     yield train("diverged", torchrun(), *DDP, "--lr", "1e30", "--clip-gradient", "0")
     nowhere = train("nowhere", torchrun(), *DDP)
     yield {**nowhere, "arguments": [*nowhere["arguments"][:3], *DDP]}
@@ -103,6 +104,10 @@ class Runs:
 
     def output(self, name, number=0, kind="txt"):
         return (self.folder / f"{name}-{number}.{kind}").read_text()
+
+    def seen(self, name, what):
+        """What each process of a run found when training ended."""
+        return [json.loads(self.output(name, number, "seen"))[what] for number in (0, 1)]
 
     def compare(self, name, other, **tolerance):
         """The state of two runs is the same, up to a tolerance where there is one."""
@@ -168,7 +173,7 @@ def test_lightning_starts_the_second_process(runs):
 
 
 def test_fsdp_splits_parameters_among_processes(runs):
-    held = {name: [int(runs.output(name, n, "held")) for n in (0, 1)] for name in ("machines", "fsdp")}
+    held = {name: runs.seen(name, "held") for name in ("machines", "fsdp")}
     total = json.loads((runs.folder / "one" / "result.json").read_text())["parameters_training"]
     assert held["machines"] == [total, total]
     assert sum(held["fsdp"]) == total
@@ -193,20 +198,29 @@ def test_fsdp_in_half_precision(runs):
     assert all(torch.allclose(value.float(), one[key], atol=0.02) for key, value in state.items())
 
 
-def test_processes_with_norms_agree_on_what_is_evaluated(runs):
+@pytest.mark.parametrize("name", ["norms", "norms-ddp"])
+def test_processes_with_norms_agree_on_what_is_evaluated(runs, name):
     """Each saw other images; the accuracy of both together is the one that the deployed network has."""
-    assert runs.codes["norms"] == [0, 0]
-    with open(runs.folder / "norms" / "metrics.csv", newline="") as file:
+    assert runs.codes[name] == [0, 0]
+    with open(runs.folder / name / "metrics.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    result = json.loads((runs.folder / "norms" / "result.json").read_text())
+    result = json.loads((runs.folder / name / "result.json").read_text())
     assert float(row["test_accuracy"]) == pytest.approx(result["accuracy_expanded"], abs=1e-6)
     assert result["accuracy_expanded"] == result["accuracy_folded"]
-    network, _ = open_network(runs.folder / "norms" / "last.ckpt")
+    network, _ = open_network(runs.folder / name / "last.ckpt")
     loss = nn.functional.cross_entropy
     images, labels = TrainConfig(**NORMS).open_data().test.tensors
     with torch.no_grad():
         expected = loss(network(images), labels).item()
     assert float(row["test_loss"]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_validation_composes_once(runs):
+    """One layer, three batches of images, two epochs; split parameters can only be composed at each forward."""
+    for name in ("machines", "summed"):
+        assert runs.seen(name, "composed") == [[1, 1], [1, 1]]
+        assert runs.seen(name, "broadcasts") == [True, True]  # of norm statistics, in training
+    assert min(runs.seen("fsdp", "composed")[0]) > 1
 
 
 # ---------------------------------------------------------------------- cut off

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchmetrics.classification import MulticlassAccuracy
 
 from ...layers.once import composed_once
@@ -87,14 +89,19 @@ class Classifier(pl.LightningModule):
         self._averaged_step = step
 
     def on_validation_start(self) -> None:
-        """Norms saw different images in each process; DDP looks after that itself, at each forward.
+        """All processes evaluate with the first one's norm statistics, which checkpoints hold; each composes once.
 
-        That writes to the network, and a split one has no kernels; a network in one process is composed once.
+        DDP would bring statistics into line at each forward, too, which writes to tensors that have been composed.
         """
         strategy = self.trainer.strategy
-        if isinstance(strategy, ShardedStrategy):
-            strategy.agree_on_buffers(self.network)
-        elif self.trainer.world_size == 1:
+        if self.trainer.world_size > 1:
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        if isinstance(strategy.model, DistributedDataParallel):
+            self.validating.enter_context(_without_broadcasts(strategy.model))
+        # A split network has no whole parameters to compose from before its forward gathers them, and a compiled one
+        # composes in its compiled code.
+        if not isinstance(strategy, ShardedStrategy):
             self.validating.enter_context(composed_once(self.trained))
 
     def on_validation_end(self) -> None:
@@ -129,6 +136,15 @@ class Classifier(pl.LightningModule):
 
     def _placed(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last) if self._config.channels_last else images
+
+
+@contextlib.contextmanager
+def _without_broadcasts(network: DistributedDataParallel) -> Iterator[None]:
+    before, network.broadcast_buffers = network.broadcast_buffers, False
+    try:
+        yield
+    finally:
+        network.broadcast_buffers = before
 
 
 def _mixing(config: TrainConfig, num_classes: int) -> Any:

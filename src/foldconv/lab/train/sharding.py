@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -34,11 +33,6 @@ class ShardedStrategy(ModelParallelStrategy):
             if self._layer_sync is not None:  # Lightning leaves it out for this kind of strategy
                 self._layer_sync.apply(network)
             fully_shard(network, mesh=init_device_mesh(self.root_device.type, (self.world_size,)))
-
-    def agree_on_buffers(self, network: nn.Module) -> None:
-        """All evaluate with the first process' norm statistics, as with DDP; checkpoints hold them, too."""
-        for buffer in network.buffers():
-            torch.distributed.broadcast(buffer, 0)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Whole tensors, under the numbers that ``Optimizer.state_dict`` gives to parameters.
