@@ -57,16 +57,63 @@ def test_each_option_changes_training_images_repeatably_and_no_test_image(folder
     assert torch.equal(expected, found)
 
 
-@pytest.mark.parametrize("policy", ["rand-m{}-inc0", "rand-m{}-inc1", "augmix-m{}", "original", "originalr", "v0"])
-@pytest.mark.parametrize("magnitude", range(11))
-def test_every_operation_of_a_policy_at_every_magnitude(policy, magnitude):
+POLICIES = ["rand-m9-inc0", "rand-m9-mstd0.5-inc1", "rand-m9-mmax20-inc1", "rand-t3aw", "augmix-m3"]
+POLICIES += ["original", "originalr", "v0", "v0r", "3a"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_operation_of_a_policy_at_every_magnitude_with_both_signs(policy, monkeypatch):
     image = Image.effect_noise((SIZE, SIZE), 60).convert("RGB")
-    transform = image_transform(SIZE, policy.format(magnitude), image_options({}), [])
-    found = operations(transform.transforms[2])
+    found = {each.name: each for each in operations(image_transform(SIZE, policy, image_options({}), []).transforms[2])}
     assert found
-    for operation in found:
-        operation.prob, operation.magnitude, operation.magnitude_std = 1.0, magnitude, 0.0
-        assert operation(image).size == (SIZE, SIZE)
+    for draw in (0.0, 1 - 2**-53):
+        monkeypatch.setattr("random.random", lambda draw=draw: draw)
+        for operation in found.values():
+            operation.prob = 1.0
+            for operation.magnitude in range(21):
+                for operation.magnitude_std in (0.0, 0.5, float("inf")):
+                    assert operation(image).size == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize("increasing", [0, 1])
+def test_posterize_keeps_one_bit_at_least(increasing):
+    image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
+    policy = image_transform(SIZE, f"rand-m9-inc{increasing}", image_options({}), []).transforms[2]
+    (operation,) = (each for each in operations(policy) if each.name.startswith("Posterize"))
+    operation.prob = 1.0
+    for operation.magnitude in range(11):
+        kept = int(operation.magnitude / 10 * 4)  # of 4 bits at the strongest, as timm has it
+        bits = max(1, 4 - kept if increasing else kept)
+        assert np.asarray(operation(image)).max() == 256 - 2 ** (8 - bits)
+
+
+def broken(operation):
+    """A policy of which this operation always fails."""
+    transform = image_transform(SIZE, "rand-m9-mstd0.5-inc1", image_options({}), [])
+    policy = transform.transforms[2]
+    (wrong,) = policy.ops = [each for each in policy.ops if each.name == operation]
+    wrong.prob, wrong.hparams = 1.0, {}
+    wrong.kwargs["fillcolor"] = "no colour"
+    return transform
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_an_error_in_a_transform_names_the_image_and_the_operation(folder, skip):
+    data = create_data(str(folder), image_size=SIZE, corrupt_images="skip" if skip else "error")
+    data.train._transform = broken("Rotate")
+    message = r"set/train/\w+/\d+.png: expected an image that Rotate can change, received: .*no colour"
+    message += ".*; nor can the 15 images before it be used" if skip else ".*corrupt_images: skip"
+    with pytest.raises(UnsupportedError, match=message) as told:
+        list(training_loader(data, 16, 0, lambda: 0))
+    assert "\n" not in str(told.value)
+    with pytest.raises(UnsupportedError, match="expected an image that Rotate can change"):
+        data.train[0]
+
+
+def test_a_policy_that_cannot_be_drawn_is_named(folder):
+    """Of 14 weighted operations no 15 can be drawn."""
+    with pytest.raises(UnsupportedError, match=r"\d+.png: expected an image that RandAugment can change, received: .+"):
+        batch(folder, augmentation="rand-m9-n15-t3aw")
 
 
 def grey(options, level=128, size=64):

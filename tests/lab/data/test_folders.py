@@ -1,5 +1,6 @@
 """Folders with one folder per class, read by worker processes."""
 
+import os
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from foldconv.errors import UnsupportedError
 from foldconv.lab.data import create_data, evaluation_loader, training_loader
+from foldconv.lab.data.folders import read_rgb
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:This DataLoader will create")
 SIZE = 16
@@ -131,7 +133,7 @@ def test_a_corrupt_image_ends_the_run_with_its_path(folder, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_corrupt_images_are_left_out_and_counted(folder, workers):
+def test_corrupt_images_are_left_out_and_counted(folder, workers, caplog):
     spoil(folder, "train/cat/3.png", "train/cat/5.png", "val/dog/2.png")
     (folder / "val/dog/4.png").write_text("no image")
     data = created(folder, corrupt_images="skip")
@@ -146,6 +148,21 @@ def test_corrupt_images_are_left_out_and_counted(folder, workers):
     assert len(labels) == 8
     assert data.images_skipped == 4
     assert any(path.endswith("val/dog/4.png") for path in data.skipped)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 4
+    assert any(
+        "val/dog/4.png: left out: expected an image, received a file of no known format" in each for each in told
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_but_corrupt_images(folder, workers):
+    spoil(folder, *(f"{split}/{'cat' if n % 2 else 'dog'}/{n}.png" for split in ("train", "val") for n in range(10)))
+    data = created(folder, corrupt_images="skip")
+    with pytest.raises(UnsupportedError, match=r"\d.png: expected an image.*; nor can the 9 images before it be used"):
+        epoch_of(data, workers=workers)
+    with pytest.raises(UnsupportedError, match="set: expected images, and none could be read; replace them"):
+        list(evaluation_loader(data, workers=workers))
 
 
 def test_a_missing_folder(tmp_path):
@@ -187,3 +204,140 @@ def test_splits_with_other_classes(folder):
 def test_a_folder_has_its_own_test_images(folder):
     with pytest.raises(UnsupportedError, match=r"set: holdout: for MNIST, CIFAR and .npz files only; leave it out"):
         create_data(str(folder), holdout=True)
+
+
+def pixels(path):
+    return np.asarray(read_rgb(str(path)))
+
+
+def test_16_bits_are_scaled_exactly(tmp_path):
+    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    for name in ("grey.png", "grey.tif", "grey.pgm"):
+        if name.endswith("pgm"):
+            (tmp_path / name).write_bytes(b"P5 256 256 65535\n" + levels.astype(">u2").tobytes())
+        else:
+            Image.fromarray(levels).save(tmp_path / name)
+        found = pixels(tmp_path / name)
+        assert found.shape == (256, 256, 3)
+        for channel in range(3):
+            assert np.array_equal(found[..., channel], np.round(levels / 257))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_8_bits_are_read_as_they_are(tmp_path, mode):
+    dark = np.zeros((4, 6, 3), np.uint8)
+    dark[:, 3:] = 255 if mode in ("1", "L", "LA") else (255, 0, 255)
+    image = Image.fromarray(dark).convert(mode)
+    if mode.endswith("A"):
+        image.putalpha(0)  # the colours below are seen
+    image.save(
+        tmp_path / ("x.tif" if mode == "CMYK" else "x.png"), **({"transparency": b"\0\1"} if mode == "P" else {})
+    )
+    assert np.array_equal(pixels(next(tmp_path.iterdir())), dark)
+
+
+def test_an_image_is_upright_and_the_first_of_several(tmp_path):
+    ramp = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    exif = Image.Exif()
+    exif[274] = 6  # what a camera held upright writes: a quarter turn to the right
+    Image.fromarray(ramp).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(pixels(tmp_path / "turned.png")[..., 0], np.rot90(ramp, -1))
+    Image.fromarray(ramp).save(tmp_path / "damaged.png", exif=b"Exif\0\0MM\0*\0\0")
+    assert np.array_equal(pixels(tmp_path / "damaged.png")[..., 0], ramp)
+    Image.fromarray(ramp).save(tmp_path / "moving.png", save_all=True, append_images=[Image.fromarray(255 - ramp)])
+    assert np.array_equal(pixels(tmp_path / "moving.png")[..., 0], ramp)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tags", "mode"), [(np.float32, {}, "F"), (np.int32, {}, "I"), (np.uint16, {262: 0}, "I;16")], ids=str
+)
+def test_a_mode_without_a_range_is_refused(folder, dtype, tags, mode):
+    (folder / "train" / "cat" / "1.png").unlink()
+    Image.fromarray(np.full((20, 20), 0.5).astype(dtype)).save(folder / "train/cat/1.tif", tiffinfo=tags)
+    reason = f"expected an image, received mode {mode}, whose black and white are not known; save it with 8 bits"
+    with pytest.raises(UnsupportedError, match=f"train/cat/1.tif: {reason}"):
+        epoch_of(created(folder))
+
+
+def contents(good):
+    """File names and what is wrong with the file."""
+    return {
+        "empty.png": (b"", "a file of no known format"),
+        "text.JPG": (b"no image", "a file of no known format"),
+        "cut.jpeg": (good[: len(good) // 2], ".*truncated"),
+        "two\nlines \udcff é.png": (b"", "a file of no known format"),
+    }
+
+
+def test_each_unreadable_file_is_told_in_one_line(tmp_path, monkeypatch):
+    Image.effect_noise((64, 64), 60).convert("RGB").save(tmp_path / "good.jpg")
+    for name, (content, reason) in contents((tmp_path / "good.jpg").read_bytes()).items():
+        place = tmp_path / "set"
+        for split in ("train", "val"):
+            (place / split / "cat").mkdir(parents=True)
+            (place / split / "cat" / name).write_bytes(content)
+        with pytest.raises(UnsupportedError, match=rf"expected an image, received {reason}.*; replace it, or") as told:
+            list(evaluation_loader(created(place)))
+        assert str(told.value).isprintable()
+        assert name.isprintable() == (name in str(told.value))
+        shutil.rmtree(place)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    with pytest.raises(UnsupportedError, match=r"received Image size .4096 pixels. exceeds limit of 3000"):
+        read_rgb(str(tmp_path / "good.jpg"))
+    os.symlink("nowhere.png", tmp_path / "broken.png")
+    with pytest.raises(UnsupportedError, match=r"received .*No such file"):
+        read_rgb(str(tmp_path / "broken.png"))
+
+
+def test_what_systems_put_beside_images_is_nothing(folder):
+    expected = created(folder)
+    image = folder / "train" / "cat" / "1.png"
+    for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir", "cat/.ipynb_checkpoints", "cat/__MACOSX/cat"):
+        (folder / "train" / name).mkdir(parents=True)
+        shutil.copy(image, folder / "train" / name)
+    for name in ("._1.png", ".DS_Store", "cat/._1.png", "cat/.DS_Store", "cat/notes.txt", "1.png"):
+        (folder / "train" / name).write_bytes(b"no image")
+    for level, place in enumerate((folder / "train" / "cat", folder / "train", folder)):
+        os.symlink(place, folder / "train" / "cat" / f"up {level}")  # would be followed forty times
+    found = created(folder)
+    assert (found.classes, found.train._files) == (expected.classes, expected.train._files)
+
+
+def test_files_are_in_the_order_of_torchvision(folder):
+    from torchvision.datasets import ImageFolder
+
+    image = folder / "train" / "cat" / "1.png"
+    for name in ("b", "b/c", "b-c", "B"):
+        (folder / "train" / "cat" / name).mkdir(parents=True)
+        shutil.copy(image, folder / "train" / "cat" / name / "É.PNG")
+    os.symlink(image, folder / "train" / "dog" / "2 linked.png")
+    assert created(folder).train._files == ImageFolder(folder / "train").samples
+
+
+def test_a_listing_is_never_stale(folder):
+    assert len(created(folder).train) == 10
+    times = os.stat(folder / "train")
+    shutil.copy(folder / "train/cat/1.png", folder / "train/cat/11.png")
+    (folder / "train/dog/2.png").rename(folder / "train/dog/22.png")
+    os.utime(folder / "train", ns=(times.st_atime_ns, times.st_mtime_ns))
+    names = [os.path.basename(path) for path, _ in created(folder).train._files]
+    assert names == [f"{n}.png" for n in (1, 11, 3, 5, 7, 9, 0, 22, 4, 6, 8)]
+
+
+def test_a_folder_that_cannot_be_read(folder, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UnsupportedError, match="train/dog: expected a folder to read, received: Permission denied"):
+        created(folder)
+
+
+def test_without_a_size_a_folder_has_224_pixels(folder):
+    data = create_data(str(folder))
+    ((images, _),) = evaluation_loader(data)
+    assert images.shape[1:] == data.input_shape == (3, 224, 224)

@@ -40,6 +40,17 @@ class Whole(Module):
 class Unnamed(Module):
     def train_dataloader(self): return DataLoader([(torch.zeros(2, 4, 4), 0)] * 4)
 
+class Growing(Dataset):
+    def __len__(self): return 8
+    def __getitem__(self, i): return torch.zeros(1, 4 + i // 4, 4), 0
+
+class Sizes(Module):
+    num_classes = 2
+    def train_dataloader(self): return DataLoader(Growing())
+
+class Mixed(Sizes):
+    def train_dataloader(self): return DataLoader([(torch.zeros(1, 4 + i, 4), 0) for i in range(4)])
+
 class Plain: pass
 number = 3
 """
@@ -81,6 +92,10 @@ def test_a_test_loader_is_preferred_and_nothing_is_prepared_without_download(cap
         ("own_sets:number", "expected a LightningDataModule, received a int"),
         ("own_sets:Bare", "train_dataloader: expected a DataLoader over a dataset with a length, received list"),
         ("own_sets:Whole", r"expected batches of float32 images .* received torch.uint8 \(2, 2, 4, 4\)"),
+        (
+            "own_sets:Mixed",
+            r"one shape in a batch, received \(1, 4, 4\) for image 0 and \(1, 5, 4\) for image 1; resize",
+        ),
         ("own_sets:Unnamed", "expected num_classes, or classes, on the module or its dataset, found neither"),
     ],
 )
@@ -93,3 +108,15 @@ def test_what_is_wrong_is_said(name, message):
 def test_resizing_is_the_modules_affair():
     with pytest.raises(UnsupportedError, match="image_size: expected none with a data module, received 8"):
         create_data("own_sets:Module", image_size=8)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_images_of_other_sizes_in_a_batch_are_told(workers):
+    data = create_data("own_sets:Sizes")
+    message = (
+        r"^own_sets:Sizes: expected images of one shape .* \(1, [45], 4\) for image \d and \(1, [45], 4\) for image \d"
+    )
+    with pytest.raises(UnsupportedError, match=message) as told:
+        list(training_loader(data, 8, 0, lambda: 0, workers=workers))
+    assert "\n" not in str(told.value)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -143,7 +144,7 @@ def image_transform(size: int, augmentation: str, options: ImageOptions, middle:
     if options.random_erasing:
         colour = tuple(255 * mean for mean in IMAGENET_MEAN)
         steps.append(transforms.RandomErasing(options.random_erasing, value=colour))  # pyright: ignore[reportArgumentType]
-    return transforms.Compose(steps)
+    return Steps(steps)
 
 
 def _has(what: str, augmentation: str) -> bool:
@@ -170,8 +171,7 @@ def _timm_steps(size: int, augmentation: str, options: ImageOptions) -> list[Any
         reason = " ".join(str(error).split()) or "it has no such part"
         raise UnsupportedError(f"augmentation: timm makes no policy of {augmentation!r}: {reason}") from error
     for operation in operations(colours.transforms[0]) if policy else ():
-        if operation.name.startswith("Posterize"):
-            operation.aug_fn = _posterize
+        operation.aug_fn = functools.partial(_apply, operation.name, operation.aug_fn)
     return [*geometry.transforms, *colours.transforms]
 
 
@@ -180,11 +180,41 @@ def operations(policy: Any) -> list[Any]:
     return policy.ops if hasattr(policy, "ops") else [each for several in policy.policy for each in several]
 
 
-def _posterize(image: Any, bits: int, **_: Any) -> Any:
-    """timm asks for 0 bits at its strongest, which Pillow refuses from version 13 on."""
-    from timm.data.auto_augment import posterize
+def _apply(name: str, function: Callable[..., Any], image: Any, *level: Any, **options: Any) -> Any:
+    """One operation of timm's. At its strongest it asks posterize for 0 bits (fewer with mmax), which was black in
+    some releases of Pillow and is refused in others; 1 bit in all of them here.
+    """
+    if name.startswith("Posterize"):
+        level = (max(level[0], 1),)
+    return _named(name, function, image, *level, **options)
 
-    return posterize(image, max(bits, 1))
+
+def _named(name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What the function gives; an error says which step of an augmentation it comes from."""
+    try:
+        return function(*args, **options)
+    except UnsupportedError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnsupportedError(f"expected an image that {name} can change, received: {reason}") from error
+
+
+class Steps:
+    """Transforms one after the other; an error names the one that failed, or the operation of its policy.
+
+    >>> Steps([str.upper, len])("ab")
+    2
+    """
+
+    def __init__(self, transforms: list[Any]):
+        self.transforms = transforms
+
+    def __call__(self, image: Any) -> Any:
+        """The image after all of them."""
+        for step in self.transforms:
+            image = _named(getattr(step, "__name__", type(step).__name__), step, image)
+        return image
 
 
 class PCALighting:

@@ -29,7 +29,7 @@ def create_data(
     holdout: bool | int = False,
     normalize: bool = True,
 ) -> ImageData:
-    """A data set by name or path; cheap to ask for again.
+    """A data set by name or path; cheap to ask for again, but for folders, which are listed anew.
 
     Args:
         name: one of `list_data`; or the path of an .npz file (`read_npz`) or of a folder
@@ -37,14 +37,15 @@ def create_data(
             (`module_data`; its code runs). A test set is the official test split.
         folder: where sets lie, or are downloaded to. ``NAME.npz`` in it is taken before torchvision's files.
         download: whether a set that is not there may be fetched.
-        image_size: height and width of the images; None keeps those of the set (224 for folders).
+        image_size: height and width of the images; None leaves them as they are, and is 224 for
+            folders, whose images may differ in size.
         augmentation: of training images: "default" (what is usual for the set), "none", "flip", "crop", "flip-crop";
             for folders also a policy as timm names them (RandAugment ``rand-m9-mstd0.5``, AutoAugment ``original`` or
             ``v0``, AugMix ``augmix-m3-w3``), behind a random crop and a flip.
         augmentation_args: for folders: ``color_jitter``, ``lighting``, ``random_erasing``, ``crop_scale``
             (`augmentation.ImageOptions`).
-        corrupt_images: "error" raises at the first image that cannot be read; "skip" leaves it out and counts it in
-            `ImageData.images_skipped`.
+        corrupt_images: "error" raises at the first image that cannot be read or augmented; "skip" leaves it out, logs a
+            warning, and counts it in `ImageData.images_skipped`.
         holdout: True tests on the last training images, as many as the test split has, and trains on those before;
             a number says how many. For named sets and .npz files.
         normalize: whether pixels are normalized to mean 0 and standard deviation 1 per channel; else they stay in

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import logging
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from ...errors import UnsupportedError
-from .augmentation import IMAGENET_MEAN, IMAGENET_STD, ImageOptions, image_transform
+from .augmentation import IMAGENET_MEAN, IMAGENET_STD, ImageOptions, Steps, image_transform
 from .image_data import ImageData
 from .transforms import BatchTransform
 
@@ -20,6 +23,11 @@ CROP_SHARE = 0.875
 """Of the resized image's side that evaluation sees: 224 of 256."""
 DEFAULT_SIZE = 224
 _EVALUATION_FOLDERS = ("val", "test")
+_IN_A_ROW = 1000
+"""So many images that cannot be read, one after the other, are no exceptions any more."""
+_NO_CLASSES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+"""Folders that systems put beside the user's own, as are those whose name begins with a dot."""
+_LOG = logging.getLogger(__name__)
 
 
 class FolderImages(Dataset):
@@ -28,8 +36,8 @@ class FolderImages(Dataset):
     Args:
         files: path and class of each image.
         transform: from a PIL image to uint8 (3, S, S).
-        substitute: for training, the next image takes the place of one that cannot be read, so that batches keep
-            their size; else it is missing from its batch.
+        substitute: for training, the next image takes the place of one that cannot be read or transformed, so that
+            batches keep their size; else it is missing from its batch.
         skip: whether to go on after such an image.
     """
 
@@ -41,27 +49,71 @@ class FolderImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         sample, unread = self.read(index)
-        if sample is None or (unread and not self._skip):
-            raise UnsupportedError(f"{unread[0][0]}: expected an image, received {unread[0][1]}")
+        if sample is None:
+            raise UnsupportedError(": ".join(unread[-1][:2]))
         return sample
 
     def read(self, index: int) -> tuple[tuple[torch.Tensor, int] | None, list[tuple[str, str, bool]]]:
         """A sample, and path, reason and whether it ends the run, of what could not be read on the way to it."""
-        from PIL import Image, UnidentifiedImageError
-
         unread: list[tuple[str, str, bool]] = []
-        for attempt in range(len(self) if self._substitute and self._skip else 1):
+        instead = self._substitute and self._skip
+        for attempt in range(min(len(self), _IN_A_ROW) if instead else 1):
             path, label = self._files[(index + attempt) % len(self)]
             try:
-                with Image.open(path) as image:
-                    pixels = image.convert("RGB")
-            except Exception as error:  # decoders raise all kinds, for bytes that anybody may have written
-                unknown = isinstance(error, UnidentifiedImageError)
-                reason = "a file of no known format" if unknown else " ".join(str(error).split())
-                unread.append((path, reason, not self._skip))
-                continue
-            return (self._transform(pixels), label), unread
+                return (self._transform(read_rgb(path)), label), unread
+            except UnsupportedError as error:
+                remedy = "" if self._skip else "; replace it, or leave such images out with corrupt_images: skip"
+                unread.append((_shown(path), f"{error}{remedy}", not self._skip))
+        if instead:
+            last, reason, _ = unread[-1]
+            unread.append((last, f"{reason}; nor can the {len(unread) - 1} images before it be used", True))
         return None, unread
+
+
+def read_rgb(path: str) -> Any:
+    """An image file as a PIL image of 8 bits, RGB, upright as its EXIF orientation says.
+
+    Grey, 1-bit, palette and CMYK images are converted. A grey level v of 16 bits becomes round(v / 257), so that white
+    stays white; of 16-bit colours Pillow gives the upper 8 bits. Transparency is dropped, and the colours below it are
+    seen, as in torchvision and timm. Of several frames or pages the first is taken.
+
+    Raises:
+        UnsupportedError: not an image, a damaged one, one of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or one
+            whose numbers have no known range (32 bits, floats, 12 bits).
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata, and without the file's name
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                deep = _has_16_bits(image)
+                if image.mode[0] in "IF" and not deep:
+                    raise ValueError(f"mode {image.mode}, whose black and white are not known; save it with 8 bits")
+                image.load()
+                with contextlib.suppress(Exception):  # a damaged EXIF block damages no pixel
+                    image = ImageOps.exif_transpose(image)
+                if deep:
+                    levels = (np.asarray(image).astype(np.uint32) + 128) // 257
+                    image = Image.fromarray(levels.astype(np.uint8))
+                return image.convert("RGB")
+    except Exception as error:  # decoders raise all kinds, for bytes that anybody may have written
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "a file of no known format" if unknown else " ".join(str(error).split()) or type(error).__name__
+        raise UnsupportedError(f"expected an image, received {reason}") from error
+
+
+def _has_16_bits(image: Any) -> bool:
+    """Whether these are grey levels from 0, black, to 65535; Pillow has had several modes for them."""
+    if image.format == "TIFF":  # bits per sample, and which end is black
+        return image.mode.startswith("I;16") and (image.tag_v2.get(258), image.tag_v2.get(262)) == ((16,), 1)
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def _shown(path: str) -> str:
+    """A path for a message of one line."""
+    return path if path.isprintable() else repr(path)[1:-1]
 
 
 def folder_data(
@@ -75,11 +127,12 @@ def folder_data(
 
     Training: RandomResizedCrop and a flip ("crop" and "flip" are one of them, "none" is what evaluation does), with a
     policy of timm behind them if `augmentation` names one, then what `options` say. Evaluation: the shorter side to
-    8/7 of the size, then the middle.
+    8/7 of the size, then the middle. Files with torchvision's endings (.jpg, .png, .tif, ...) are images (`read_rgb`),
+    also in folders below a class's; what begins with a dot is nothing. A folder is listed whenever this is called.
 
     Args:
         path: of the folder that has train/ and val/ (or test/).
-        image_size: 224 by default.
+        image_size: None is 224, since images of a folder may differ in size.
         augmentation: one of `AUGMENTATIONS`, or a policy of timm.
         corrupt_images: "error" or "skip".
         options: colours, erasing, the crop's area.
@@ -91,16 +144,13 @@ def folder_data(
 
     evaluation = next((split for split in _EVALUATION_FOLDERS if Path(path, split).is_dir()), None)
     if evaluation is None or not Path(path, "train").is_dir():
-        has = ", ".join(sorted(each.name for each in Path(path).iterdir())[:8]) or "nothing"
+        has = ", ".join([_shown(each.name) for each in _entries(path)][:8]) or "nothing"
         expected = "expected the folders train/ and val/ with one folder per class"
         raise UnsupportedError(f"{path}: {expected}, found {has}; arrange the images so, or name another folder")
-    (classes, train), (test_classes, test) = (
-        _files(os.path.join(path, split), os.stat(os.path.join(path, split)).st_mtime_ns)
-        for split in ("train", evaluation)
-    )
+    (classes, train), (test_classes, test) = (_files(os.path.join(path, split)) for split in ("train", evaluation))
     if classes != test_classes:
         other = sorted(set(classes) ^ set(test_classes))
-        where = ", ".join(f"{each} ({'train' if each in classes else evaluation} only)" for each in other[:3])
+        where = ", ".join(f"{_shown(each)} ({'train' if each in classes else evaluation} only)" for each in other[:3])
         remedy = "give both splits the same class folders"
         raise UnsupportedError(
             f"{path}: expected the same classes in train/ and {evaluation}/, found {where}; {remedy}"
@@ -111,7 +161,7 @@ def folder_data(
     return ImageData(
         path,
         FolderImages(train, image_transform(size, augmentation, options, middle), substitute=True, skip=skip),
-        FolderImages(test, transforms.Compose([*middle, transforms.PILToTensor()]), substitute=False, skip=skip),
+        FolderImages(test, Steps([*middle, transforms.PILToTensor()]), substitute=False, skip=skip),
         len(classes),
         (3, size, size),
         tuple(classes),
@@ -119,25 +169,40 @@ def folder_data(
     )
 
 
-@functools.lru_cache(maxsize=4)
-def _files(path: str, _modified: int) -> tuple[list[str], list[tuple[str, int]]]:
-    """Classes, and path and class of all images; a large folder is listed once per process."""
-    from torchvision.datasets import ImageFolder
-
-    try:
-        found = ImageFolder(path)
-    except (FileNotFoundError, OSError) as error:
-        empty = sorted(each.name for each in Path(path).iterdir() if each.is_dir() and not _has_image(each))
-        if empty:
-            more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
-            expected = f"expected images in each class folder, found none in {', '.join(empty[:3])}{more}"
-            raise UnsupportedError(f"{path}: {expected}; add images, or remove the folder in each split") from error
-        reason = " ".join(str(error).split())
-        raise UnsupportedError(f"{path}: expected one folder per class, received: {reason}; make them") from error
-    return found.classes, found.samples
+def _files(path: str) -> tuple[list[str], list[tuple[str, int]]]:
+    """Classes, and path and class of all images, in the order of torchvision's ImageFolder."""
+    classes = [each.name for each in _entries(path) if each.is_dir()]
+    if not classes:
+        raise UnsupportedError(f"{_shown(path)}: expected one folder per class, found none; make them")
+    above = (os.path.join(os.path.realpath(path), ""),)
+    images = [sorted(_images(os.path.join(path, each), above), key=os.path.split) for each in classes]
+    empty = [_shown(each) for each, found in zip(classes, images) if not found]
+    if empty:
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        expected = f"expected images in each class folder, found none in {', '.join(empty[:3])}{more}"
+        raise UnsupportedError(f"{_shown(path)}: {expected}; add images, or remove the folder in each split")
+    return classes, [(file, label) for label, found in enumerate(images) for file in found]
 
 
-def _has_image(folder: Path) -> bool:
+def _images(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    """Paths of the images in a folder and in those below; a link that leads back up is not followed."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    return any(file.lower().endswith(IMG_EXTENSIONS) for _, _, files in os.walk(folder) for file in files)
+    real = os.path.join(os.path.realpath(folder), "")
+    if any(each.startswith(real) for each in above):
+        return
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _images(entry.path, (*above, real))
+        elif entry.name.lower().endswith(IMG_EXTENSIONS) and (entry.is_file() or entry.is_symlink()):
+            yield entry.path
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What a user put into a folder, sorted by name."""
+    try:
+        with os.scandir(folder) as entries:
+            own = [each for each in entries if each.name[0] != "." and each.name not in _NO_CLASSES]
+    except OSError as error:
+        raise UnsupportedError(f"{_shown(folder)}: expected a folder to read, received: {error.strerror}") from error
+    return sorted(own, key=lambda each: each.name)

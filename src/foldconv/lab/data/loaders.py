@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, defaul
 from ...errors import UnsupportedError
 from .image_data import ImageData
 
+_LOG = logging.getLogger(__name__)
 EVALUATION_BATCH = 256
 ON_DEVICE = 4 * 2**30
 """Bytes of images up to which a split is held on the device; a larger one stays in memory, and its batches travel."""
@@ -205,19 +207,24 @@ class _FromDataset:
             persistent_workers=workers > 0,
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator(),  # the global one is the run's, and is left alone
-            collate_fn=_Collate(getattr(dataset, "collate", default_collate)),
+            collate_fn=_Collate(data.name, getattr(dataset, "collate", default_collate)),
         )
 
     def __call__(self) -> Iterator[list[torch.Tensor]]:
+        empty = len(self._loader) > 0
         for batch, unreadable in self._loader:
-            for place, reason, fatal in unreadable:
+            for place, reason, fatal in sorted(unreadable, key=lambda each: not each[2]):
                 if fatal:  # said here, since a worker's own exception arrives as a page of text
-                    remedy = "replace it, or leave such images out with corrupt_images: skip"
-                    raise UnsupportedError(f"{place}: expected an image, received {reason}; {remedy}")
+                    raise UnsupportedError(f"{place}: {reason}")
+                if place not in self._data.skipped:
+                    _LOG.warning("%s: left out: %s", place, reason)
                 self._data.skipped.add(place)
             if batch is not None:
+                empty = False
                 images, *labels = [tensor.to(self._device, non_blocking=True) for tensor in batch]
                 yield [self._data.transform(images), *labels]
+        if empty:
+            raise UnsupportedError(f"{self._data.name}: expected images, and none could be read; replace them")
 
 
 class _Keys(Sampler[list[tuple[int, int | None]]]):
@@ -238,7 +245,7 @@ class _Keys(Sampler[list[tuple[int, int | None]]]):
 class _Seeded(Dataset):
     """A dataset whose random choices for an image depend on the seed that comes with its index.
 
-    Its items are a sample, or None, and what could not be read on the way to it.
+    Its items are an index, its sample, or None, and what could not be read on the way to it.
     """
 
     def __init__(self, dataset: Dataset):
@@ -247,14 +254,14 @@ class _Seeded(Dataset):
     def __getitem__(self, key: tuple[int, int | None]) -> Any:
         index, seed = key
         if seed is None:
-            return self._read(index)
+            return index, *self._read(index)
         states = random.getstate(), np.random.get_state()
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 random.seed(seed)
                 np.random.seed(seed % 2**32)
-                return self._read(index)
+                return index, *self._read(index)
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
@@ -263,9 +270,31 @@ class _Seeded(Dataset):
 class _Collate:
     """Samples to a batch, beside what could not be read; a batch without any sample is None."""
 
-    def __init__(self, collate: Callable[[list[Any]], Any]):
-        self._collate = collate
+    def __init__(self, name: str, collate: Callable[[list[Any]], Any]):
+        self._name, self._collate = name, collate
 
-    def __call__(self, items: list[tuple[Any, list[Any]]]) -> tuple[Any, list[Any]]:
-        samples = [sample for sample, _ in items if sample is not None]
-        return (self._collate(samples) if samples else None), [each for _, unread in items for each in unread]
+    def __call__(self, items: list[tuple[int, Any, list[Any]]]) -> tuple[Any, list[Any]]:
+        unread = [each for *_, several in items for each in several]
+        samples = {index: sample for index, sample, _ in items if sample is not None}
+        try:
+            return (collated(self._collate, samples) if samples else None), unread
+        except UnsupportedError as error:
+            return None, [*unread, (self._name, str(error), True)]
+
+
+def collated(collate: Callable[[list[Any]], Any], samples: dict[int, Any]) -> Any:
+    """Samples, by their index in the dataset, to a batch.
+
+    Raises:
+        UnsupportedError: the images have different shapes, and `collate` does not make them one.
+    """
+    try:
+        return collate(list(samples.values()))
+    except RuntimeError as error:
+        shapes = {index: tuple(getattr(sample[0], "shape", ())) for index, sample in samples.items()}
+        first, *others = shapes
+        for index in others:
+            if shapes[index] != shapes[first]:
+                received = f"received {shapes[first]} for image {first} and {shapes[index]} for image {index}"
+                raise UnsupportedError(f"expected images of one shape in a batch, {received}; resize them") from error
+        raise

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...errors import UnsupportedError
 from .image_data import ImageData
+from .loaders import collated
 
 _NAME = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<kind>[A-Za-z_]\w*)")
 
@@ -111,7 +112,10 @@ def _images(name: str, method: str, loader: Any) -> ModuleImages:
 
 
 def _first_image(name: str, images: ModuleImages) -> torch.Tensor:
-    batch = images.collate([images[0], images[min(1, len(images) - 1)]])
+    try:
+        batch = collated(images.collate, {index: images[index] for index in range(min(2, len(images)))})
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{name}: {error}") from error
     image = batch[0] if isinstance(batch, (list, tuple)) and len(batch) == 2 else batch
     if image is batch or not isinstance(image, torch.Tensor) or image.dtype != torch.float32 or image.ndim != 4:
         what = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__

@@ -36,7 +36,8 @@ def read_npz(path: str | os.PathLike[str], image_size: int | None = None) -> Arr
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a data set (.npz), found no such file; check the path")
     state = path.stat()
-    return _read(str(path), (str(path.resolve()), state.st_mtime_ns, state.st_size), image_size)
+    changes = state.st_ino, state.st_ctime_ns, state.st_mtime_ns, state.st_size
+    return _read(str(path), (str(path.resolve()), *changes), image_size)
 
 
 @functools.lru_cache(maxsize=2)

@@ -64,7 +64,9 @@ class TrainConfig:
     data: str = _option("digits", _DATA, "data set: a name such as digits, an .npz file, or a folder of images")
     data_folder: str = _option("data", _DATA, "where data sets lie or are downloaded to")
     download: bool = _option(True, _DATA, "download a data set that is not there")
-    image_size: int | None = _option(None, _DATA, "height and width the images are resized to; none: as they are")
+    image_size: int | None = _option(
+        None, _DATA, "height and width the images are resized to; none: as they are, folders: 224"
+    )
     augmentation: str = _option(
         "default", _DATA, "random changes of the training images: none, flip, crop, or for folders a policy of timm"
     )
