@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from ..errors import UnsupportedError
+
+LOCK = ".lock"
+"""Held in a folder while a process works there."""
 
 
 class RunFolder:
@@ -25,6 +32,7 @@ class RunFolder:
         self.folded = self.path / "folded.safetensors"
         self.curves = self.path / "curves.png"
         self.result = self.path / "result.json"
+        self.lock = self.path / LOCK
 
     def checkpoints(self, keep: int = 2) -> list[Path]:
         """The newest checkpoint and those before it, as many as are kept.
@@ -37,3 +45,34 @@ class RunFolder:
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[tuple[int, ...]]:
+    """Hold a folder for this process, and remove what killed ones were writing; the lock dies with its process.
+
+    Gives the files that another process has to inherit to keep the folder, should this one be killed.
+
+    Raises:
+        UnsupportedError: another process holds it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder)), locked(Path(folder)):
+    ...     pass
+    Traceback (most recent call last):
+    foldconv.errors.UnsupportedError: ...: another process trains here; wait until it has ended, or stop it
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UnsupportedError(f"{folder}: another process trains here; wait until it has ended, or stop it") from None
+    try:
+        for left in folder.glob(".tmp-*"):
+            left.unlink(missing_ok=True)
+        descriptor = lock._context.lock_file_fd
+        yield (descriptor,) if os.name != "nt" and descriptor is not None else ()  # Windows passes no files on
+    finally:
+        lock.release()

@@ -275,6 +275,18 @@ def test_truncated_files(fails, run_folder, tmp_path, name, keep):
         assert name in message
 
 
+def test_a_flipped_bit(fails, run_folder, tmp_path):
+    """In a number that is read, but not looked at: the network would still work, if worse."""
+    content = bytearray((run_folder / "last.ckpt").read_bytes())
+    weight = torch.load(run_folder / "last.ckpt", weights_only=True)["state_dict"]["network.head.weight"]
+    place = content.find(weight.numpy().tobytes())
+    assert place > 0
+    content[place + 3] ^= 64
+    (tmp_path / "last.ckpt").write_bytes(content)
+    for message in all_commands(fails, tmp_path / "last.ckpt", tmp_path):
+        assert "last.ckpt: not a readable checkpoint (Bad CRC-32" in message
+
+
 @pytest.mark.parametrize("content", [[1, 2], {"foldconv": 3}, {"foldconv": {"architecture": 3}}, {"foldconv": {}}])
 def test_checkpoints_of_another_structure(fails, tmp_path, content):
     torch.save(content, tmp_path / "other.ckpt")

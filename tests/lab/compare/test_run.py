@@ -13,9 +13,9 @@ import yaml
 from filelock import FileLock
 
 from foldconv.errors import UnsupportedError
-from foldconv.lab.compare import runner
 from foldconv.lab.compare.config import CompareConfig, Job
 from foldconv.lab.compare.results import finished
+from foldconv.lab.run import locked
 
 
 def test_runs_go_seed_by_seed_over_the_methods(fake, run, config):
@@ -157,7 +157,7 @@ def test_two_at_once_in_one_folder_are_refused(fake, run, config, tmp_path):
     calls = fake()
     (tmp_path / "out").mkdir()
     config().save(tmp_path / "out")
-    with runner._locked(tmp_path / "out"):
+    with locked(tmp_path / "out"):
         with pytest.raises(UnsupportedError, match="another process trains here"):
             run(config())
     assert calls == []
@@ -168,10 +168,11 @@ KILLED = """
 import os, pathlib, sys
 from foldconv.lab.compare import runner
 from foldconv.lab.compare.config import CompareConfig, Job
+from foldconv.lab.run import locked
 
 root = pathlib.Path(sys.argv[1])
 runner._command = lambda *_: [sys.executable, "-c", "import time; time.sleep(600)"]
-with runner._locked(root) as locks:
+with locked(root) as locks:
     print(runner._start(CompareConfig(), Job("plain", 0, root), 1, locks).process.pid, flush=True)
     os._exit(9)  # releases nothing by itself
 """
@@ -182,7 +183,7 @@ def test_a_run_that_outlives_us_keeps_the_folder(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True)
     orphan = int(done.stdout)
     try:
-        with pytest.raises(UnsupportedError, match="another process"), runner._locked(tmp_path):
+        with pytest.raises(UnsupportedError, match="another process"), locked(tmp_path):
             pass
     finally:
         os.kill(orphan, signal.SIGKILL)

@@ -3,7 +3,10 @@
 import csv
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -33,6 +36,7 @@ def state(folder):
 def test_run_folder_is_complete(finished):
     folder, result = finished
     assert sorted(os.listdir(folder)) == [
+        ".lock",
         "config.yaml",
         "curves.png",
         "folded.safetensors",
@@ -242,7 +246,39 @@ def test_resume_refuses_a_damaged_checkpoint(finished, silent, tmp_path):
     (tmp_path / "last.ckpt").write_bytes((finished[0] / "last.ckpt").read_bytes()[:5000])
     with pytest.raises(CheckpointError, match=r"last\.ckpt"):
         resume(tmp_path, silent)
-    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "last.ckpt"]  # an old run is never cleaned away
+    assert sorted(os.listdir(tmp_path)) == [".lock", "config.yaml", "last.ckpt"]  # an old run is never cleaned away
+
+
+def test_resume_removes_what_killed_processes_were_writing(finished, silent, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    for name in (".tmp-0123456789ab.ckpt", ".tmp-previous.ckpt"):
+        (folder / name).write_bytes(b"half")
+    resume(folder, silent)
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(finished[0]))
+
+
+def test_a_run_is_continued_by_one_process(finished, silent):
+    """The lock is another process' here; it dies with it."""
+    program = """
+import pathlib, sys
+from foldconv.lab.run import locked
+
+with locked(pathlib.Path(sys.argv[1])):
+    print(flush=True)
+    input()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    other = subprocess.Popen([sys.executable, "-c", program, finished[0]], **pipes)
+    try:
+        other.stdout.readline()
+        before = {name: (finished[0] / name).read_bytes() for name in os.listdir(finished[0])}
+        with pytest.raises(UnsupportedError, match=f"{finished[0]}: another process trains here"):
+            resume(finished[0], silent)
+        assert {name: (finished[0] / name).read_bytes() for name in os.listdir(finished[0])} == before
+    finally:
+        other.kill()
+        other.communicate()
+    resume(finished[0], silent)
 
 
 def test_full_disk_keeps_the_checkpoint_before(tiny, silent, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,20 +246,24 @@ def test_resumed_run_with_everything_equals_an_undisturbed_one(tiny, silent, tmp
     assert (broken / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
-@pytest.mark.parametrize("size", [0, 5000])
-def test_truncated_checkpoint_falls_back_to_the_one_before(tiny, silent, tmp_path, size):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    fit(tiny(epochs=3, out=str(whole)), silent)
-    fit(tiny(epochs=3, out=str(broken)), silent)
-    content = (broken / "last.ckpt").read_bytes()
-    (broken / "last.ckpt").write_bytes(content[:size])
-    assert state(broken, "previous.ckpt")["global_step"] == 12
+@pytest.mark.parametrize("damage", ["empty", "truncated", "a flipped bit"])
+def test_damaged_checkpoint_falls_back_to_the_one_before(finished, silent, tmp_path, damage):
+    broken = shutil.copytree(finished[0], tmp_path / "broken")
+    content = bytearray((broken / "last.ckpt").read_bytes())
+    if damage == "a flipped bit":
+        content[len(content) // 2] ^= 4
+    else:
+        del content[{"empty": 0, "truncated": 5000}[damage] :]
+    (broken / "last.ckpt").write_bytes(content)
+    previous = (broken / "previous.ckpt").read_bytes()
+    assert state(broken, "previous.ckpt")["global_step"] == 6
     resume(broken, silent)
-    lines = silent.file.getvalue().splitlines()
-    told = [line for line in lines if "previous.ckpt" in line]
-    assert len(told) == 1
-    assert "last.ckpt" in told[0]
-    assert same(whole, broken)
+    (told,) = [line for line in silent.file.getvalue().splitlines() if "last.ckpt" in line]
+    assert told.startswith(f"{broken / 'last.ckpt'}: ")
+    assert told.endswith("; continuing from previous.ckpt")
+    assert same(finished[0], broken)
+    assert (broken / "previous.ckpt").read_bytes() == previous  # not pushed out by the damaged one
+    assert (broken / "damaged-last.ckpt").read_bytes() == content
 
 
 def test_kept_checkpoints(tiny, silent, tmp_path):

@@ -16,13 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
-from ...errors import UnsupportedError
 from ...files.atomic import write_json
 from ..machine import machine, versions
-from ..run import RunFolder
+from ..run import RunFolder, locked
 from .config import CONFIG, CompareConfig, Job
 from .display import Display
 from .reporting import MACHINES, report
@@ -60,7 +58,7 @@ def compare(
         for method in config.methods:
             config.job_config(Job(method, 0, root))
     _prepare(config, root)
-    with _locked(root) as locks:
+    with locked(root) as locks:
         config.save(root)
         _note_machine(root)
         failures = _run_all(config, config.jobs(root), jobs, locks, Display(console))
@@ -73,19 +71,6 @@ def _prepare(config: CompareConfig, root: Path) -> None:
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f"{root} exists and is not the folder of a comparison (no {CONFIG}); choose another")
     root.mkdir(parents=True, exist_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(root: Path) -> Iterator[tuple[int, ...]]:
-    """Holds the folder for this process; gives the files that a run has to inherit to keep it if we are killed."""
-    lock = FileLock(root / ".lock", blocking=False)
-    try:
-        held = lock.acquire()
-    except Timeout:
-        raise UnsupportedError(f"{root}: another process trains here; wait until it has ended, or stop it") from None
-    with held:
-        # Windows passes no files on.
-        yield (lock._context.lock_file_fd,) if os.name != "nt" and lock._context.lock_file_fd is not None else ()
 
 
 @dataclasses.dataclass

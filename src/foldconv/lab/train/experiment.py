@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -17,13 +16,13 @@ from rich.console import Console
 from torch import nn
 
 from ...errors import CheckpointError
-from ...files.atomic import atomic_path
+from ...files.atomic import write_json
 from ...files.native import save
 from ...network.costs import summary
 from ...network.fold import fold
 from ...network.verify import verify
 from ..data import ImageData, epoch_seed, evaluation_loader, training_loader
-from ..run import RunFolder
+from ..run import RunFolder, locked
 from . import processes
 from .callbacks import EpochProgress, EpochSeed, LastCheckpoint, MetricsTable, Stopwatch
 from .checkpoint import build, check_classes, open_network
@@ -103,14 +102,17 @@ def resume(folder: str | Path, console: Console | None = None) -> TrainResult:
     It ends with the weights that it would have had undisturbed (exactly on a CPU).
 
     Raises:
-        CheckpointError: not a run folder, no checkpoint in it, or a damaged one.
+        CheckpointError: not a run folder, no checkpoint in it, or damaged ones only.
+        UnsupportedError: another process continues it.
         KeyboardInterrupt: after Ctrl-C; its text says how to continue.
     """
     run = RunFolder(folder)
     for there in ([run.config], run.checkpoints()):
         if not any(path.is_file() for path in there):
             raise CheckpointError(f"{run}: cannot resume here: it has no {there[0].name}")
-    return _run(TrainConfig.load(run.config), run, console)
+    config = TrainConfig.load(run.config)
+    with locked(run.path) if processes.is_first(config) else contextlib.nullcontext():
+        return _run(config, run, console)
 
 
 def _run(config: TrainConfig, old: RunFolder | None, console: Console | None) -> TrainResult:
@@ -125,10 +127,12 @@ def _run(config: TrainConfig, old: RunFolder | None, console: Console | None) ->
     network, description = build(config, data, console)
     start = None
     if old is not None:
-        start, content, note = newest_readable(old, config.keep)
-        if note:
-            console.print(note, soft_wrap=True, highlight=False)
+        start, content, damaged = newest_readable(old, config.keep)
         check_classes(content, data, start)
+        if first:
+            for path, error in damaged.items():
+                console.print(f"{error}; continuing from {start.name}", soft_wrap=True, highlight=False)
+                path.replace(path.with_name(f"damaged-{path.name}"))  # or it would push out the one that can be read
     if not first:
         folder = old or RunFolder(processes.shared_folder(config))
         try:
@@ -140,7 +144,7 @@ def _run(config: TrainConfig, old: RunFolder | None, console: Console | None) ->
     folder = old or _new_folder(config)
     processes.share_folder(folder.path)
     try:
-        with _left_in_order(folder, new=old is None):
+        with _left_in_order(folder, new=old is None), contextlib.nullcontext() if old else locked(folder.path):
             if old is None:
                 config.save(folder.config)
             console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
@@ -148,8 +152,7 @@ def _run(config: TrainConfig, old: RunFolder | None, console: Console | None) ->
                 trained = _train(network, config, data, description, folder, start, console)
                 result = _finish(trained, config, data, folder)
             result = dataclasses.replace(result, seconds=round(time.perf_counter() - begin, 2))
-            with atomic_path(folder.result) as temporary:
-                temporary.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n", encoding="utf-8")
+            write_json(folder.result, dataclasses.asdict(result))
     finally:
         processes.forget_folder()
     return result
@@ -289,7 +292,8 @@ def _left_in_order(folder: RunFolder, new: bool) -> Iterator[None]:
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(f"stopped; continue with: foldconv train --resume {folder}") from None
         elif new:
-            folder.config.unlink(missing_ok=True)
+            for file in (folder.config, folder.lock):
+                file.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # something else is in it: not ours to remove
                 folder.path.rmdir()
         raise

@@ -41,13 +41,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return read_safely(path)
 
 
-def newest_readable(folder: RunFolder, keep: int) -> tuple[Path, dict[str, Any], str | None]:
-    """The newest checkpoint of a run that can be read, its content, and what is wrong with newer ones, if any.
+def newest_readable(folder: RunFolder, keep: int) -> tuple[Path, dict[str, Any], dict[Path, CheckpointError]]:
+    """The newest checkpoint of a run that can be read, its content, and what is wrong with newer ones.
 
     Raises:
         CheckpointError: there is none, or all are damaged.
     """
-    damage: list[str] = []
+    damage: dict[Path, CheckpointError] = {}
     names = [path for path in folder.checkpoints(max(keep, 2)) if path.is_file()]
     if not names:
         raise CheckpointError(f"{folder}: cannot resume here: it has no {folder.checkpoint.name}")
@@ -57,11 +57,10 @@ def newest_readable(folder: RunFolder, keep: int) -> tuple[Path, dict[str, Any],
             if not isinstance(content, dict) or "global_step" not in content:
                 raise CheckpointError(f"{path}: expected a checkpoint of a run")
         except CheckpointError as error:
-            damage.append(str(error))
+            damage[path] = error
         else:
-            note = f"{damage[0]}; continuing from the one before, {path.name}" if damage else None
-            return path, content, note
-    raise CheckpointError("; ".join(damage))
+            return path, content, damage
+    raise CheckpointError("; ".join(map(str, damage.values())))
 
 
 def _second_name(source: Path, target: Path) -> None:
