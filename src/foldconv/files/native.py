@@ -26,7 +26,7 @@ from ..layers.permuted import PERMUTED, regrouped
 from ..methods import Method, method_from_json
 from ..network.dataflow import DataFlow
 from ..network.expand import expanded_layers
-from ..network.tree import carry_over, copy_of, foldable_layers, replace_modules, walk
+from ..network.tree import carry_over, copy_of, foldable_layers, replace_modules, state_of, walk
 from .atomic import atomic_path
 from .reading import is_safetensors, read_metadata, read_safetensors
 
@@ -63,7 +63,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, extra: dict[str, Any
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[tuple, str] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state_of(model).items():
         # Tied tensors are stored once; safetensors refuses two names for one memory.
         where = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
         if tensor.numel() and first.setdefault(where, name) != name:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..algebra.convolutions import PLAIN, TRANSPOSED
 from ..layers import BranchedConv, ComposedConv, Foldable, FoldableBlock, NormPlace
 from .table import align
-from .tree import evaluation, first_names, walk
+from .tree import evaluation, first_names, unwrapped, walk
 
 _BRANCHED = (BranchedConv, FoldableBlock)
 
@@ -80,15 +80,16 @@ def summary(model: nn.Module, inputs: Tensor | Sequence[int] | None = None) -> S
         whole network                           153      72          5,256   4,608
         multiply-adds of convolutions and linear layers for one input of 1×1×8×8
     """
-    layers = {m: name for m, name in first_names(model).items() if isinstance(m, (Foldable, nn.Linear, *PLAIN))}
+    model = unwrapped(model)
+    layers = _layers(model)
     x = inputs if isinstance(inputs, Tensor) else _example(model, inputs)
-    counted = None if x is None else _count(model, x, layers, guessed=inputs is None)
+    counted = None if x is None else _count(model, x, guessed=inputs is None)
     rows = []
     places = {place.link[0]: place for _, place in walk(model) if isinstance(place, NormPlace)}
     for module, name in layers.items():
         training = sum(p.numel() for p in module.parameters())
         folded = _folded_parameters(module, places.get(module))
-        macs = counted.get(module) if counted is not None else None
+        macs = counted.get(name) if counted is not None else None
         method = module.method.name if isinstance(module, Foldable) and module.method else ""
         rows.append(Row(name, type(module).__name__, method, training, folded, *(macs or (None, None))))
     total = sum(p.numel() for p in model.parameters())
@@ -127,8 +128,25 @@ def _example(model: nn.Module, shape: Sequence[int] | None) -> Tensor | None:
     return torch.zeros(tuple(shape), dtype=parameter.dtype, device=parameter.device)
 
 
-def _count(model: nn.Module, x: Tensor, layers: dict, guessed: bool) -> dict[nn.Module, tuple[int, int]] | None:
+def _layers(model: nn.Module) -> dict[nn.Module, str]:
+    return {m: name for m, name in first_names(model).items() if isinstance(m, (Foldable, nn.Linear, *PLAIN))}
+
+
+def _count(model: nn.Module, x: Tensor, guessed: bool) -> dict[str, tuple[int, int]] | None:
     """Multiply-adds of each layer, ``(training, folded)``, by running the network once in evaluation mode."""
+    with torch.no_grad(), evaluation(model) as running:
+        layers = _layers(running)
+        try:
+            counted = _count_running(running, x, layers)
+        except Exception:
+            # A guessed shape may not fit the network, and then the costs are unknown; a given one has to.
+            if not guessed:
+                raise
+            return None
+    return {name: counted[layer] for layer, name in layers.items() if layer in counted}
+
+
+def _count_running(model: nn.Module, x: Tensor, layers: dict[nn.Module, str]) -> dict[nn.Module, tuple[int, int]]:
     counted: dict[nn.Module, tuple[int, int]] = {}
 
     def see(module: Any, args: tuple, output: Tensor) -> None:
@@ -158,13 +176,7 @@ def _count(model: nn.Module, x: Tensor, layers: dict, guessed: bool) -> dict[nn.
     branches = {m: owner for owner in owners for m in owner.modules() if isinstance(m, (ComposedConv, *PLAIN))}
     handles = [module.register_forward_hook(see) for module in [*layers, *branches]]
     try:
-        with torch.no_grad(), evaluation(model):
-            model(x)
-    except Exception:
-        # A guessed shape may not fit the network, and then the costs are unknown; a given one has to.
-        if not guessed:
-            raise
-        return None
+        model(x)
     finally:
         for handle in handles:
             handle.remove()

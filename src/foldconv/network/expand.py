@@ -16,7 +16,7 @@ from ..layers import Foldable, NormPlace
 from ..methods import Method, as_method
 from ..methods._registry import Init
 from .dataflow import DataFlow
-from .tree import carry_over, copy_of, expect_module, first_names, replace_modules, walk
+from .tree import carry_over, copy_of, first_names, replace_modules, unwrapped, walk
 
 
 def expand(
@@ -66,7 +66,7 @@ def expand(
     config = as_method(method)
     if init not in ("preserve", "paper"):
         raise UnsupportedError(f"init: expected 'preserve' or 'paper', received {init!r}")
-    expect_module(model)
+    model = unwrapped(model)
     # Chosen on the caller's own model, so that `where` may compare modules by identity.
     flow = DataFlow(model)
     pairs = flow.pairs if config.takes_norm else {}

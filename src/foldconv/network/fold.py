@@ -13,7 +13,7 @@ from ..errors import FoldMismatchError, UnsupportedError
 from ..layers import Foldable, NormPlace
 from ..layers.foldable import realize_like
 from .dataflow import DataFlow
-from .tree import carry_over, copy_of, expect_module, replace_modules, walk
+from .tree import carry_over, copy_of, replace_modules, unwrapped, walk
 
 TOLERANCE = 1e-10
 """Largest difference, relative to the output's largest value, that a checked fold may have in float64."""
@@ -48,7 +48,7 @@ def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, ch
           (2): ReLU()
         )
     """
-    expect_module(model)
+    model = unwrapped(model)
     work = model if inplace else copy_of(model)
     pairs = DataFlow(work).pairs if batchnorm else {}
     # Norms that only know the batch stay; `kernel_of` refuses them and the user did not ask for them one by one.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Foldable
+from .tree import unwrapped
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -32,6 +33,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         >>> [(len(g["params"]), g["weight_decay"]) for g in groups]
         [(2, 0.0001), (3, 0.0)]
     """
+    model = unwrapped(model)
     exempt = {
         id(parameter)
         for layer in _foldable(model)
@@ -51,7 +53,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 def _foldable(model: nn.Module) -> list[Foldable]:
     """Every foldable layer, those inside the branches of others too."""
-    return [module for module in model.modules() if isinstance(module, Foldable)]
+    return [module for module in unwrapped(model).modules() if isinstance(module, Foldable)]
 
 
 def regularization(model: nn.Module) -> Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import UnsupportedError
 from ..layers import Foldable
+from ._holding import Exchange
 
 
 def expect_module(model: object) -> None:
@@ -20,32 +21,108 @@ def expect_module(model: object) -> None:
         raise TypeError(f"model: expected a torch.nn.Module, received {type(model).__name__}")
 
 
-def copy_of(model: nn.Module) -> nn.Module:
-    """A deep copy, or an error that says what to do instead."""
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel``; any other as it is.
+
+    >>> net = nn.Sequential(nn.ReLU())
+    >>> unwrapped(torch.compile(net)) is unwrapped(nn.DataParallel(net)) is net
+    True
+    """
     expect_module(model)
-    # Computed tensors (a weight under weight_norm or pruning) refuse to be copied; their values will do.
-    attributes = [value for module in model.modules() for value in vars(module).values()]
-    computed = {id(v): v.detach().clone() for v in attributes if isinstance(v, torch.Tensor) and not v.is_leaf}
-    return _copy(model, computed, "; pass inplace=True to change the model itself")
+    while (inner := _inside(model)) is not None:
+        model = inner
+    return model
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return model.module
+    # Importing the compiler to ask for its class would take seconds.
+    return model._modules.get("_orig_mod") if type(model).__name__ == "OptimizedModule" else None
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy of the unwrapped model, or an error that says what to do instead."""
+    return replace_modules(_copy(unwrapped(model), "; pass inplace=True to change the model itself"), {})
 
 
 def shadow_of(model: nn.Module) -> nn.Module:
     """A copy with the same tensors, in evaluation mode: running its Python code leaves no trace in the model."""
     held = [m.__dict__ | m._parameters | m._buffers for m in model.modules()]
     tensors = {id(v): v for values in held for v in values.values() if isinstance(v, torch.Tensor)}
-    shadow = _copy(model, tensors, ", which following its data flow needs; fold with batchnorm=False")
+    shadow = _copy(model, ", which following its data flow needs; fold with batchnorm=False", tensors)
     for module in shadow.modules():
         module.training = False  # a user's own `eval` might write to the tensors
     return shadow
 
 
-def _copy(model: nn.Module, known: dict[int, Any], otherwise: str) -> nn.Module:
+def _copy(model: nn.Module, otherwise: str, known: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy in the same modes that knows nothing of the model's own modules."""
+    found = Exchange({})
     try:
-        return copy.deepcopy(model, known)
+        found.of(model)
+        copied = copy.deepcopy(model, _values_of_computed(found.tensors) | (known or {}))
+        # What deep copies share (closures, weak references) may still lead to the model itself.
+        ours = dict(copied.named_modules(remove_duplicate=False))
+        theirs = {m: ours[name] for name, m in model.named_modules(remove_duplicate=False) if name in ours}
+        left = _Leftover({old: new for old, new in theirs.items() if new is not old})
+        left.of(copied)
+        left.commit()
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{type(model).__name__} cannot be copied: {error}{otherwise}") from None
     except Exception as error:
         raise UnsupportedError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}){otherwise}"
         ) from error
+    for old, new in theirs.items():
+        new.training = old.training
+        _keep_graph(old, new)
+    return copied
+
+
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict under the names that the unwrapped network has.
+
+    >>> list(state_of(nn.DataParallel(nn.Sequential(nn.DataParallel(nn.Linear(1, 1, bias=False))))))
+    ['0.weight']
+    """
+    model = unwrapped(model)
+    state = model.state_dict()
+    wrappers = [name for name, module in model.named_modules() if _inside(module) is not None]
+    for outer in sorted(wrappers, key=len, reverse=True):
+        ((inner, _),) = model.get_submodule(outer).named_children()
+        long = f"{outer}.{inner}."
+        state = {name.replace(long, f"{outer}.", 1) if name.startswith(long) else name: t for name, t in state.items()}
+    return state
+
+
+class _Leftover(Exchange):
+    """Finds what a copy still holds of the model; weak references are turned to the copy."""
+
+    def _module(self, module: nn.Module, where: str) -> nn.Module:
+        if module in self._replacements:
+            raise UnsupportedError(f"{where} would still lead a copy to the original's {type(module).__name__}")
+        return super()._module(module, where)
+
+
+def _values_of_computed(tensors: list[torch.Tensor]) -> dict[int, Any]:
+    """Copies of the tensors that refuse to be copied, computed ones: a weight under weight_norm, a kept activation."""
+    values = {id(t): t.detach().clone() for t in tensors if not t.is_leaf}
+    for tensor in tensors:
+        if tensor.is_leaf and tensor.grad is not None and not tensor.grad.is_leaf:
+            value = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+            twin = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+            values[id(tensor)] = twin
+            twin.grad = tensor.grad.detach().clone()
+    return values
+
+
+def _keep_graph(old: nn.Module, new: nn.Module) -> None:
+    """A feature extractor of torchvision has a graph for each mode; its copy takes that of training."""
+    graph = vars(old).get("_graph")
+    for name, value in vars(old).items():
+        if graph is not None and value is graph and name != "_graph" and vars(new)[name] is not vars(new)["_graph"]:
+            new.graph = vars(new)[name]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def foldable_layers(model: nn.Module) -> dict[str, Foldable]:
@@ -67,8 +144,8 @@ def first_names(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def walk(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Every module under every one of its names, without looking inside foldable layers."""
-    expect_module(model)
+    """Every module under every one of its names, without looking inside foldable layers; wrappers are no modules."""
+    model = unwrapped(model)
     yield prefix, model
     if not isinstance(model, Foldable):
         for name, child in model._modules.items():
@@ -77,33 +154,21 @@ def walk(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 
 def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Put each new module wherever a parent holds the old one; the new root if the root is among them.
+    """Put each new module wherever something in the model holds the old one; the new root if the root is among them.
 
-    Parents hold modules by registration, and some also in plain lists, tuples and dicts among their attributes.
+    Wrappers are left out, so that names are the plain network's.
+
+    Raises:
+        UnsupportedError: naming the place where no other module can be put; nothing was replaced then.
     """
-    for _, parent in list(walk(model)):
-        for name, value in list(vars(parent).items()):
-            new = _substituted(value, replacements)
-            if new is not value:
-                vars(parent)[name] = new
-    return replacements.get(model, model)
-
-
-def _substituted(value: Any, replacements: dict[nn.Module, nn.Module]) -> Any:
-    """The value with modules replaced, lists and dicts changed in place."""
-    if isinstance(value, nn.Module):
-        return replacements.get(value, value)
-    if isinstance(value, dict):
-        for key, item in list(value.items()):
-            new = _substituted(item, replacements)
-            if new is not item:
-                value[key] = new
-    elif type(value) is list:
-        value[:] = [_substituted(item, replacements) for item in value]
-    elif type(value) is tuple:
-        items = tuple(_substituted(item, replacements) for item in value)
-        return value if all(a is b for a, b in zip(items, value)) else items
-    return value
+    model = unwrapped(model)
+    exchange = Exchange(replacements, unwrapped)
+    try:
+        new = exchange.of(model)
+    except RecursionError:
+        raise UnsupportedError(f"{type(model).__name__} holds values in too many levels to look through") from None
+    exchange.commit()
+    return new
 
 
 # Bound to the old module, so never carried over.
@@ -129,12 +194,26 @@ def carry_over(source: nn.Module, target: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every module gets its own flag back."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+def evaluation(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode for a while, every module with its own flag back; a copy, if the user has a say.
+
+    What a user's own ``train`` or ``eval`` does (merge weights, choose branches) is done to a copy.
+    """
+    flags = {module: module.training for module in unwrapped(model).modules()}
+    if not any(flags.values()):
+        yield unwrapped(model)
+    elif any(_switches_itself(module) for module in flags):
+        yield copy_of(model).eval()
+    else:
+        try:
+            for module in flags:
+                module.training = False
+            yield unwrapped(model)
+        finally:
+            for module, flag in flags.items():
+                module.training = flag
+
+
+def _switches_itself(module: nn.Module) -> bool:
+    own = any(name in vars(module) for name in ("train", "eval"))
+    return own or type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval

@@ -88,12 +88,11 @@ def verify(before: nn.Module, after: nn.Module, inputs: Any) -> Report:
         (True, ['0'])
     """
     args, kwargs = _arguments(inputs)
-    theirs = dict(after.named_modules(remove_duplicate=False))
-    watch = _Watch(before, theirs)
-    with evaluation(before), evaluation(after), watch:
-        expected = before(*args, **kwargs)
-    with evaluation(after):
-        received = after(*args, **kwargs)
+    with evaluation(before) as ours, evaluation(after) as theirs:
+        watch = _Watch(ours, dict(theirs.named_modules(remove_duplicate=False)) | dict(walk(theirs)))
+        with watch:
+            expected = ours(*args, **kwargs)
+        received = theirs(*args, **kwargs)
     error, scale = _difference(expected, received, "the output")
     return Report(error, scale, tuple(watch.found), tuple(sorted(watch.missing)))
 
