@@ -1,9 +1,12 @@
 """What a reader finds under the name at every moment: the old file or the new one, whole, and no leftovers."""
 
 import errno
+import io
 import os
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from foldconv.files import atomic as _files
 from foldconv.files.atomic import atomic_path
@@ -31,7 +34,7 @@ def test_replaces_only_at_the_end(target):
     assert os.listdir(target.parent) == [target.name]
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left"), ValueError("x")])
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), ValueError("x"), RuntimeError("(os error 5)")])
 def test_failure_keeps_the_previous_file(target, failure):
     def write():
         with atomic_path(target) as temporary:
@@ -48,9 +51,33 @@ def test_disk_full_at_the_very_end(target, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(_files.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="the disk is full; free some space and repeat"):
         with atomic_path(target) as temporary:
             temporary.write_bytes(b"half")
+    assert_untouched(target)
+
+
+class Full(io.RawIOBase):
+    """A file on a full disk."""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def write_as_safetensors():
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("write", [lambda: torch.save({"a": torch.zeros(10**5)}, Full()), write_as_safetensors])
+def test_a_full_disk_is_called_so(target, write):
+    """Whatever the writer makes of it; torch alone tells of an "unexpected pos"."""
+    with pytest.raises(OSError, match="the disk is full; free some space and repeat: ") as caught:
+        with atomic_path(target):
+            write()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(target))
     assert_untouched(target)
 
 

@@ -56,6 +56,10 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
         else:
             _move_without_replacing(temporary, target)
         sync_folder(target.parent)
+    except Exception as error:
+        if _is_disk_full(error):
+            raise OSError(errno.ENOSPC, "the disk is full; free some space and repeat", str(target)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -64,6 +68,16 @@ def write_json(path: str | os.PathLike[str], values: Any, *, overwrite: bool = T
     """Write plain values as a file of JSON, whole or not at all; see `atomic_path`."""
     with atomic_path(path, overwrite=overwrite) as temporary:
         temporary.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether that is behind an error in writing: torch and safetensors raise ones of their own."""
+    full = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+    while error is not None:
+        if getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _mode_for(target: Path, temporary: Path) -> int:

@@ -202,4 +202,5 @@ def _write_file(tensors: dict[str, Tensor], out: str, template: str | None) -> N
             metadata = read_metadata(template) if template and is_safetensors(template) else {"format": "pt"}
             save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, temporary, metadata)
         else:
-            torch.save(tensors, temporary)
+            with open(temporary, "wb") as file:  # torch hides the reason when it cannot write to a path
+                torch.save(tensors, file)

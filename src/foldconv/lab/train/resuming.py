@@ -30,7 +30,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write beside the previous checkpoint, then take its place; at each moment the newest name is there."""
         with atomic_path(path) as temporary:
-            torch.save(checkpoint, temporary)
+            with open(temporary, "wb") as file:  # torch hides the reason when it cannot write to a path
+                torch.save(checkpoint, file)
             names = RunFolder(Path(path).parent).checkpoints(self._keep)
             for newer, older in reversed(list(itertools.pairwise(names))):
                 if newer.is_file():
