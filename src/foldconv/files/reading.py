@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .archives import check_archive, is_archive
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIX = "module."
@@ -48,12 +48,13 @@ def read_safely(path: str | os.PathLike[str]) -> Any:
     """What a checkpoint file holds: tensors and plain values; a file that would run code is refused.
 
     Raises:
-        CheckpointError: for a file that is missing, unreadable or holds anything else.
+        CheckpointError: for a file that is missing, damaged (checksums are compared) or holds anything else.
     """
     if is_safetensors(path):
         return read_safetensors(path)
+    if is_archive(path):
+        check_archive(path)
     try:
-        _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = next((line for line in str(error).splitlines() if "nsupported" in line), "it holds more than tensors")
@@ -65,17 +66,6 @@ def read_safely(path: str | os.PathLike[str]) -> Any:
         # torch goes on with advice; its first sentence is the reason.
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); is it whole?") from None
-
-
-def _check_sums(path: str | os.PathLike[str]) -> None:
-    """Torch writes a checksum for each part of its archives and never looks at it: a flipped bit would be a weight."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for part in archive.infolist():
-                if part.CRC:  # torch can be told to write none
-                    with archive.open(part) as file:
-                        while file.read(1 << 20):
-                            pass
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
