@@ -12,8 +12,9 @@ from ..algebra.convolutions import PLAIN
 from ..errors import FoldMismatchError, UnsupportedError
 from ..layers import Foldable, NormPlace
 from ..layers.foldable import realize_like
+from ._computed import bake, cast_plain, is_computed, refuse_unknown
 from .dataflow import DataFlow
-from .tree import carry_over, copy_of, replace_modules, unwrapped, walk
+from .tree import carry_over, copy_of, first_names, quiet_copy, replace_modules, unwrapped, walk
 
 TOLERANCE = 1e-10
 """Largest difference, relative to the output's largest value, that a checked fold may have in float64."""
@@ -50,7 +51,7 @@ def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, ch
     """
     model = unwrapped(model)
     work = model if inplace else copy_of(model)
-    pairs = DataFlow(work).pairs if batchnorm else {}
+    pairs = _pairs(work) if batchnorm else {}
     # Norms that only know the batch stay; `kernel_of` refuses them and the user did not ask for them one by one.
     pairs = {conv: norm for conv, norm in pairs.items() if getattr(norm, "running_var", None) is not None}
     places = {place.link[0]: place for _, place in walk(work) if isinstance(place, NormPlace)}
@@ -80,6 +81,23 @@ def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, ch
     return replace_modules(work, replacements)
 
 
+def _pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Each convolution with the norm that alone reads its output; how its weight is computed is no question here."""
+    computed = [name for name, module in walk(model) if _folds(module) and is_computed(module)]
+    if not computed:
+        return DataFlow(model).pairs
+    twin = copy_of(model)
+    theirs, ours = dict(walk(twin)), dict(walk(model))
+    for name in computed:
+        bake(theirs[name])
+    names = first_names(twin)
+    return {ours[names[conv]]: ours[names[norm]] for conv, norm in DataFlow(twin).pairs.items()}
+
+
+def _folds(module: nn.Module) -> bool:
+    return isinstance(module, (Foldable, *PLAIN))
+
+
 def _fold_one(
     name: str, layer: nn.Module, norm: nn.Module | None, place: NormPlace | None, check: bool
 ) -> tuple[nn.Module, nn.Module | None]:
@@ -88,17 +106,21 @@ def _fold_one(
         raise UnsupportedError("its forward was replaced on the instance; remove that before folding")
     restored = None
     with torch.no_grad():
-        kernel = layer.to_kernel() if isinstance(layer, Foldable) else kernel_of(layer)
+        # Its own weights are what evaluation mode computes, here in float64 and below in the layer's type.
+        refuse_unknown(layer)
+        exact = bake(_in_float64(layer)) if is_computed(layer) else layer
+        kernel = exact.to_kernel() if isinstance(exact, Foldable) else kernel_of(exact)
         if norm is not None:
             kernel = kernel.scale(*norms.scale_and_shift(norm))
         for part, values in (("kernel", kernel.weight), ("bias", kernel.bias)):
             _refuse_non_finite(name, part, values, "the layer's parameters or norm statistics hold NaN or infinity")
         # Tensors on the meta device have no values to compare.
         if check and not kernel.weight.is_meta:
-            _compare(name, layer, norm, kernel)
+            _compare(name, layer, exact, norm, kernel)
         if place is not None:
             kernel, restored = place.restore(kernel)
-        plain = layer.realize(kernel) if isinstance(layer, Foldable) else realize_like(layer, kernel)
+        source = layer if exact is layer else bake(quiet_copy(layer))
+        plain = source.realize(kernel) if isinstance(source, Foldable) else realize_like(source, kernel)
         for part, values in plain.named_parameters():
             _refuse_non_finite(name, part, values, f"the folded value does not fit {values.dtype}; fold in float32")
     return plain, restored
@@ -110,15 +132,18 @@ def _refuse_non_finite(name: str, part: str, values: Tensor | None, why: str) ->
         raise FoldMismatchError(f"{name}: expected a finite {part}, found {bad} of {values.numel()} not finite; {why}")
 
 
-def _compare(name: str, layer: nn.Module, norm: nn.Module | None, kernel: Kernel) -> None:
-    """Run the layer (by its features, and as it is called) and its fold, in float64 on one random input."""
+def _compare(name: str, layer: nn.Module, exact: nn.Module, norm: nn.Module | None, kernel: Kernel) -> None:
+    """Run the layer (by its features, and as it is called) and its fold, in float64 on one random input.
+
+    `exact` is the layer, or what its computed weights were baked into.
+    """
     original = _in_float64(layer)
+    exact = original if exact is layer else exact
     x = _random_input(kernel)
     # What takes the layer's place may be more than the kernel's own convolution (groups, permutations).
-    plain = original.realize(kernel) if isinstance(original, Foldable) else kernel.to_module()
-    folds = [kernel.to_module().eval()(x), plain.eval()(x)]
-    runs = [original.feature_forward, original] if isinstance(original, Foldable) else [original]
-    outputs = [run(x) for run in runs]
+    plain = exact.realize(kernel) if isinstance(exact, Foldable) else kernel.to_module()
+    folds = [kernel.to_module()(x), plain(x)]
+    outputs = [original(x), *([exact.feature_forward(x)] if isinstance(exact, Foldable) else [])]
     if norm is not None:
         before = _in_float64(norm)
         folds = [norms.after_norm(before)(fold) for fold in folds]
@@ -140,10 +165,8 @@ def _compare(name: str, layer: nn.Module, norm: nn.Module | None, kernel: Kernel
 
 def _in_float64(module: nn.Module) -> nn.Module:
     """A copy in evaluation mode that nobody watches."""
-    copied = copy_of(module).double().eval()
-    for part in copied.modules():
-        part._forward_hooks.clear()
-        part._forward_pre_hooks.clear()
+    copied = quiet_copy(module).double()
+    cast_plain(copied, torch.float64)
     return copied
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import UnsupportedError
 from ..layers import Foldable
+from ._computed import only_computing, without_computing
 from ._holding import Exchange
 
 
@@ -94,6 +95,16 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
         long = f"{outer}.{inner}."
         state = {name.replace(long, f"{outer}.", 1) if name.startswith(long) else name: t for name, t in state.items()}
     return state
+
+
+def quiet_copy(layer: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that nobody watches: it has only those hooks that compute its weights."""
+    hooks = [value for part in layer.modules() for name, value in vars(part).items() if "_hook" in name]
+    kept = {id(each): type(each)(only_computing(each)) for each in hooks if isinstance(each, dict)}
+    copied = _copy(layer, ", which its fold needs", kept)
+    for part in copied.modules():
+        part.training = False
+    return copied
 
 
 class _Leftover(Exchange):
@@ -180,9 +191,11 @@ def carry_over(source: nn.Module, target: nn.Module) -> nn.Module:
 
     What the new one has already is its own, and a foldable layer knows what it was built with.
     """
-    own = {*vars(target), *getattr(source, "_built_with", ()), *_BOUND}
+    own = {*vars(target), *target._parameters, *getattr(source, "_built_with", ()), *_BOUND}
     for name, value in vars(source).items():
-        if "_hook" in name or name not in own:
+        if "_hook" in name and isinstance(value, dict):
+            target.__dict__[name] = without_computing(value)
+        elif "_hook" in name or name not in own:
             target.__dict__[name] = value
     hooks = target._load_state_dict_pre_hooks
     for key, hook in hooks.items():
