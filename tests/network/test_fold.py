@@ -512,11 +512,21 @@ def test_not_absorbed_what_is_another_norm(norm):
     assert_same(model, folded, X)
 
 
-def test_not_absorbed_when_shared_or_tied():
+def test_absorbed_when_called_as_a_pair_each_time():
     block = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))
+    model = rich(nn.Sequential(block, nn.ReLU(), block))
+    folded = foldconv.fold(model, batchnorm=True)
+    assert isinstance(folded[0][1], nn.Identity)
+    assert folded[0] is folded[2]
+    assert_same(model, folded, X)
+
+
+def test_not_absorbed_when_shared_or_tied():
+    norm = nn.BatchNorm2d(3)
+    shared = nn.Sequential(nn.Conv2d(3, 3, 3), norm, nn.Conv2d(3, 3, 3), norm)
     tied = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))
     tied[2].weight = tied[0].weight
-    for net in (nn.Sequential(block, block), tied):
+    for net in (shared, tied):
         model = rich(net)
         folded = foldconv.fold(model, batchnorm=True)
         assert sum(norms.is_norm(m) for m in folded.modules()) == sum(norms.is_norm(m) for m in net.modules())
@@ -549,7 +559,7 @@ class Opaque(nn.Module):
 
     def forward(self, x):
         for _ in range(3):
-            if x.square().mean() > 0.1:
+            if float(x.square().mean()) > 0.1:
                 x = self.block(x)
         return self.norm(self.conv(x))
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..layers.foldable import is_watched
-from ._tracing import leaves
+from ._tracing import ABOUT, leaves
 
 _INNER = ("__dict__", "_modules", "_parameters", "_buffers")
 
@@ -33,6 +33,46 @@ def only_called(module: nn.Module) -> set[nn.Module]:
                     return set()
                 called -= bad
     return {module._modules[name] for name in called}  # pyright: ignore[reportReturnType]
+
+
+def reads_weights(module: nn.Module) -> set[nn.Module]:
+    """The modules inside whose ``weight`` or ``bias`` the forward's source asks for, or may ask for.
+
+    For who changes weights while their module goes on being called: what the source does not name is taken as unread.
+    """
+    found: set[nn.Module] = set()
+    todo, done = ["forward"], set()
+    while todo:
+        name = todo.pop()
+        method = getattr(type(module), name, None)
+        if name in done or method is None or method is getattr(nn.Module, name, None):
+            continue
+        done.add(name)
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+        except (OSError, TypeError, SyntaxError):
+            continue
+        about = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in ABOUT}
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Attribute):
+                continue
+            if isinstance(node.value, ast.Name) and node.value.id == "self":
+                todo.append(node.attr)
+            elif node.attr in ("weight", "bias") and id(node) not in about:
+                path = _path(node.value)
+                child = module._modules.get(path[0]) if path else None
+                found.update((module if child is None else child).modules())
+    return found - {module}
+
+
+def _path(node: ast.expr) -> list[str]:
+    """The names of ``self.a.b[0].c`` from the left; empty for anything else."""
+    names: list[str] = []
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        if isinstance(node, ast.Attribute):
+            names.append(node.attr)
+        node = node.value
+    return names[::-1] if isinstance(node, ast.Name) and node.id == "self" else []
 
 
 def held(value: Any) -> set[nn.Module]:

@@ -1,21 +1,26 @@
-"""One model traced by torch.fx: the graph of its evaluation-mode forward, as far as stand-ins for tensors can go.
+"""One model traced by torch.fx: the graph of its forward, as far as stand-ins for tensors can go.
 
 Symbolic tracing runs the forward once with stand-ins for tensors. It is a proof only where the forward cannot ask
-a stand-in what it is, so a stand-in refuses such questions (its truth, its length, whether it is a tensor), and
-the module that asked becomes opaque: what its inside does is unknown. Two questions cannot be refused: ``x is None``
-and ``type(x)`` get the answer for some tensor.
+a stand-in what it is. A question of its truth (``if x.shape[-1] % 8``) that the traced model itself asks is answered
+both ways, each on a trace of its own, and what an answer leads to an explicit ``raise`` is no use of anything. Other
+questions (its length, whether it is a tensor) are refused, and so are all of a module inside, which becomes opaque.
+Two questions cannot be refused: ``x is None`` and ``type(x)`` get the answer for some tensor.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import dis
 import inspect
 import itertools
+import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
 from torch.overrides import TorchFunctionMode
@@ -26,10 +31,21 @@ from ..layers import Foldable
 from ..layers.foldable import is_watched
 from .tree import shadow_of
 
-_ABOUT = ("dtype", "device", "shape", "ndim", "is_cuda", "requires_grad")
-_HARMLESS = [Tensor.size, Tensor.dim, *(getattr(Tensor, name).__get__ for name in _ABOUT)]
+ABOUT = ("dtype", "device", "shape", "ndim", "is_cuda", "requires_grad", "layout")
+HARMLESS = {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_contiguous}
+HARMLESS |= {getattr(Tensor, name).__get__ for name in ABOUT}
+"""Questions about a tensor that are no use of its values."""
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+"""What passes on its input in evaluation mode."""
 
 _MAY_ASK = ("torch.fx", "torch.nn.parameter", "torch.nn.modules.module", __name__)
+
+
+_GIVE_TENSORS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Linear, nn.Identity, nn.Dropout, nn.Flatten),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid),
+)
+_OF_TENSORS = (operator.add, operator.iadd, operator.mul, torch.add, torch.relu, F.relu)
 
 
 class _Silent:
@@ -39,6 +55,8 @@ class _Silent:
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleVariableOverride]
         if sys._getframe(1).f_globals.get("__name__", "").startswith(_MAY_ASK):
             return type(self)
+        if self.tracer.is_tensor(self.node):  # pyright: ignore[reportAttributeAccessIssue]
+            return Tensor
         raise TraceError("the forward asks for the class of a value")
 
     def __getattr__(self, name: str) -> fx.Proxy:
@@ -61,31 +79,65 @@ class _Tracer(fx.Tracer):
     # Reading a buffer is an event of the graph, like reading a parameter.
     proxy_buffer_attributes = True
 
+    def __init__(self, answers: list[bool]):
+        super().__init__()
+        self.answers = answers
+        self.asked = 0
+        self.depth = 0
+        self.unfinished: set[fx.Node] = set()
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """The next of the given answers; past them True."""
+        if self.depth:
+            raise TraceError("a module inside asks for the truth of a value")
+        if self.asked == _MOST_QUESTIONS:
+            raise TraceError("the forward goes on asking for the truth of values")
+        if self.asked == len(self.answers):
+            self.answers.append(True)
+        self.asked += 1
+        return self.answers[self.asked - 1]
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _StandIn(node, self)
+
+    def is_tensor(self, node: fx.Node) -> bool:
+        """Is the value a tensor for certain: what a layer of torch's gives, or a sum or activation of such?"""
+        if node.op == "call_module":
+            kind = type(self.root.get_submodule(str(node.target)))
+            return kind in PLAIN or issubclass(kind, Foldable) or kind in _GIVE_TENSORS
+        known = node.op == "call_function" and node.target in _OF_TENSORS
+        return known and all(self.is_tensor(arg) for arg in node.args if isinstance(arg, fx.Node))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # A hook on a container may see, keep and change anything that passes.
         return isinstance(m, Foldable) or is_norm(m) or is_watched(m) or not any(True for _ in m.children())
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        self.depth += 1
+        before = len(self.graph.nodes)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            # Whatever a forward does that stand-ins cannot follow. The nodes it has left behind stay: uses are uses.
+            # Whatever a forward does that stand-ins cannot follow. What it used before is used, but calls are not
+            # counted: it is looked into on its own.
+            self.unfinished.update(list(self.graph.nodes)[before:])
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+        finally:
+            self.depth -= 1
 
 
 class _Reads(TorchFunctionMode):
-    """Notes every tensor that a torch function receives as itself, not as a stand-in."""
+    """Notes every tensor that a torch function receives as itself, not as a stand-in; by the ids of the originals."""
 
-    def __init__(self) -> None:
+    def __init__(self, originals: dict[int, int]) -> None:
         super().__init__()
+        self.originals = originals
         self.seen: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in _HARMLESS:
-            self.seen |= {id(value) for value in leaves((args, kwargs)) if isinstance(value, Tensor)}
+        if func not in HARMLESS:
+            found = (id(value) for value in leaves((args, kwargs)) if isinstance(value, Tensor))
+            self.seen |= {self.originals.get(own, own) for own in found}
         return func(*args, **kwargs or {})
 
 
@@ -93,18 +145,21 @@ class _Reads(TorchFunctionMode):
 class Trace:
     """One traced run: the graph, by whose names `modules` are found, and what the graph does not show.
 
-    `read` holds the ids of tensors that torch functions met as themselves, `escaped` the nodes whose values were kept.
+    `read` holds the ids of tensors that torch functions met as themselves, `escaped` the nodes whose values were kept,
+    `unfinished` those of modules that could not be followed to their end.
     """
 
     graph: fx.Graph
     modules: dict[str, nn.Module]
     read: set[int]
     escaped: set[fx.Node]
+    unfinished: set[fx.Node]
+    training: bool
 
     def calls(self) -> Iterator[tuple[fx.Node, nn.Module]]:
         """Each call of a module that was not looked into."""
         for node in self.graph.nodes:
-            if node.op == "call_module":
+            if node.op == "call_module" and node not in self.unfinished:
                 yield node, self.modules[str(node.target)]
 
     def outputs(self) -> Iterator[tuple[nn.Module, nn.Module | str]]:
@@ -121,16 +176,25 @@ class Trace:
             return "it is not called with its input alone"
         if node in self.escaped:
             return "its output is kept"
-        if len(node.users) != 1:
-            return f"its output is read in {len(node.users)} places"
-        (user,) = node.users
-        norm = called.get(user)
+        while True:
+            if len(node.users) != 1:
+                return f"its output is read in {len(node.users)} places"
+            (user,) = node.users
+            norm = called.get(user)
+            if not self._passes_on(norm) or user.args != (node,) or user.kwargs:
+                break
+            node = user
         if norm is None or not is_norm(norm):
             what = type(norm).__name__ if norm is not None else getattr(user.target, "__name__", user.target)
             return f"its output goes to {what}, no batch norm module"
         if user.args != (node,) or user.kwargs:
             return f"{user.target}, which reads its output, is not called with that alone"
         return norm
+
+    def _passes_on(self, module: nn.Module | None) -> bool:
+        """Is the module's output its input?"""
+        kinds = (nn.Identity,) if self.training else (nn.Identity, *DROPOUTS)
+        return type(module) in kinds and not is_watched(module) and "forward" not in vars(module)  # pyright: ignore
 
     def read_from(self) -> set[nn.Module]:
         """Modules whose tensors are read otherwise than by calling the module."""
@@ -148,33 +212,71 @@ def _asks_about(node: fx.Node) -> bool:
     """Does the node use a tensor's type and shape only?"""
     if node.op == "call_method":
         return node.target in ("size", "dim")
-    return node.target is getattr and node.args[1] in _ABOUT
+    return node.target is getattr and node.args[1] in ABOUT
 
 
-def traces_of(model: nn.Module) -> list[Trace]:
-    """The model's evaluation-mode traces, one for each choice of omitted arguments; none if one of them fails."""
+def traces_of(model: nn.Module, training: bool = False) -> list[Trace]:
+    """The model's traces in one mode, for each choice of omitted arguments and each answer; none if one of them fails.
+
+    Arguments that are True or False by default are traced with both, others omitted and given.
+    """
     if "forward" in vars(model):
         return []
-    shadow = shadow_of(model)
+    shadow, originals = shadow_of(model, training)
     try:
         parameters = inspect.signature(type(model).forward).parameters.values()
     except ValueError:
         return []
-    optional = [(p.name, p.default) for p in parameters if p.default is not p.empty]
-    modules = dict(model.named_modules(remove_duplicate=False))
-    traces = []
-    if len(optional) > 4:
+    optional = [p for p in parameters if p.default is not p.empty]
+    # None stands for a value that is given, which `concrete_args` do not hold.
+    choices = [[True, False] if isinstance(p.default, bool) else [p, None] for p in optional]
+    if len(optional) > 6:
         return []
-    for omitted in itertools.chain.from_iterable(itertools.combinations(optional, n) for n in range(len(optional) + 1)):
-        try:
-            with _Reads() as reads, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # fx warns where it cannot insert a check of an omitted argument
-                graph = _Tracer().trace(shadow, dict(omitted) or None)
-        except Exception:
-            return []
-        kept = {value.node for m in shadow.modules() for value in leaves(list(vars(m).values())) if _stands_in(value)}
-        traces.append(Trace(graph, modules, reads.seen, kept))
+    modules = dict(model.named_modules(remove_duplicate=False))
+    traces: list[Trace] = []
+    for chosen in itertools.product(*choices):
+        given = {
+            p.name: value.default if isinstance(value, inspect.Parameter) else value
+            for p, value in zip(optional, chosen)
+            if value is not None
+        }
+        ways: list[list[bool]] = [[]]
+        while ways:
+            answers = ways.pop()
+            known = len(answers)
+            try:
+                with _Reads(originals) as reads, warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # fx warns where it cannot insert a check of an omitted argument
+                    tracer = _Tracer(answers)
+                    graph = tracer.trace(shadow, given or None)
+            except Exception as error:
+                if not _is_raised(error):
+                    return []
+                graph = None
+            ways += [[*answers[:n], False] for n in range(known, len(answers))]
+            kept = {x.node for m in shadow.modules() for x in leaves(list(vars(m).values())) if _stands_in(x)}
+            if graph is not None:
+                traces.append(Trace(graph, modules, reads.seen, kept, tracer.unfinished, training))
+            if len(traces) + len(ways) > _MOST:
+                return []
     return traces
+
+
+_MOST = 64
+"""Traces of one model; who has more ways through it is not followed."""
+_MOST_QUESTIONS = 16
+"""Questions in one trace: a loop asks for ever (``while x.sum() < 10``)."""
+
+
+def _is_raised(error: Exception) -> bool:
+    """Did a ``raise`` or ``assert`` in the model's own source end the forward, or what stand-ins cannot do?"""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or trace.tb_frame.f_globals.get("__name__", "").startswith(("torch.", __name__)):
+        return False
+    code = dis.get_instructions(trace.tb_frame.f_code)
+    return any(i.offset == trace.tb_lasti and i.opname == "RAISE_VARARGS" for i in code)
 
 
 def leaves(value: Any) -> Iterator[Any]:

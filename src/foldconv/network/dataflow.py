@@ -1,15 +1,17 @@
-"""`DataFlow`: which norm follows which convolution, proven by where the tensors go, never by name or order.
+"""`DataFlow`: which norm follows which convolution, shown by where the tensors go, never by name or order.
 
-Evidence comes from tracing (see `_tracing`). Every choice of optional arguments given and omitted is traced, and only
-what holds each time counts. Where a module cannot be traced but its source shows that it only calls a child, the
-child's inside is proven on its own.
+Evidence comes from tracing (see `_tracing`): every choice of optional arguments, every answer to a question about a
+tensor. Where a module cannot be traced but its source shows that it only calls a child, the child's inside is proven
+on its own. And it comes from running the model on example inputs (see `_watching`), which sees what no trace can. Only
+what holds each time counts, in training mode too where `training` asks for it.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -18,12 +20,21 @@ from ..algebra.norms import is_norm
 from ..errors import UnsupportedError
 from ..layers import Foldable
 from ..layers.foldable import is_watched
-from ._sources import held, only_called
+from ._sources import held, only_called, reads_weights
 from ._tracing import Trace, traces_of
+from ._watching import Run, run_of
+
+_LISTS = (nn.ModuleList, nn.ModuleDict)
 
 
 class DataFlow:
     """Where the tensors of a model go; the model is traced once, here, and left as it is.
+
+    Args:
+        model: any module.
+        example_inputs: what the model is called with (a tensor, a tuple of arguments, or a dictionary of keyword
+            arguments); it then also runs, as a copy.
+        training: look at training mode, too: for who changes what trains.
 
     Attributes:
         calls: how often one run calls each module that nobody looks into.
@@ -32,7 +43,11 @@ class DataFlow:
         tied: the modules with a parameter that others hold too.
         outputs: for each convolution what each look has shown of its output: the norm that alone gets it, or in
             words, where it goes instead.
-        traces: all traced runs, for who follows more than convolutions.
+        traces: all traced runs in evaluation mode, for who follows more than convolutions.
+        runs: what running has shown.
+
+    Raises:
+        UnsupportedError: when the model fails on `example_inputs`.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1), nn.ReLU())
@@ -43,13 +58,18 @@ class DataFlow:
         ('1 alone reads its output', 'its output goes to ReLU, no batch norm module')
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, example_inputs: Any = None, *, training: bool = False):
         self.calls: Counter[nn.Module] = Counter()
         self.read: set[nn.Module] = set()
         self.unseen: dict[nn.Module, str] = {}
         self.tied = set(_tied(model))
         self.outputs: dict[nn.Module, list[nn.Module | str]] = {}
         self.traces: list[Trace] = []
+        self.runs: list[Run] = []
+        self._feeders: dict[nn.Module, set[nn.Module]] = {}
+        self._mixed: set[nn.Module] = set()
+        self._modes = (False, True) if training else (False,)
+        self._root = model
         self._names = {module: name for name, module in model.named_modules()}
         self._opaque: set[nn.Module] = set()
         self._failure: UnsupportedError | None = None
@@ -57,6 +77,10 @@ class DataFlow:
             self._trace(model)
         except UnsupportedError as error:
             self._failure = error
+        if example_inputs is not None and self._failure is None:
+            for mode in self._modes:
+                self._add(run_of(model, example_inputs, mode))
+        self._rivals = dict(self._uncalled_beside(model))
 
     @functools.cached_property
     def free(self) -> set[nn.Module]:
@@ -67,20 +91,23 @@ class DataFlow:
         """
         if self._failure is not None:
             raise self._failure
-        return {module for module in self.calls if self._against(module) is None}
+        return {module for module in self.calls if self.calls[module] == 1 and self._against(module) is None}
 
     @functools.cached_property
     def pairs(self) -> dict[nn.Module, nn.Module]:
-        """Each convolution (plain or foldable) whose only consumer is one norm, with that norm.
+        """Each convolution (plain or foldable) whose only consumer is one norm that has no other input, with that norm.
 
         Norms without running statistics count like others; whether they can be absorbed is no question of data flow.
 
         Raises:
             UnsupportedError: when the model could not be followed at all, since it cannot be copied.
         """
-        free, pairs = self.free, {}
-        for conv, (norm, *others) in self.outputs.items():
-            if isinstance(norm, nn.Module) and {conv, norm} <= free and all(other is norm for other in others):
+        if self._failure is not None:
+            raise self._failure
+        pairs = {}
+        for conv in self.outputs:
+            norm = self._paired(conv)
+            if isinstance(norm, nn.Module):
                 pairs[conv] = norm
         return pairs
 
@@ -88,36 +115,93 @@ class DataFlow:
         """Why a convolution is paired with a norm or is not, in words that go on from its name."""
         if self._failure is not None:
             return str(self._failure)
+        norm = self._paired(conv)
+        return norm if isinstance(norm, str) else f"{self._name(norm)} alone reads its output"
+
+    def _paired(self, conv: nn.Module) -> nn.Module | str:
+        """The norm of a convolution, or why there is none."""
         reason = self._against(conv)
         if reason is not None:
             return reason
-        norms: set[nn.Module] = set()
-        for seen in self.outputs.get(conv, ["it is no convolution"]):
+        unseen = "it is never called" if isinstance(conv, (*PLAIN, Foldable)) else "it is no convolution"
+        norm, *others = self.outputs.get(conv, [unseen])
+        for seen in (norm, *others):
             if isinstance(seen, str):
                 return seen
-            norms.add(seen)
-        if len(norms) > 1:
+        if any(other is not norm for other in others):
             return "its output goes to different norms for different arguments"
-        (norm,) = norms
-        name, reason = self._name(norm), self._against(norm)
-        return f"{name} alone reads its output" + (f"; but of {name}, {reason}" if reason else "")
+        assert isinstance(norm, nn.Module)
+        reason = self._against(norm) or self._rivals.get(norm)
+        if norm in self._mixed or len(self._feeders[norm]) > 1:
+            reason = "it is also called with other inputs"
+        return (
+            norm
+            if reason is None
+            else f"{self._name(norm)} alone reads its output; but of {self._name(norm)}, {reason}"
+        )
 
     def _against(self, module: nn.Module) -> str | None:
-        """Why the module is not `free`."""
-        if module in self.unseen:
-            return self.unseen[module]
+        """Why nobody may change what the module computes."""
         if module in self.read:
             return "the model reads its tensors outside of it"
         if module in self.tied:
             return "another module holds a parameter of it too"
-        if self.calls[module] != 1:
-            return f"it is called {self.calls[module]} times"
         if is_altered(module):
             return "it has hooks, or a forward of its own"
+        if module in self.unseen and not any(module in run.calls for run in self.runs):
+            return "it is not called on example_inputs" if self.runs else self.unseen[module]
         return None
 
     def _name(self, module: nn.Module) -> str:
         return self._names.get(module, type(module).__name__) or "the root"
+
+    def _uncalled_beside(self, model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+        """Norms beside which another stands that nothing calls: it may take its turn when an attribute changes.
+
+        Unless as many convolutions are called by nothing: then the two belong together, and do so elsewhere.
+        """
+        around: dict[nn.Module, list[nn.Module]] = {}
+
+        def place(parent: nn.Module, homes: tuple[nn.Module, ...]) -> None:
+            for child in parent._modules.values():
+                if child is not None:
+                    for home in homes:
+                        around.setdefault(home, []).append(child)
+                    # What stands in a list stands beside the others of the list, and beside what is around it.
+                    place(child, (*homes, child) if isinstance(child, _LISTS) else (child,))
+
+        place(model, (model,))
+        called = self.calls.keys() | ({m for run in self.runs for m in run.calls} if self.runs else self.unseen.keys())
+        for beside in around.values():
+            norms = [module for module in beside if is_norm(module)]
+            idle = [norm for norm in norms if norm not in called]
+            convs = [m for m in beside if isinstance(m, (*PLAIN, Foldable)) and m not in called]
+            for norm in norms:
+                if norm in called and len(idle) > len(convs):
+                    yield (
+                        norm,
+                        f"{self._name(idle[0])} stands beside it and is called by nothing, so it may take its turn",
+                    )
+
+    def _take(self, outputs: list[tuple[nn.Module, nn.Module | str]], counts: Mapping[nn.Module, int]) -> None:
+        """Add what one look has shown: where each call of a convolution leads, and how often each module is called."""
+        fed = Counter(norm for _, norm in outputs if isinstance(norm, nn.Module))
+        for conv, norm in outputs:
+            self.outputs.setdefault(conv, []).append(norm)
+            if isinstance(norm, nn.Module):
+                self._feeders.setdefault(norm, set()).add(conv)
+        self._mixed |= {module for module, count in counts.items() if is_norm(module) and fed[module] != count}
+
+    # ------------------------------------------------------------------ evidence by running
+
+    def _add(self, run: Run) -> None:
+        """Add what a run has shown; who called what a trace could not follow is seen by it."""
+        self.runs.append(run)
+        self.read |= run.read
+        self._take([(conv, to) for conv, seen in run.outputs.items() for to in seen], run.calls)
+        for module, count in run.calls.items():
+            # Runs and traces count the same calls, unless nobody could follow them.
+            self.calls[module] = max(self.calls[module], count)
 
     # ------------------------------------------------------------------ evidence by tracing
 
@@ -126,33 +210,32 @@ class DataFlow:
         if isinstance(model, (*PLAIN, Foldable)) or is_norm(model):
             self.unseen[model] = f"it is called by {caller}"
             return
-        traces = traces_of(model)
-        if not traces:
+        if model in self._opaque:
+            return
+        self._opaque.add(model)
+        by_mode = (
+            [] if is_watched(model) and model is not self._root else [traces_of(model, mode) for mode in self._modes]
+        )
+        if not by_mode or not all(by_mode):
             self._look_inside(model)
             return
-        self.traces += traces
+        self.traces += by_mode[0]
         called: Counter[nn.Module] = Counter()
-        outputs: dict[nn.Module, list[nn.Module | str]] = {}
-        for trace in traces:
+        for trace in (trace for traces in by_mode for trace in traces):
             self.read |= trace.read_from()
+            counts = Counter(module for _, module in trace.calls())
+            self._take(list(trace.outputs()), counts)
             # Each trace tells of another call of the model, so the larger count is the model's.
-            called |= Counter(module for _, module in trace.calls())
-            for conv, output in trace.outputs():
-                outputs.setdefault(conv, []).append(output)
-        for conv, seen in outputs.items():
-            missed = ["it is called for some choices of arguments only"] * (len(seen) < len(traces))
-            self.outputs.setdefault(conv, []).extend([*seen, *missed])
+            called |= counts
         self.calls += called
         for module in called:
-            if not isinstance(module, (*PLAIN, Foldable)) and not is_norm(module):
-                self._look_inside(module)
+            if not isinstance(module, (*PLAIN, Foldable)) and not is_norm(module) and held(list(vars(module).values())):
+                self._trace(module, "")
 
     def _look_inside(self, opaque: nn.Module) -> None:
         """An opaque module may use whatever it holds in any way, except children that its source only calls."""
         held_here = held(list(vars(opaque).values()))
-        if not held_here or opaque in self._opaque:
-            return
-        self._opaque.add(opaque)
+        self.read |= reads_weights(opaque)
         sealed, who = only_called(opaque), f"{self._name(opaque)} ({type(opaque).__name__}), which cannot be traced"
         for module in held_here:
             if module in sealed:

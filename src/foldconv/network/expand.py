@@ -27,6 +27,7 @@ def expand(
     exclude: Patterns = None,
     where: Callable[[str, nn.Module], bool] | None = None,
     init: Init = "preserve",
+    example_inputs: Any = None,
     inplace: bool = False,
 ) -> nn.Module:
     """The model with its convolutions replaced by foldable ones.
@@ -41,6 +42,9 @@ def expand(
         where: a further condition ``where(name, module) -> bool``.
         init: ``"preserve"`` keeps the function the model computes; ``"paper"`` draws the method's own initial values,
             for training from scratch.
+        example_inputs: what the model is called with (a tensor, a tuple of arguments, or a dictionary of keyword
+            arguments), in a batch of at least two. A copy of the model then runs on it, in evaluation and in training
+            mode, which shows what norm follows what convolution where tracing cannot.
         inplace: change `model` itself; by default a copy is changed. In place, an optimizer that already holds the
             model's parameters stays valid, but does not know the new ones.
 
@@ -68,9 +72,9 @@ def expand(
         raise UnsupportedError(f"init: expected 'preserve' or 'paper', received {init!r}")
     model = unwrapped(model)
     # Chosen on the caller's own model, so that `where` may compare modules by identity.
-    flow = DataFlow(model)
+    flow = DataFlow(model, example_inputs, training=config.takes_norm)
     pairs = flow.pairs if config.takes_norm else {}
-    chosen = _choose(model, config, Selection(include, exclude), where, pairs, flow.read)
+    chosen = _choose(model, config, Selection(include, exclude), where, flow)
     first = first_names(model)
     work = model if inplace else copy_of(model)
     modules = dict(walk(work))
@@ -143,8 +147,7 @@ def _choose(
     config: Method,
     selection: Selection,
     where: Callable[[str, nn.Module], bool] | None,
-    pairs: dict[nn.Module, nn.Module],
-    read: set[nn.Module],
+    flow: DataFlow,
 ) -> list[str]:
     """The first names of the convolutions to replace."""
     names: dict[nn.Module, list[str]] = {}
@@ -152,9 +155,17 @@ def _choose(
         if isinstance(module, (*PLAIN, Foldable)):
             names.setdefault(module, []).append(name)
 
+    pairs = flow.pairs if config.takes_norm else {}
+
     def reason_against(conv: nn.Module) -> str | None:
-        reason = _reason_against(conv) or config.reason_against(conv, pairs.get(conv))
-        if reason is None and conv in read:
+        reason = _reason_against(conv)
+        if reason is not None:
+            return reason
+        reason = config.reason_against(conv, pairs.get(conv))
+        if reason is not None and config.takes_norm and conv not in pairs:
+            hint = "" if flow.runs else "; with example_inputs= the model also runs, which shows more than tracing"
+            return f"{reason} ({flow.why(conv)}{hint})"
+        if reason is None and conv in flow.read:
             return "the model also reads its weight outside the layer, where the composed kernel would be missing"
         return reason
 

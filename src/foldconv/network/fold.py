@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,14 @@ TOLERANCE = 1e-10
 """Largest difference, relative to the output's largest value, that a checked fold may have in float64."""
 
 
-def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, check: bool = True) -> nn.Module:
+def fold(
+    model: nn.Module,
+    *,
+    batchnorm: bool = False,
+    example_inputs: Any = None,
+    inplace: bool = False,
+    check: bool = True,
+) -> nn.Module:
     """The model with every foldable layer as a plain convolution.
 
     The evaluation-mode function is folded, whatever mode the model is in (and stays in). Kernels are composed in
@@ -30,6 +38,7 @@ def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, ch
         model: any module; one without foldable layers comes back unchanged.
         batchnorm: also absorb each batch norm into the convolution before it, plain or foldable, where data flow
             proves that the norm is the only consumer of the convolution.
+        example_inputs: what the model is called with, as in `expand`: for networks whose data flow only a run shows.
         inplace: change `model` itself; by default a copy is changed.
         check: run each layer and its fold on random input in float64 and compare.
 
@@ -51,7 +60,7 @@ def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, ch
     """
     model = unwrapped(model)
     work = model if inplace else copy_of(model)
-    pairs = _pairs(work) if batchnorm else {}
+    pairs = _pairs(work, example_inputs) if batchnorm else {}
     # Norms that only know the batch stay; `kernel_of` refuses them and the user did not ask for them one by one.
     pairs = {conv: norm for conv, norm in pairs.items() if getattr(norm, "running_var", None) is not None}
     places = {place.link[0]: place for _, place in walk(work) if isinstance(place, NormPlace)}
@@ -81,17 +90,17 @@ def fold(model: nn.Module, *, batchnorm: bool = False, inplace: bool = False, ch
     return replace_modules(work, replacements)
 
 
-def _pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
+def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, nn.Module]:
     """Each convolution with the norm that alone reads its output; how its weight is computed is no question here."""
     computed = [name for name, module in walk(model) if _folds(module) and is_computed(module)]
     if not computed:
-        return DataFlow(model).pairs
+        return DataFlow(model, example_inputs).pairs
     twin = copy_of(model)
     theirs, ours = dict(walk(twin)), dict(walk(model))
     for name in computed:
         bake(theirs[name])
     names = first_names(twin)
-    return {ours[names[conv]]: ours[names[norm]] for conv, norm in DataFlow(twin).pairs.items()}
+    return {ours[names[conv]]: ours[names[norm]] for conv, norm in DataFlow(twin, example_inputs).pairs.items()}
 
 
 def _folds(module: nn.Module) -> bool:

@@ -12,6 +12,7 @@ tracing proves that nobody else sees the tensors of the chain, whose channels ch
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any, TypeGuard
 
 import torch
@@ -88,9 +89,13 @@ def absorb_permutations(model: nn.Module, *, inplace: bool = False) -> nn.Module
             for node, conv in trace.calls():
                 if _is_permuted(conv) and conv in flow.free:
                     chains.setdefault(conv, []).append(_follow(trace, node, flow.free, backward))
+        called = Counter(module for trace in flow.traces for module in {module for _, module in trace.calls()})
         for conv, (chain, *others) in chains.items():
-            # Each trace is of another choice of optional arguments; what moves must be right for all.
-            if chain.end is not None and all(other == chain for other in others):
+            # Each trace is of another way through the model; what moves must be right for all.
+            alike = all(other == chain for other in others) and all(
+                module is None or called[module] == called[conv] for module in (*chain.passed, chain.end)
+            )
+            if chain.end is not None and alike:
                 _move(conv, chain, backward)
     freed = [m for m in work.modules() if _is_permuted(m) and m.input_order is None and m.output_order is None]
     return replace_modules(work, {module: _as_plain(module) for module in freed})

@@ -47,22 +47,27 @@ def copy_of(model: nn.Module) -> nn.Module:
     return replace_modules(_copy(unwrapped(model), "; pass inplace=True to change the model itself"), {})
 
 
-def shadow_of(model: nn.Module) -> nn.Module:
-    """A copy with the same tensors, in evaluation mode: running its Python code leaves no trace in the model."""
-    held = [m.__dict__ | m._parameters | m._buffers for m in model.modules()]
-    tensors = {id(v): v for values in held for v in values.values() if isinstance(v, torch.Tensor)}
-    shadow = _copy(model, ", which following its data flow needs; fold with batchnorm=False", tensors)
-    for module in shadow.modules():
-        module.training = False  # a user's own `eval` might write to the tensors
-    return shadow
+def shadow_of(model: nn.Module, training: bool) -> tuple[nn.Module, dict[int, int]]:
+    """A copy in one mode that shares no tensor: running its Python code leaves no trace in the model.
+
+    Also returns the ids of the model's parameters and buffers by those of their copies. The mode is set without
+    calling ``train()`` or ``eval()``, in which a user's module may do anything.
+    """
+    shadow = _copy(model, ", which following its data flow needs; fold with batchnorm=False")
+    originals = {}
+    for ours, theirs in zip(shadow.modules(), model.modules()):
+        ours.training = training
+        for held in ("_parameters", "_buffers"):
+            originals |= {id(t): id(vars(theirs)[held].get(name)) for name, t in vars(ours)[held].items()}
+    return shadow, originals
 
 
-def _copy(model: nn.Module, otherwise: str, known: dict[int, Any] | None = None) -> nn.Module:
+def _copy(model: nn.Module, otherwise: str) -> nn.Module:
     """A deep copy in the same modes that knows nothing of the model's own modules."""
     found = Exchange({})
     try:
         found.of(model)
-        copied = copy.deepcopy(model, _values_of_computed(found.tensors) | (known or {}))
+        copied = copy.deepcopy(model, _values_of_computed(found.tensors))
         # What deep copies share (closures, weak references) may still lead to the model itself.
         ours = dict(copied.named_modules(remove_duplicate=False))
         theirs = {m: ours[name] for name, m in model.named_modules(remove_duplicate=False) if name in ours}

@@ -1,0 +1,236 @@
+"""One run of a model on example inputs: which modules get each convolution's output, and who reads whose tensors.
+
+The model runs as a copy that shares no tensor with the caller's. A function mode sees every torch function, hooks say
+which module called it. What a run does not show by a call it shows by what is left: an output that outlives the call
+was returned or kept somewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+import warnings
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..algebra.convolutions import PLAIN
+from ..algebra.norms import is_norm
+from ..errors import UnsupportedError
+from ..layers import Foldable
+from ..layers.foldable import is_watched
+from ._tracing import DROPOUTS, HARMLESS
+from .tree import shadow_of
+
+
+@dataclasses.dataclass
+class Run:
+    """What one run has shown, in terms of the caller's modules.
+
+    Attributes:
+        outputs: for each convolution, call by call, the norm that alone got its output; or in words, where it went.
+        calls: how often each convolution and norm was called.
+        read: modules whose tensors somebody else read.
+    """
+
+    outputs: dict[nn.Module, list[nn.Module | str]]
+    calls: dict[nn.Module, int]
+    read: set[nn.Module]
+
+
+@dataclasses.dataclass
+class _Call:
+    """One call of a convolution: the norms that got its output as their only input, and any other use, in words."""
+
+    conv: nn.Module
+    output: weakref.ref[Tensor] | None
+    norms: list[nn.Module] = dataclasses.field(default_factory=list)
+    elsewhere: str | None = None
+
+    def lives(self) -> bool:
+        """Does anybody still hold the output?"""
+        return self.output is not None and self.output() is not None
+
+
+class _Watch(TorchFunctionMode):
+    """Follows the outputs of convolutions through a model's calls and torch's functions."""
+
+    def __init__(self, model: nn.Module, training: bool):
+        super().__init__()
+        self.training = training
+        self.names = {module: name or "the root" for name, module in model.named_modules()}
+        self.stack: list[nn.Module] = []
+        self.calls: list[_Call] = []
+        self.by_output: dict[int, _Call] = {}
+        self.fed: dict[nn.Module, list[nn.Module | None]] = {}
+        self.read: set[nn.Module] = set()
+        self.owners: dict[int, list[nn.Module]] = {}
+        for module in model.modules():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    self.owners.setdefault(id(tensor), []).append(module)
+        # The user's hooks do not run: they may change what is not the copy's. What they would see is used elsewhere.
+        self.hooked = {module for module in model.modules() if is_watched(module)}
+        for module in model.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+            module.register_forward_pre_hook(self.enter, with_kwargs=True)
+            module.register_forward_hook(self.leave, with_kwargs=True)
+
+    def call_of(self, value: Any) -> _Call | None:
+        """The convolution's call whose output a value is."""
+        found = self.by_output.get(id(value))
+        return found if found is not None and found.output is not None and found.output() is value else None
+
+    def inside(self) -> nn.Module | None:
+        """The outermost convolution or norm that runs now; what happens in it is its own affair."""
+        return next((m for m in self.stack if isinstance(m, (*PLAIN, Foldable)) or is_norm(m)), None)
+
+    def passes_on(self) -> bool:
+        """Is the module that runs now a dropout that does nothing?"""
+        return not self.training and bool(self.stack) and type(self.stack[-1]) in DROPOUTS
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in HARMLESS and not self.passes_on():
+            self.see(func, args, kwargs)
+        return func(*args, **kwargs or {})
+
+    def see(self, func: Any, args: Any, kwargs: Any) -> None:
+        """A function of torch's, or an operation that perhaps none has begun (a script's, an extension's)."""
+        inside = self.inside()
+        for value in pytree.tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor):
+                self.meet(value, func, inside)
+
+    def meet(self, value: Tensor, func: Any, inside: nn.Module | None) -> None:
+        """A torch function gets a tensor."""
+        call = self.call_of(value)
+        if call is not None and inside is not call.conv and inside not in call.norms:
+            self.use(call, f"{getattr(func, '__name__', func)} in {self.here()}")
+        self.read.update(owner for owner in self.owners.get(id(value), ()) if owner not in self.stack)
+
+    def use(self, call: _Call, what: str) -> None:
+        """The output of a call is used by somebody who is no norm."""
+        call.elsewhere = call.elsewhere or what
+
+    def here(self) -> str:
+        """The module that runs now."""
+        return self.names.get(self.stack[-1], type(self.stack[-1]).__name__) if self.stack else "the root"
+
+    def pass_hooks(self, module: nn.Module, values: Any) -> None:
+        """A module that others watch gets or gives values."""
+        if module in self.hooked:
+            for call in map(self.call_of, pytree.tree_leaves(values)):
+                if call is not None:
+                    self.use(call, f"{self.names[module]}, which has hooks")
+
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A module is called."""
+        if self.inside() is None:
+            self.pass_hooks(module, (args, kwargs))
+            if is_norm(module):
+                call = self.call_of(args[0]) if len(args) == 1 and not kwargs else None
+                self.fed.setdefault(module, []).append(None if call is None else call.conv)
+                if call is not None:
+                    call.norms.append(module)
+        self.stack.append(module)
+
+    def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """A module returns."""
+        while self.stack and self.stack.pop() is not module:  # who raised in between has not left
+            pass
+        if self.inside() is not None:
+            return
+        if isinstance(module, (*PLAIN, Foldable)):
+            self.calls.append(call := _Call(module, None))
+            if len(args) != 1 or kwargs:
+                self.use(call, "a call with more than its input")
+            elif not isinstance(output, Tensor) or self.call_of(output) is not None:
+                self.use(call, "an output that is no tensor of its own")
+            else:
+                call.output = weakref.ref(output)
+                self.by_output[id(output)] = call
+        self.pass_hooks(module, output)
+
+    def destination(self, call: _Call) -> nn.Module | str:
+        """The norm that alone got the output of a call; or in words, what else."""
+        if call.elsewhere is not None:
+            return f"its output is read by {call.elsewhere}"
+        if len(call.norms) != 1:
+            return f"its output goes to {len(call.norms) or 'no'} batch norm module{'s' * (len(call.norms) != 1)}"
+        return call.norms[0]
+
+
+class _Operations(TorchDispatchMode):
+    """Shows a watch every operation, whoever begins it."""
+
+    def __init__(self, watch: _Watch):
+        super().__init__()
+        self.watch = watch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.watch.see(func, args, kwargs)
+        return func(*args, **kwargs or {})
+
+
+def run_of(model: nn.Module, example_inputs: Any, training: bool) -> Run:
+    """Run a copy of the model in one mode and watch.
+
+    Raises:
+        UnsupportedError: when the model cannot be copied, or fails on these inputs.
+    """
+    shadow = shadow_of(model, training)[0]
+    theirs = dict(zip(shadow.modules(), model.modules()))
+    watch = _Watch(shadow, training)
+    # Computed tensors refuse to be copied.
+    computed = {id(v): v.detach().clone() for v in pytree.tree_leaves(example_inputs) if isinstance(v, Tensor)}
+    args, kwargs = arguments_of(copy.deepcopy(example_inputs, computed))
+    devices = {p.device for p in shadow.parameters() if p.device.type == "cuda"}
+    try:
+        with (
+            torch.random.fork_rng(devices),
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+            warnings.catch_warnings(),
+            _Operations(watch),
+            watch,
+        ):
+            warnings.simplefilter("ignore")
+            result = shadow(*args, **kwargs)
+    except Exception as error:
+        mode = "training" if training else "evaluation"
+        raise UnsupportedError(
+            f"example_inputs: {type(model).__name__} fails on them in {mode} mode ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); give what its forward takes, in batches of at least two"
+        ) from error
+    del args, kwargs, computed
+    if any(call.lives() for call in watch.calls):
+        gc.collect()  # reference cycles of the forward's own keep nothing
+    for call in watch.calls:
+        if call.lives():
+            watch.use(call, "whoever keeps it or gets the model's output")
+    del result
+    outputs: dict[nn.Module, list[nn.Module | str]] = {}
+    calls: dict[nn.Module, int] = {theirs[norm]: len(fed) for norm, fed in watch.fed.items() if norm in theirs}
+    for call in watch.calls:
+        if call.conv in theirs:
+            to = watch.destination(call)
+            outputs.setdefault(theirs[call.conv], []).append(theirs[to] if isinstance(to, nn.Module) else to)
+            calls[theirs[call.conv]] = calls.get(theirs[call.conv], 0) + 1
+    return Run(outputs, calls, {theirs[module] for module in watch.read if module in theirs})
+
+
+def arguments_of(inputs: Any) -> tuple[tuple, dict[str, Any]]:
+    """What a model is called with: a tensor, a tuple of arguments, or a dictionary of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
