@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..algebra.convolutions import PLAIN
 from ..algebra.norms import is_norm
-from ..errors import UnsupportedError
 from ..layers import Foldable, NormPlace
+from ._outputs import difference
 from .table import align
 from .tree import evaluation, walk
 
@@ -78,7 +78,8 @@ def verify(before: nn.Module, after: nn.Module, inputs: Any) -> Report:
         do not add up along the network. A convolution whose norm was absorbed is compared together with that norm.
 
     Raises:
-        UnsupportedError: when the networks' outputs have different structures or shapes.
+        UnsupportedError: when the networks' outputs have different structures or shapes, or hold nothing to compare.
+            Dataclasses, named tuples, mappings, NumPy arrays and objects with attributes are looked into.
 
     Example:
         >>> import foldconv
@@ -93,7 +94,7 @@ def verify(before: nn.Module, after: nn.Module, inputs: Any) -> Report:
         with watch:
             expected = ours(*args, **kwargs)
         received = theirs(*args, **kwargs)
-    error, scale = _difference(expected, received, "the output")
+    error, scale = difference(expected, received, "the output")
     return Report(error, scale, tuple(watch.found), tuple(sorted(watch.missing)))
 
 
@@ -146,7 +147,7 @@ class _Watch:
                 return
 
     def _add(self, name: str, layer: nn.Module | str, expected: Any, received: Any) -> None:
-        error, scale = _difference(expected, received, f"the output of {name or 'the root'}")
+        error, scale = difference(expected, received, f"the output of {name or 'the root'}")
         kind = layer if isinstance(layer, str) else type(layer).__name__
         self.missing.discard(name)
         self.found.append(LayerError(name, kind, error, scale))
@@ -173,24 +174,3 @@ def _arguments(inputs: Any) -> tuple[tuple, dict]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
-
-
-def _difference(a: Any, b: Any, what: str) -> tuple[float, float]:
-    """Largest absolute difference and largest absolute value over all tensors of two outputs."""
-    from torch.utils import _pytree as pytree  # the only home of this; public under no other name yet
-
-    (left, shape_a), (right, shape_b) = pytree.tree_flatten(a), pytree.tree_flatten(b)
-    if shape_a != shape_b:
-        raise UnsupportedError(f"{what}: expected the structure {shape_a}, received {shape_b}; are these one network?")
-    error = scale = 0.0
-    for x, y in zip(left, right):
-        if not isinstance(x, Tensor):
-            continue
-        if x.shape != y.shape:
-            raise UnsupportedError(f"{what}: expected the shape {tuple(x.shape)}, received {tuple(y.shape)}")
-        if x.numel():
-            gap = (x.double() - y.double()).abs().max().item()
-            # max() would hide a NaN behind a number.
-            error = gap if gap != gap else max(error, gap)
-            scale = max(scale, x.double().abs().max().item())
-    return error, scale
