@@ -62,12 +62,12 @@ def shadow_of(model: nn.Module, training: bool) -> tuple[nn.Module, dict[int, in
     return shadow, originals
 
 
-def _copy(model: nn.Module, otherwise: str) -> nn.Module:
+def _copy(model: nn.Module, otherwise: str, known: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy in the same modes that knows nothing of the model's own modules."""
     found = Exchange({})
     try:
         found.of(model)
-        copied = copy.deepcopy(model, _values_of_computed(found.tensors))
+        copied = copy.deepcopy(model, _values_of_computed(found.tensors) | (known or {}))
         # What deep copies share (closures, weak references) may still lead to the model itself.
         ours = dict(copied.named_modules(remove_duplicate=False))
         theirs = {m: ours[name] for name, m in model.named_modules(remove_duplicate=False) if name in ours}
