@@ -114,7 +114,7 @@ def test_other_structures_are_an_error():
     values += [Output(one, "b"), Named(one, "b"), [one, None], Slotted(one), Instances([one]), Instances({"a": one})]
     for a, b in itertools.permutations(values, 2):
         with pytest.raises(
-            foldconv.UnsupportedError, match="the output.*: expected the structure of the first network"
+            foldconv.UnsupportedError, match=r"the output.*: expected the structure of the first network"
         ):
             difference(a, b, "the output")
     with pytest.raises(foldconv.UnsupportedError, match=r"the output\.logits: expected the shape \(2,\), .* \(3,\)"):

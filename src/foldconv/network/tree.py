@@ -56,7 +56,7 @@ def shadow_of(model: nn.Module, training: bool) -> tuple[nn.Module, dict[int, in
     shadow = _copy(model, ", which following its data flow needs; fold with batchnorm=False")
     originals = {}
     for ours, theirs in zip(shadow.modules(), model.modules()):
-        ours.training = training
+        _set_mode(ours, training)
         for held in ("_parameters", "_buffers"):
             originals |= {id(t): id(vars(theirs)[held].get(name)) for name, t in vars(ours)[held].items()}
     return shadow, originals
@@ -81,8 +81,7 @@ def _copy(model: nn.Module, otherwise: str, known: dict[int, Any] | None = None)
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}){otherwise}"
         ) from error
     for old, new in theirs.items():
-        new.training = old.training
-        _keep_graph(old, new)
+        _set_mode(new, old.training)
     return copied
 
 
@@ -108,7 +107,7 @@ def quiet_copy(layer: nn.Module) -> nn.Module:
     kept = {id(each): type(each)(only_computing(each)) for each in hooks if isinstance(each, dict)}
     copied = _copy(layer, ", which its fold needs", kept)
     for part in copied.modules():
-        part.training = False
+        _set_mode(part, False)
     return copied
 
 
@@ -133,12 +132,12 @@ def _values_of_computed(tensors: list[torch.Tensor]) -> dict[int, Any]:
     return values
 
 
-def _keep_graph(old: nn.Module, new: nn.Module) -> None:
-    """A feature extractor of torchvision has a graph for each mode; its copy takes that of training."""
-    graph = vars(old).get("_graph")
-    for name, value in vars(old).items():
-        if graph is not None and value is graph and name != "_graph" and vars(new)[name] is not vars(new)["_graph"]:
-            new.graph = vars(new)[name]  # pyright: ignore[reportAttributeAccessIssue]
+def _set_mode(module: nn.Module, training: bool) -> None:
+    """Set the flag, and the graph of a feature extractor of torchvision, which has one for each mode."""
+    module.training = training
+    graph = vars(module).get("train_graph" if training else "eval_graph")
+    if graph is not None and vars(module).get("_graph") is not graph:
+        module.graph = graph
 
 
 def foldable_layers(model: nn.Module) -> dict[str, Foldable]:
