@@ -284,6 +284,9 @@ def test_each_unreadable_file_is_told_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
     with pytest.raises(UnsupportedError, match=r"received Image size .4096 pixels. exceeds limit of 3000"):
         read_rgb(str(tmp_path / "good.jpg"))
+    Image.new("L", (1, 2000)).save(tmp_path / "thin.png")
+    with pytest.raises(UnsupportedError, match="received 1×2000 pixels, too thin to be resized; cut it"):
+        read_rgb(str(tmp_path / "thin.png"))
     os.symlink("nowhere.png", tmp_path / "broken.png")
     with pytest.raises(UnsupportedError, match=r"received .*No such file"):
         read_rgb(str(tmp_path / "broken.png"))

@@ -25,6 +25,8 @@ DEFAULT_SIZE = 224
 _EVALUATION_FOLDERS = ("val", "test")
 _IN_A_ROW = 1000
 """So many images that cannot be read, one after the other, are no exceptions any more."""
+_THINNEST = 200
+"""So many times as long as wide an image may be: resized, one of 1×60000 pixels would take 16 GB."""
 _NO_CLASSES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 """Folders that systems put beside the user's own, as are those whose name begins with a dot."""
 _LOG = logging.getLogger(__name__)
@@ -74,14 +76,14 @@ def read_rgb(path: str) -> Any:
     """An image file as a PIL image of 8 bits, RGB, upright as its EXIF orientation says.
 
     Grey, 1-bit, palette and CMYK images are converted. A grey level v of 16 bits becomes round(v / 257), so that white
-    stays white; of 16-bit colours Pillow gives the upper 8 bits. Transparency is dropped, and the colours below it are
+    stays white; Pillow itself makes 8 bits of 16-bit colours. Transparency is dropped, and the colours below it are
     seen, as in torchvision and timm. Of several frames or pages the first is taken.
 
     Raises:
-        UnsupportedError: not an image, a damaged one, one of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or one
-            whose numbers have no known range (32 bits, floats, 12 bits).
+        UnsupportedError: not an image, a damaged one, one of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, one that
+            is too thin to be resized, or one whose numbers have no known range (32 bits, floats, 12 bits).
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -91,9 +93,12 @@ def read_rgb(path: str) -> Any:
                 deep = _has_16_bits(image)
                 if image.mode[0] in "IF" and not deep:
                     raise ValueError(f"mode {image.mode}, whose black and white are not known; save it with 8 bits")
+                if max(image.size) > _THINNEST * min(image.size):
+                    raise ValueError("{}×{} pixels, too thin to be resized; cut it".format(*image.size))
                 image.load()
                 with contextlib.suppress(Exception):  # a damaged EXIF block damages no pixel
-                    image = ImageOps.exif_transpose(image)
+                    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                        image = ImageOps.exif_transpose(image)
                 if deep:
                     levels = (np.asarray(image).astype(np.uint32) + 128) // 257
                     image = Image.fromarray(levels.astype(np.uint8))
