@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import foldconv
 from foldconv.algebra import Sum, kernel_of, norms
@@ -498,6 +499,21 @@ def test_not_absorbed_without_statistics():
     assert isinstance(folded[1], nn.BatchNorm2d)
     assert type(folded[0]) is nn.Conv2d
     assert_same(model, folded, X)
+
+
+def test_what_stays_is_told(caplog):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    model += nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
+    foldconv.fold(rich(model[:2]))
+    foldconv.fold(model[3:5], batchnorm=True)
+    assert not caplog.records
+    parametrizations.weight_norm(model[0])
+    foldconv.fold(model, batchnorm=True)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "2 of 3 batch norms stay: 2, 6; 0: its output goes to ReLU, no batch norm module; 5: 6 keeps no running "
+        "statistics"
+    )
 
 
 @pytest.mark.parametrize(

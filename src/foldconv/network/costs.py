@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..algebra.convolutions import PLAIN, TRANSPOSED
 from ..layers import BranchedConv, ComposedConv, Foldable, FoldableBlock, NormPlace
-from .table import align
+from .table import align, some
 from .tree import evaluation, first_names, unwrapped, walk
 
 _BRANCHED = (BranchedConv, FoldableBlock)
@@ -29,6 +29,7 @@ class Row:
     parameters_folded: int
     macs_training: int | None
     macs_folded: int | None
+    foldable: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Summary:
     macs_training: int | None
     macs_folded: int | None
     input_shape: tuple[int, ...] | None
+    left: tuple[str, ...] = ()
+    """Names of the convolutions that are not foldable; `plan` says why."""
 
     def __str__(self) -> str:
         head = ("layer", "type", "method", "parameters", "folded", "multiply-adds", "folded")
@@ -55,6 +58,9 @@ class Summary:
         else:
             shape = "×".join(map(str, self.input_shape))
             note = f"multiply-adds of convolutions and linear layers for one input of {shape}"
+        if self.left:
+            convs = len(self.left) + sum(row.foldable for row in self.rows)
+            note += f"\n{len(self.left)} of {convs} convolutions are left as they are: {some(list(self.left))}"
         return f"{align(rows)}\n{note}"
 
 
@@ -91,7 +97,8 @@ def summary(model: nn.Module, inputs: Tensor | Sequence[int] | None = None) -> S
         folded = _folded_parameters(module, places.get(module))
         macs = counted.get(name) if counted is not None else None
         method = module.method.name if isinstance(module, Foldable) and module.method else ""
-        rows.append(Row(name, type(module).__name__, method, training, folded, *(macs or (None, None))))
+        costs = macs or (None, None)
+        rows.append(Row(name, type(module).__name__, method, training, folded, *costs, isinstance(module, Foldable)))
     total = sum(p.numel() for p in model.parameters())
     saved = sum(row.parameters_training - row.parameters_folded for row in rows)
     return Summary(
@@ -101,6 +108,7 @@ def summary(model: nn.Module, inputs: Tensor | Sequence[int] | None = None) -> S
         macs_training=None if counted is None else sum(r.macs_training or 0 for r in rows),
         macs_folded=None if counted is None else sum(r.macs_folded or 0 for r in rows),
         input_shape=None if counted is None or x is None else tuple(x.shape),
+        left=tuple(name or "(root)" for m, name in layers.items() if not isinstance(m, (Foldable, nn.Linear))),
     )
 
 

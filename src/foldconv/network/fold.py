@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from ..layers import Foldable, NormPlace
 from ..layers.foldable import realize_like
 from ._computed import bake, cast_plain, is_computed, refuse_unknown
 from .dataflow import DataFlow
+from .table import some
 from .tree import carry_over, copy_of, first_names, quiet_copy, replace_modules, unwrapped, walk
 
+_LOG = logging.getLogger(__name__)
 TOLERANCE = 1e-10
 """Largest difference, relative to the output's largest value, that a checked fold may have in float64."""
 
@@ -37,7 +40,7 @@ def fold(
     Args:
         model: any module; one without foldable layers comes back unchanged.
         batchnorm: also absorb each batch norm into the convolution before it, plain or foldable, where data flow
-            proves that the norm is the only consumer of the convolution.
+            proves that the norm is the only consumer of the convolution. What stays is logged in one line, and why.
         example_inputs: what the model is called with, as in `expand`: for networks whose data flow only a run shows.
         inplace: change `model` itself; by default a copy is changed.
         check: run each layer and its fold on random input in float64 and compare.
@@ -61,8 +64,6 @@ def fold(
     model = unwrapped(model)
     work = model if inplace else copy_of(model)
     pairs = _pairs(work, example_inputs) if batchnorm else {}
-    # Norms that only know the batch stay; `kernel_of` refuses them and the user did not ask for them one by one.
-    pairs = {conv: norm for conv, norm in pairs.items() if getattr(norm, "running_var", None) is not None}
     places = {place.link[0]: place for _, place in walk(work) if isinstance(place, NormPlace)}
     replacements: dict[nn.Module, nn.Module] = {}
     folded: list[tuple[nn.Module, nn.Module]] = []
@@ -91,16 +92,25 @@ def fold(
 
 
 def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, nn.Module]:
-    """Each convolution with the norm that alone reads its output; how its weight is computed is no question here."""
+    """Each convolution with the norm that it can absorb; how its weight is computed is no question here."""
     computed = [name for name, module in walk(model) if _folds(module) and is_computed(module)]
-    if not computed:
-        return DataFlow(model, example_inputs).pairs
-    twin = copy_of(model)
+    twin = copy_of(model) if computed else model
     theirs, ours = dict(walk(twin)), dict(walk(model))
     for name in computed:
         bake(theirs[name])
-    names = first_names(twin)
-    return {ours[names[conv]]: ours[names[norm]] for conv, norm in DataFlow(twin, example_inputs).pairs.items()}
+    flow, names = DataFlow(twin, example_inputs), first_names(twin)
+    # Norms that only know the batch stay; `kernel_of` refuses them and the user did not ask for them one by one.
+    pairs = {conv: norm for conv, norm in flow.pairs.items() if getattr(norm, "running_var", None) is not None}
+    left = [name for norm, name in names.items() if norms.is_norm(norm) and norm not in pairs.values()]
+    if left:
+        why = {names[conv]: flow.why(conv) for conv in names if _folds(conv) and conv not in pairs}
+        why |= {names[c]: f"{names[n]} keeps no running statistics" for c, n in flow.pairs.items() if c not in pairs}
+        reasons = [f"{name or 'the root'}: {reason}" for name, reason in why.items()]
+        _LOG.warning(
+            "%d of %d batch norms stay: %s; %s",
+            *(len(left), len(left) + len(set(pairs.values())), some(left), some(reasons, "; ")),
+        )
+    return {ours[names[conv]]: ours[names[norm]] for conv, norm in pairs.items()}
 
 
 def _folds(module: nn.Module) -> bool:

@@ -1,4 +1,6 @@
-"""Rows as text."""
+"""Rows and lists as text."""
+
+from __future__ import annotations
 
 
 def align(rows: list[tuple[str, ...]]) -> str:
@@ -15,3 +17,13 @@ def align(rows: list[tuple[str, ...]]) -> str:
         "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
         for row in rows
     )
+
+
+def some(names: list[str], between: str = ", ", most: int = 5) -> str:
+    """The first few names, and how many more there are.
+
+    >>> some(["a", "b", "c"], most=2), some(["a"])
+    ('a, b and 1 more', 'a')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more
