@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..algebra import Kernel, kernel_of
+from ..algebra import Kernel, kernel_of, kernel_rule
 from ..algebra.norms import scale_and_shift
 from .foldable import Foldable, realize_like
 from .once import evaluated_once
@@ -129,3 +129,8 @@ class NormPlace(nn.Module):
             scale, _ = scale_and_shift(norm)
         bias = None if layer.conv.bias is None else torch.zeros_like(kernel.weight[:, 0].flatten(1)[:, 0])
         return kernel.replace(bias=None).scale(1 / scale, bias), norm.train(self.training)
+
+
+@kernel_rule(NormPlace)
+def _place(place: NormPlace, channels: int, ndim: int) -> Kernel:
+    return kernel_of(place.rest, in_channels=channels, ndim=ndim)

@@ -14,6 +14,7 @@ from ..algebra.convolutions import PLAIN
 from ..errors import FoldMismatchError, UnsupportedError
 from ..layers import Foldable, NormPlace
 from ..layers.foldable import realize_like
+from ._blocks import blocks_folded
 from ._computed import bake, cast_plain, is_computed, refuse_unknown
 from .dataflow import DataFlow
 from .table import some
@@ -28,6 +29,7 @@ def fold(
     model: nn.Module,
     *,
     batchnorm: bool = False,
+    blocks: bool | None = None,
     example_inputs: Any = None,
     inplace: bool = False,
     check: bool = True,
@@ -41,6 +43,10 @@ def fold(
         model: any module; one without foldable layers comes back unchanged.
         batchnorm: also absorb each batch norm into the convolution before it, plain or foldable, where data flow
             proves that the norm is the only consumer of the convolution. What stays is logged in one line, and why.
+        blocks: also fold the blocks of other libraries that `foldconv.blocks` knows (timm's RepVGG, for one); True
+            raises where one cannot be folded exactly, otherwise it is left and logged. By default so with
+            ``batchnorm=True``, and in a network without foldable layers; what was expanded folds back into the network
+            that it was, with its state dict keys, and its blocks with it when it is folded again.
         example_inputs: what the model is called with, as in `expand`: for networks whose data flow only a run shows.
         inplace: change `model` itself; by default a copy is changed.
         check: run each layer and its fold on random input in float64 and compare.
@@ -63,6 +69,18 @@ def fold(
     """
     model = unwrapped(model)
     work = model if inplace else copy_of(model)
+    if blocks is None:
+        blocks, strict = batchnorm or not any(isinstance(m, Foldable) for m in work.modules()), False
+    else:
+        strict = True
+    if blocks:
+        with blocks_folded(work, strict=strict, check=check) as rest:
+            return _fold(rest, batchnorm, example_inputs, check)
+    return _fold(work, batchnorm, example_inputs, check)
+
+
+def _fold(work: nn.Module, batchnorm: bool, example_inputs: Any, check: bool) -> nn.Module:
+    """The model itself, changed, once everything has been computed and checked."""
     pairs = _pairs(work, example_inputs) if batchnorm else {}
     places = {place.link[0]: place for _, place in walk(work) if isinstance(place, NormPlace)}
     replacements: dict[nn.Module, nn.Module] = {}

@@ -201,13 +201,18 @@ def carry_over(source: nn.Module, target: nn.Module) -> nn.Module:
             target.__dict__[name] = without_computing(value)
         elif "_hook" in name or name not in own:
             target.__dict__[name] = value
-    hooks = target._load_state_dict_pre_hooks
+    target.training = source.training
+    return rebound(target)
+
+
+def rebound(module: nn.Module) -> nn.Module:
+    """The module, with the hooks bound to it that were registered on one whose place it takes."""
+    hooks = module._load_state_dict_pre_hooks
     for key, hook in hooks.items():
         if getattr(hook, "with_module", False):
             # torch remembers the module this hook was registered on, and weakly.
-            hooks[key] = type(hook)(hook.hook, target)  # pyright: ignore[reportCallIssue]
-    target.training = source.training
-    return target
+            hooks[key] = type(hook)(hook.hook, module)  # pyright: ignore[reportCallIssue]
+    return module
 
 
 @contextlib.contextmanager

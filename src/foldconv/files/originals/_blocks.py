@@ -92,7 +92,7 @@ class Blocks:
         convs = self._convolutions(blocks, model, pairs, path)
         if folded:
             table = {_join(block, name): names[conv] for block, conv in convs.items() for name in self.folded}
-            return _load(fold(model, batchnorm=True, check=False), tensors, table, path)
+            return _load(fold(model, batchnorm=True, blocks=False, check=False), tensors, table, path)
         work, left, table = copy_of(model), dict(tensors), {}
         modules = dict(work.named_modules())
         chosen: dict[str, tuple[nn.Module, Method]] = {}

@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from ..zoo import input_shape
 
     network, description = open_named(options, options.checkpoint)
-    folded = fold(network, batchnorm=options.batchnorm)
+    # Without its norms it is no longer the architecture, so its blocks may go, too.
+    folded = fold(network, batchnorm=options.batchnorm, blocks=None if options.batchnorm else False)
     shape = tuple(description.get("input_shape") or input_shape(network))
     dtype = next((parameter.dtype for parameter in network.parameters()), torch.float32)
     images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)

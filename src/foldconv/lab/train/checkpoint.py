@@ -86,7 +86,7 @@ def _pretrained_tensors(config: TrainConfig, options: Description) -> dict[str, 
             if path.is_dir() or not path.exists() or "does not say which network" not in str(error):
                 raise
             return read_checkpoint(path)  # bare weights: how many classes they are for, only their shapes say
-        return dict(fold(network).state_dict())
+        return dict(fold(network, blocks=False).state_dict())
     weights: Description = {key: value for key, value in options.items() if key not in ("num_classes", "in_channels")}
     weights |= {"weights": "DEFAULT"} if config.architecture.startswith("torchvision/") else {"pretrained": True}
     try:

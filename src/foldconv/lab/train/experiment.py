@@ -237,7 +237,7 @@ def _finish(trained: _Trained, config: TrainConfig, data: ImageData, folder: Run
     processor, whatever it was split into, computed in and compiled to while it trained; its average where there is one.
     """
     network, description = open_network(folder.checkpoint)
-    folded = fold(network).eval()
+    folded = fold(network, blocks=False).eval()  # the architecture, with its keys
     save(folded, folder.folded, extra={key: value for key, value in description.items() if key != "layers"})
     plot_curves(trained.rows, folder.curves, title=config.run_name)
     images = next(iter(evaluation_loader(data)))[0]
