@@ -1,4 +1,4 @@
-"""timm's own re-parameterized blocks fold exactly, in float64, half precision and in place, into what timm folds them to."""
+"""timm's re-parameterized blocks fold exactly, in any precision, into what timm itself folds them to."""
 
 import copy
 import functools
@@ -182,7 +182,8 @@ def test_precision_layout_flags_and_hooks_survive():
     model[0].note = "mine"
     folded = foldconv.fold(model)
     folded(torch.randn(1, 3, 8, 8))
-    assert seen == ["RepVggBlock"] and folded[0].note == "mine"
+    assert seen == ["RepVggBlock"]
+    assert folded[0].note == "mine"
     assert [p.requires_grad for p in folded.parameters()] == [False, False, True, True, True, True]
 
 
@@ -195,8 +196,10 @@ def test_a_block_whose_parts_are_watched_or_replaced_is_left(caplog):
     expected = outputs(model, X)
     folded = foldconv.fold(model)
     assert torch.allclose(outputs(folded, X), expected, rtol=1e-10)
-    assert [name for name in norms_of(folded) if name[0] == "2"] == [] and len(norms_of(folded)) == 5
-    assert "0: conv_kxk in it has a hook" in caplog.text and "1: the forward of timm" in caplog.text
+    assert [name for name in norms_of(folded) if name[0] == "2"] == []
+    assert len(norms_of(folded)) == 5
+    assert "0: conv_kxk in it has a hook" in caplog.text
+    assert "1: the forward of timm" in caplog.text
     with pytest.raises(foldconv.UnsupportedError, match=r"^0: conv_kxk in it has a hook or another forward"):
         foldconv.fold(model, blocks=True)
 
@@ -221,7 +224,8 @@ def test_in_place_and_put_back_when_something_else_fails():
     model[1].forward = lambda x: x
     with pytest.raises(foldconv.UnsupportedError, match="1: its forward was replaced"):
         foldconv.fold(model, blocks=True, inplace=True)
-    assert model[0] is first and list(model.state_dict()) == keys
+    assert model[0] is first
+    assert list(model.state_dict()) == keys
     del model[1].forward
     assert foldconv.fold(model, blocks=True, inplace=True) is model
     assert list(model.state_dict()) == [
@@ -233,9 +237,11 @@ def test_a_shared_block_stays_shared_and_a_root_is_replaced():
     block = stirred(byobnet.RepVggBlock(8, 8)).double()
     model = nn.ModuleDict({"a": block, "b": nn.Sequential(block)})
     folded = foldconv.fold(model)
-    assert folded["a"] is folded["b"][0] and folded["a"].reparam_conv is not None
+    assert folded["a"] is folded["b"][0]
+    assert folded["a"].reparam_conv is not None
     conv = foldconv.fold(stirred(repvit.ConvNorm(3, 4, 3)).double())
-    assert type(conv) is nn.Conv2d and conv.weight.dtype == torch.float64
+    assert type(conv) is nn.Conv2d
+    assert conv.weight.dtype == torch.float64
 
 
 def test_every_recipe_says_what_it_is_for():

@@ -165,7 +165,8 @@ def test_absorbing_is_exact_in_float64(case):
         absorbed = foldconv.fold(plain, batchnorm=True, blocks=blocks, check=False)
         left = norms_of(absorbed)
         # The norm of an identity branch follows no convolution; only the fold of the whole block has a place for it.
-        assert len(left) == (0 if blocks is None else case.identities) and all(n.endswith("identity") for n in left)
+        assert len(left) == (0 if blocks is None else case.identities)
+        assert all(n.endswith("identity") for n in left)
         assert relative(output(absorbed, x), output(plain, x)) <= 1e-10
 
 

@@ -82,8 +82,8 @@ def families() -> list[tuple[str, str, str]]:
     """What is known, one row for each kind of block: its source, its classes or attributes, and what is in it.
 
     Example:
-        >>> families()[0]
-        ('timm', 'byobnet.RepVggBlock', 'RepVGG: k×k and 1×1 convolutions and the identity, each with a norm.')
+        >>> [row for row in families() if "RepMixer" in row[1]]
+        [('timm', 'fastvit.RepMixer', 'RepMixer: ``x + γ·(mixer(x) - norm(x))``.')]
     """
     rows = []
     for recipe in RECIPES:
@@ -134,7 +134,8 @@ def _compare(block: nn.Module, recipe: Recipe) -> None:
         for a, b in zip(expected, received, strict=True):
             if a.shape != b.shape:
                 raise FoldMismatchError(
-                    f"the fold of {_name(block)}: expected an output of shape {tuple(a.shape)}, received {tuple(b.shape)}"
+                    f"the fold of {_name(block)}: expected an output of shape {tuple(a.shape)}, received "
+                    f"{tuple(b.shape)}; fold with blocks=False"
                 )
             allowed, error = TOLERANCE * float(a.abs().max()), float((a - b).abs().max())
             if not error <= allowed:

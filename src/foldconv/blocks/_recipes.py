@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
@@ -146,16 +146,26 @@ def linear(
     block: nn.Module, layer: nn.Linear, before: tuple[nn.Module, ...] = (), after: tuple[nn.Module, ...] = ()
 ) -> nn.Linear:
     """The linear layer that computes a linear layer with norms in front of it and behind it, of its features."""
+    return realized_linear(*linear_values(layer, before, after), layer, block)
+
+
+def linear_values(layer: nn.Linear, before: Iterable[nn.Module], after: Iterable[nn.Module]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear layer with norms in front of it and behind it, in float64."""
     if type(layer).forward is not nn.Linear.forward:
         raise UnsupportedError(f"{type(layer).__name__} may compute anything where a Linear is expected")
     weight = layer.weight.double()
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.double()
-    for norm in reversed(before):
+    for norm in reversed([*before]):
         scale, shift = scale_and_shift(norm)
         weight, bias = weight * scale, bias + weight @ shift
     for norm in after:
         scale, shift = scale_and_shift(norm)
         weight, bias = weight * scale[:, None], bias * scale + shift
+    return weight, bias
+
+
+def realized_linear(weight: Tensor, bias: Tensor, layer: nn.Linear, block: nn.Module) -> nn.Linear:
+    """A linear layer of these values, of the type of `layer`."""
     plain = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     plain.weight, plain.bias = (nn.Parameter(v.detach().to(layer.weight.dtype)) for v in (weight, bias))
     return _flagged(plain, layer, block)

@@ -8,10 +8,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import UnsupportedError
-from ._recipes import Times, chain, conv_norm, convolution, edited, linear, norm_alone, of_class, total
+from ._recipes import (
+    Times,
+    chain,
+    conv_norm,
+    convolution,
+    edited,
+    linear,
+    linear_values,
+    norm_alone,
+    of_class,
+    realized_linear,
+    total,
+)
 
 _MODELS = "timm.models."
 
@@ -267,12 +280,10 @@ def two_heads(block: Any) -> nn.Module | None:
     """The mean of one or two classifiers."""
     if isinstance(block.head, nn.Identity):
         return None
-    heads = [norm_linear(head) for head in ([block.head, block.head_dist] if block.distillation else [block.head])]
-    first: Any = heads[0]
-    for name in ("weight", "bias"):
-        values = [getattr(head, name).double() for head in heads]
-        getattr(first, name).data = (sum(values) / len(values)).to(first.weight.dtype)
-    return first.train(block.training)
+    heads = [block.head, block.head_dist] if block.distillation else [block.head]
+    values = [linear_values(head.l, (head.bn,), ()) for head in heads]
+    weight, bias = (torch.stack(part).mean(0) for part in zip(*values))
+    return realized_linear(weight, bias, block.head.l, block)
 
 
 # ---------------------------------------------------------------------- RepViT, SHViT, iFormer: depthwise and identity

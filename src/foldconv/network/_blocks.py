@@ -1,4 +1,4 @@
-"""Other people's blocks in a network: folded where `foldconv.blocks` knows how, and put back when something else fails."""
+"""Other people's blocks in a network: folded where `foldconv.blocks` knows how, put back when something else fails."""
 
 from __future__ import annotations
 
