@@ -183,9 +183,9 @@ def edited(block: nn.Module, gone: tuple[str, ...] = (), **changes: Any) -> Any:
     ``a__b`` names the attribute ``b`` of its child ``a``, which is copied likewise.
     """
     copied = block.__class__.__new__(block.__class__)
-    for name, value in vars(block).items():
-        # torch's own tables of children, parameters and hooks begin so.
-        vars(copied)[name] = copy.copy(value) if name[0] == "_" and isinstance(value, (dict, set)) else value
+    vars(copied).update(vars(block))
+    for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        vars(copied)[table] = copy.copy(vars(block)[table])
     for name in gone:
         for place in (vars(copied), copied._parameters, copied._buffers, copied._modules):
             place.pop(name, None)

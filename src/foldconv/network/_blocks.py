@@ -30,17 +30,27 @@ def blocks_folded(model: nn.Module, *, strict: bool, check: bool) -> Iterator[nn
     try:
         # What stays of a folded block may hold others.
         while found := _find(model, strict, check, left):
+            done.append(found)
             for old, new in found.items():
                 _carry_over(old, new)
-            model = replace_modules(model, found)
-            done.append(found)
+            try:
+                model = replace_modules(model, found)
+            except UnsupportedError as error:
+                if strict:
+                    raise
+                left |= dict.fromkeys(_undone(done.pop()).values(), str(error))
         yield model
     except BaseException:
         for found in reversed(done):
-            model = replace_modules(model, {new: _carry_over(new, old) for old, new in found.items()})
+            model = replace_modules(model, _undone(found))
         raise
-    for reason in left.values():
+    for reason in dict.fromkeys(left.values()):
         _LOG.warning("fold leaves a block as it is: %s", reason)
+
+
+def _undone(found: dict[nn.Module, nn.Module]) -> dict[nn.Module, nn.Module]:
+    """The blocks, by what took their place, with the hooks bound to them again."""
+    return {new: _carry_over(new, old) for old, new in found.items()}
 
 
 def _find(model: nn.Module, strict: bool, check: bool, left: dict[nn.Module, str]) -> dict[nn.Module, nn.Module]:
