@@ -40,6 +40,19 @@ def test_unknown_lists_what_is_known_up_to_a_bound():
     assert errors.unknown("layer", "name77", known) == f"unknown layer 'name77'; did you mean 'name77'?{bounded}"
 
 
+def test_messages_are_one_short_line_whatever_is_in_them():
+    bomb = ["lol"]
+    for _ in range(40):
+        bomb = [bomb] * 9
+    for value in (bomb, "x" * 10**6, 16**5000, {"k" * 9999: 1}, "a\x1b[31m\n\ud800b"):
+        text = str(foldconv.CheckpointError(f"net.pth: {errors.unknown('layer', value, ['a', 'b'])}"))
+        assert len(text) < 300, text
+        assert text.isprintable()
+        text.encode()
+    assert str(errors.FoldConvError("a\x1b[31m\n\ud800b")) == r"a\x1b[31m \ud800b"
+    assert str(foldconv.CheckpointError("a" * 5000 + "b" * 5000)) == "a" * 997 + " ... " + "b" * 998
+
+
 def test_unknown_method_names_the_nearest():
     text = "unknown method 'doconf'; did you mean 'doconv'?; expected one of: "
     with pytest.raises(foldconv.UnsupportedError, match=matches(text)):
