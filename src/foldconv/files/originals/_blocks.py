@@ -31,6 +31,7 @@ from ...network.expand import expanded_layers
 from ...network.fold import fold
 from ...network.tree import copy_of, replace_modules
 from ..native import load_exactly
+from ..reading import check_floating
 
 NORM = "norm"
 """Stands in `Layer.names` for the norm that follows the convolution."""
@@ -100,6 +101,7 @@ class Blocks:
         for block, conv in convs.items():
             prefix, place, norm = _join(block, ""), names[conv], pairs.get(conv)
             own = {key[len(prefix) :]: left.pop(key) for key in tensors if key.startswith(prefix)}
+            check_floating({prefix + key: value for key, value in own.items()}, path)
             try:
                 layer = self.layer(own, conv)
             except CheckpointError as error:

@@ -24,6 +24,7 @@ from ...methods import DOConv, Method
 from ...network.expand import expanded_layers
 from ...network.tree import copy_of, replace_modules
 from ..native import load_exactly
+from ..reading import check_floating
 
 _DIAGONALS = ("d_diag", "D_diag")
 
@@ -34,6 +35,7 @@ def from_do_conv(tensors: dict[str, Tensor], model: nn.Module, path: str) -> nn.
     modules = dict(work.named_modules())
     left, ours = dict(tensors), {}
     chosen: dict[str, tuple[nn.Module, Method]] = {}
+    constant = not any(key.endswith(_DIAGONALS) for key in tensors)
     for key in tensors:
         name, _, last = key.rpartition(".")
         if last != "W":
@@ -46,7 +48,8 @@ def from_do_conv(tensors: dict[str, Tensor], model: nn.Module, path: str) -> nn.
             )
         prefix = key[: -len("W")]
         parts = {part: left.pop(prefix + part, None) for part in ("W", "D", *_DIAGONALS)}
-        values, multiplier = _layer(parts, conv, f"{path}: {name or 'the root'}")
+        check_floating({prefix + part: value for part, value in parts.items() if value is not None}, path)
+        values, multiplier = _layer(parts, conv, f"{path}: {name or 'the root'}", constant)
         if multiplier is not None:
             chosen[name] = conv, DOConv(depth_multiplier=multiplier)
         ours.update({prefix + part: value for part, value in values.items()})
@@ -57,18 +60,25 @@ def from_do_conv(tensors: dict[str, Tensor], model: nn.Module, path: str) -> nn.
     return work
 
 
-def _layer(parts: dict[str, Tensor | None], conv: Any, where: str) -> tuple[dict[str, Tensor], int | None]:
-    """Our parameters of one layer and its depth multiplier (None: a plain convolution)."""
+def _layer(
+    parts: dict[str, Tensor | None], conv: Any, where: str, constant: bool
+) -> tuple[dict[str, Tensor], int | None]:
+    """Our parameters of one layer and its depth multiplier (None: a plain convolution).
+
+    `constant`: no layer of the checkpoint has the tiled identity, which nobody trains and some leave out.
+    """
     W, D = parts["W"], parts["D"]
     assert W is not None
     shape, taps = tuple(conv.weight.shape), math.prod(conv.kernel_size)
     if D is None:
-        if W.numel() != math.prod(shape):
+        if tuple(W.shape) not in (shape, (*shape[:2], taps)):
             raise CheckpointError(
                 f"{where}: expected W of {math.prod(shape)} values for a kernel {shape}, received {tuple(W.shape)}"
             )
+        if taps > 1:
+            raise CheckpointError(f"{where}: has W of {taps} taps but no D; is the checkpoint complete?")
         return {"weight": W.reshape(shape)}, None
-    multiplier = W.shape[-1]
+    multiplier = W.shape[-1] if W.dim() else 0
     expected = ((*shape[:2], multiplier), (conv.in_channels, taps, multiplier))
     if (tuple(W.shape), tuple(D.shape)) != expected or multiplier < taps:
         raise CheckpointError(
@@ -77,7 +87,12 @@ def _layer(parts: dict[str, Tensor | None], conv: Any, where: str) -> tuple[dict
         )
     diagonal = next((parts[d] for d in _DIAGONALS if parts[d] is not None), None)
     if diagonal is None:
-        raise CheckpointError(f"{where}: has D but neither d_diag nor D_diag; is the checkpoint complete?")
+        if not constant:
+            raise CheckpointError(f"{where}: has D but neither d_diag nor D_diag; is the checkpoint complete?")
+        tiled = torch.eye(taps, dtype=D.dtype).repeat(1, multiplier // taps)
+        diagonal = nn.functional.pad(tiled, (0, multiplier % taps)).expand(D.shape)
+    if diagonal.shape != D.shape:
+        raise CheckpointError(f"{where}: expected d_diag {tuple(D.shape)}, received {tuple(diagonal.shape)}")
     if conv.groups == 1 or conv.out_channels == conv.groups:
         # Where d_diag is our identity the difference is zero and D comes through bit for bit.
         residual = D + (diagonal - torch.eye(taps, multiplier, dtype=D.dtype))
