@@ -58,7 +58,8 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
         sync_folder(target.parent)
     except Exception as error:
         if _is_disk_full(error):
-            raise OSError(errno.ENOSPC, "the disk is full; free some space and repeat", str(target)) from error
+            full = "No space left on device: the disk is full; free some space and repeat"
+            raise OSError(errno.ENOSPC, full, str(target)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
