@@ -71,7 +71,9 @@ def kernel_of(
     # Identities and averages are made where the parameters are.
     tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
     device = torch.device("cpu") if tensor is None else tensor.device
-    with contextlib.nullcontext() if device.type == "cpu" else device:
+    # Compilers cannot follow the question which device is the default.
+    there = device.type == "cpu" if torch.compiler.is_compiling() else device == torch.get_default_device()
+    with contextlib.nullcontext() if there else device:
         # One dtype for the whole tree: norms compute in float64 whatever their own is.
         return _walk(module, channels, rank, dtype or _dtype(module))
 

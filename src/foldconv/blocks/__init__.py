@@ -65,10 +65,7 @@ def folded_block(block: nn.Module, check: bool = True) -> nn.Module | None:
     if recipe is None:
         return None
     with torch.no_grad():
-        try:
-            new = recipe.fold(block)
-        except (AttributeError, TypeError) as error:
-            raise UnsupportedError(f"{_name(block)} is built otherwise than we know it: {error}") from error
+        new = _folded(block, recipe)
         if new is None:
             return None
         _refuse_watched(block, new)
@@ -97,6 +94,23 @@ def _name(block: nn.Module) -> str:
     return f"{type(block).__module__}.{type(block).__qualname__}"
 
 
+def _folded(block: nn.Module, recipe: Recipe) -> nn.Module | None:
+    """What the recipe gives, for the weights that evaluation mode computes; new parts are in the block's mode."""
+    flags = {part: part.training for part in block.modules()}
+    try:
+        for part in flags:
+            part.training = False
+        new = recipe.fold(block)
+    except (AttributeError, TypeError, StopIteration) as error:
+        raise UnsupportedError(f"{_name(block)} is built otherwise than we know it: {error}") from error
+    finally:
+        for part, flag in flags.items():
+            part.training = flag
+    for part in () if new is None else new.modules():
+        part.training = flags.get(part, block.training)
+    return new
+
+
 def _refuse_watched(block: nn.Module, new: nn.Module) -> None:
     if "forward" in vars(block):
         raise UnsupportedError(f"the forward of {_name(block)} was replaced on the instance")
@@ -117,32 +131,37 @@ def _refuse_non_finite(block: nn.Module, new: nn.Module) -> None:
 
 
 def _compare(block: nn.Module, recipe: Recipe) -> None:
-    """Run the block and its fold in float64, on values of size one and on large ones, beside which no bias shows."""
+    """Run the block and its fold in float64, on one input of size one and one so large that no bias shows."""
     if next(block.parameters()).is_meta:
         if recipe.by_class:
             return
         raise UnsupportedError(f"{_name(block)} is on the meta device, so that nothing can prove what it computes")
     original = _in_float64(block)
-    fold: Any = recipe.fold(original)
-    for size in (1.0, 100.0):
-        x = size * _input(original, recipe.reads)
-        try:
-            expected = list(_tensors(original(x.clone())))
-        except Exception as error:
-            raise UnsupportedError(f"{_name(block)} cannot be run alone ({type(error).__name__}: {error})") from error
-        received = list(_tensors(fold(x.clone())))
-        for a, b in zip(expected, received, strict=True):
-            if a.shape != b.shape:
-                raise FoldMismatchError(
-                    f"the fold of {_name(block)}: expected an output of shape {tuple(a.shape)}, received "
-                    f"{tuple(b.shape)}; fold with blocks=False"
-                )
-            allowed, error = TOLERANCE * float(a.abs().max()), float((a - b).abs().max())
-            if not error <= allowed:
-                raise FoldMismatchError(
-                    f"the fold of {_name(block)} differs from the block: expected at most {allowed:.1e}, received "
-                    f"{error:.1e}; fold with blocks=False"
-                )
+    x = _input(original, recipe.reads)
+    x[1] *= 100
+    expected = _run(_name(block), original, x)
+    received = _run(f"{_name(block)} with its fold in it", recipe.fold(original), x)
+    shapes = [[tuple(output.shape) for output in outputs] for outputs in (expected, received)]
+    if shapes[0] != shapes[1]:
+        raise FoldMismatchError(
+            f"the fold of {_name(block)}: expected outputs of shapes {shapes[0]}, received {shapes[1]}; fold with "
+            "blocks=False"
+        )
+    for a, b in (pair for outputs in zip(expected, received) for pair in zip(*outputs)):
+        allowed, error = TOLERANCE * float(a.abs().max()), float((a - b).abs().max())
+        if not error <= allowed:
+            raise FoldMismatchError(
+                f"the fold of {_name(block)} differs from the block: expected at most {allowed:.1e}, received "
+                f"{error:.1e}; fold with blocks=False"
+            )
+
+
+def _run(what: str, module: Any, x: Tensor) -> list[Tensor]:
+    try:
+        return list(_tensors(module(x.clone())))
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UnsupportedError(f"{what} cannot be run alone ({why})") from error
 
 
 def _in_float64(block: nn.Module) -> Any:

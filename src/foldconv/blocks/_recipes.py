@@ -67,13 +67,14 @@ def _register(names: tuple[str, ...], by_class: bool, reads: tuple[str, ...]) ->
 
 def recipe_of(module: nn.Module) -> Recipe | None:
     """The recipe for a module; None for everything that is no such block."""
-    cls = type(module)
+    cls: Any = type(module)
     if cls.__module__.partition(".")[0] == "torch":
         return None
-    name = f"{cls.__module__}.{cls.__qualname__}"
+    # A subclass that keeps the forward computes what its base does.
+    names = {f"{c.__module__}.{c.__qualname__}" for c in cls.__mro__ if getattr(c, "forward", None) is cls.forward}
     # Looked up without `hasattr`, which wrappers answer for what they wrap.
     own = {*vars(module), *module._parameters, *module._buffers, *module._modules}
-    known = (r for r in RECIPES if (name in r.names if r.by_class else own.issuperset(r.names)))
+    known = (r for r in RECIPES if (names & {*r.names} if r.by_class else own.issuperset(r.names)))
     return next(known, None)
 
 
@@ -113,7 +114,7 @@ def norm_alone(norm: Any) -> nn.Module | None:
     for part in parts:
         if not (isinstance(part, nn.Identity) or "Drop" in type(part).__name__):  # which evaluation mode does not run
             raise UnsupportedError(f"{type(norm).__name__} applies {type(part).__name__}, which no convolution can")
-    return norm_only(norm)
+    return norm if isinstance(rest, nn.Identity) else norm_only(norm)
 
 
 def conv_norm(branch: Any, conv: str = "conv", norm: str = "bn") -> nn.Sequential:
@@ -128,7 +129,7 @@ def conv_norm(branch: Any, conv: str = "conv", norm: str = "bn") -> nn.Sequentia
 # ---------------------------------------------------------------------- what takes the place
 
 
-def convolution(tree: nn.Module, block: nn.Module) -> nn.Module:
+def convolution(tree: nn.Module) -> nn.Module:
     """The plain convolution that computes a tree, composed in float64 and cast last to the type of its weights."""
     source = next((p for p in tree.parameters() if p.dim() > 1), next(tree.parameters()))
     reader = next(part for part in tree.modules() if isinstance(part, Foldable) or channels_read(part))
@@ -139,14 +140,12 @@ def convolution(tree: nn.Module, block: nn.Module) -> nn.Module:
     plain.to(dtype=source.dtype)
     # The memory format is a convolution's; one that is composed of a norm and a factor has none.
     plain.weight.data = plain.weight.data.contiguous(memory_format=layout_of(source, plain.weight))
-    return _flagged(plain, tree, block)
+    return _flagged(plain, tree)
 
 
-def linear(
-    block: nn.Module, layer: nn.Linear, before: tuple[nn.Module, ...] = (), after: tuple[nn.Module, ...] = ()
-) -> nn.Linear:
+def linear(layer: nn.Linear, before: tuple[nn.Module, ...] = (), after: tuple[nn.Module, ...] = ()) -> nn.Linear:
     """The linear layer that computes a linear layer with norms in front of it and behind it, of its features."""
-    return realized_linear(*linear_values(layer, before, after), layer, block)
+    return realized_linear(*linear_values(layer, before, after), layer)
 
 
 def linear_values(layer: nn.Linear, before: Iterable[nn.Module], after: Iterable[nn.Module]) -> tuple[Tensor, Tensor]:
@@ -164,17 +163,16 @@ def linear_values(layer: nn.Linear, before: Iterable[nn.Module], after: Iterable
     return weight, bias
 
 
-def realized_linear(weight: Tensor, bias: Tensor, layer: nn.Linear, block: nn.Module) -> nn.Linear:
+def realized_linear(weight: Tensor, bias: Tensor, layer: nn.Linear) -> nn.Linear:
     """A linear layer of these values, of the type of `layer`."""
     plain = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     plain.weight, plain.bias = (nn.Parameter(v.detach().to(layer.weight.dtype)) for v in (weight, bias))
-    return _flagged(plain, layer, block)
+    return _flagged(plain, layer)
 
 
-def _flagged(plain: Any, source: nn.Module, block: nn.Module) -> Any:
-    """`plain` in the block's mode, learnt on where its source was."""
-    plain.requires_grad_(any(p.requires_grad for p in source.parameters()))
-    return plain.train(block.training)
+def _flagged(plain: Any, source: nn.Module) -> Any:
+    """`plain`, learnt on where its source was."""
+    return plain.requires_grad_(any(p.requires_grad for p in source.parameters()))
 
 
 def edited(block: nn.Module, gone: tuple[str, ...] = (), **changes: Any) -> Any:

@@ -26,7 +26,7 @@ def rbr(block: Any) -> nn.Module | None:
         tree = chain(tree, block.bn)
         changes["bn"] = nn.Identity()
     gone = ("rbr_dense", "rbr_1x1", "rbr_identity", "rbr_avg", "id_tensor")
-    return edited(block, gone, rbr_reparam=convolution(tree, block), **changes)
+    return edited(block, gone, rbr_reparam=convolution(tree), **changes)
 
 
 @of_attributes("branch_3x3", "branch_1x1", "alpha", "post_bn", "identity", reads=("branch_3x3",))
@@ -38,18 +38,18 @@ def qa_rep_vgg(block: Any) -> nn.Module:
     return edited(
         block,
         ("branch_3x3", "branch_1x1", "alpha", "post_bn", "identity", "id_tensor"),
-        rbr_reparam=convolution(tree, block),
+        rbr_reparam=convolution(tree),
         partially_fused=False,
         fully_fused=True,
     )
 
 
-@of_attributes("rbr_reparam", "post_bn", "partially_fused", "fully_fused")
+@of_attributes("rbr_reparam", "post_bn", "partially_fused", "fully_fused", reads=("rbr_reparam",))
 def partly_fused(block: Any) -> nn.Module | None:
     """super-gradients' QARepVGG of which the branches are folded and the norm behind them is not."""
     if block.fully_fused or not block.partially_fused:
         return None
-    conv = convolution(chain(block.rbr_reparam, block.post_bn), block)
+    conv = convolution(chain(block.rbr_reparam, block.post_bn))
     return edited(block, ("post_bn",), rbr_reparam=conv, partially_fused=False, fully_fused=True)
 
 
@@ -60,7 +60,7 @@ def rep_vgg(block: Any) -> nn.Module:
     return edited(
         block,
         ("branch_3x3", "branch_1x1", "alpha", "no_conv_branch", "id_tensor"),
-        rbr_reparam=convolution(tree, block),
+        rbr_reparam=convolution(tree),
         build_residual_branches=False,
     )
 
@@ -70,7 +70,7 @@ def mm_rep_vgg(block: Any) -> nn.Module:
     """OpenMMLab's RepVGG (mmpretrain)."""
     tree = total(block.branch_3x3, block.branch_1x1, block.branch_norm)
     gone = ("branch_3x3", "branch_1x1", "branch_norm")
-    return edited(block, gone, branch_reparam=convolution(tree, block), deploy=True)
+    return edited(block, gone, branch_reparam=convolution(tree), deploy=True)
 
 
 @of_attributes("rbr_conv", "rbr_scale", "rbr_skip", "inference_mode", reads=("rbr_conv", "rbr_scale", "rbr_skip"))
@@ -78,4 +78,4 @@ def mobile_one(block: Any) -> nn.Module:
     """MobileOne's original: branches ``rbr_conv``, ``rbr_scale`` and ``rbr_skip``."""
     tree = total(*(block.rbr_conv or ()), block.rbr_scale, block.rbr_skip)
     gone = ("rbr_conv", "rbr_scale", "rbr_skip", "id_tensor")
-    return edited(block, gone, reparam_conv=convolution(tree, block), inference_mode=True)
+    return edited(block, gone, reparam_conv=convolution(tree), inference_mode=True)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..algebra.norms import is_norm
 from ..errors import UnsupportedError
 from ._recipes import (
     Times,
@@ -37,7 +38,7 @@ def rep_vgg(block: Any) -> nn.Module | None:
     if block.reparam_conv is not None:
         return None
     tree = total(conv_norm(block.conv_kxk), conv_norm(block.conv_1x1), norm_alone(block.identity))
-    return edited(block, ("conv_kxk", "conv_1x1", "identity", "drop_path"), reparam_conv=convolution(tree, block))
+    return edited(block, ("conv_kxk", "conv_1x1", "identity", "drop_path"), reparam_conv=convolution(tree))
 
 
 @of_class(
@@ -53,7 +54,7 @@ def mobile_one(block: Any) -> nn.Module | None:
     return edited(
         block,
         ("conv_kxk", "conv_scale", "identity", "drop_path"),
-        reparam_conv=convolution(_mobile_one(block), block),
+        reparam_conv=convolution(_mobile_one(block)),
         **changes,
     )
 
@@ -75,7 +76,7 @@ def large_kernel(block: Any) -> nn.Module | None:
         return None
     small = getattr(block, "small_conv", None)
     tree = total(conv_norm(block.large_conv), None if small is None else conv_norm(small))
-    return edited(block, ("large_conv", "small_conv"), reparam_conv=convolution(tree, block))
+    return edited(block, ("large_conv", "small_conv"), reparam_conv=convolution(tree))
 
 
 @of_class(_MODELS + "fastvit.RepMixer")
@@ -87,7 +88,7 @@ def rep_mixer(block: Any) -> nn.Module | None:
     gamma = getattr(block.layer_scale, "gamma", None)
     difference = total(mixer, chain(norm, Times(-1)))
     tree = total(chain(difference, None if gamma is None else Times(gamma)), nn.Identity())
-    return edited(block, ("mixer", "norm", "layer_scale"), reparam_conv=convolution(tree, block), inference_mode=True)
+    return edited(block, ("mixer", "norm", "layer_scale"), reparam_conv=convolution(tree), inference_mode=True)
 
 
 def _linear_part(block: Any) -> nn.Module:
@@ -103,7 +104,7 @@ def positional_encoding(block: Any) -> nn.Module | None:
     if block.reparam_conv is not None:
         return None
     tree = total(block.pos_enc, nn.Identity())
-    return edited(block, ("pos_enc",), reparam_conv=convolution(tree, block))
+    return edited(block, ("pos_enc",), reparam_conv=convolution(tree))
 
 
 # ---------------------------------------------------------------------- RepGhost
@@ -115,7 +116,7 @@ def rep_ghost(block: Any) -> nn.Module | None:
     if not len(block.fusion_conv) and not len(block.fusion_bn):
         return None
     fusion = [chain(conv, norm) for conv, norm in zip(block.fusion_conv, block.fusion_bn)]
-    conv = convolution(total(block.cheap_operation, *fusion), block)
+    conv = convolution(total(block.cheap_operation, *fusion))
     return edited(block, ("fusion_conv", "fusion_bn"), cheap_operation=conv, fusion_conv=[], fusion_bn=[])
 
 
@@ -132,8 +133,8 @@ def ghost_v3(block: Any) -> nn.Module | None:
     return edited(
         block,
         _rpr("primary") + _rpr("cheap"),
-        primary_conv=nn.Sequential(convolution(primary, block), block.primary_activation),
-        cheap_operation=nn.Sequential(convolution(cheap, block), block.cheap_activation),
+        primary_conv=nn.Sequential(convolution(primary), block.primary_activation),
+        cheap_operation=nn.Sequential(convolution(cheap), block.cheap_activation),
         infer_mode=True,
     )
 
@@ -143,7 +144,7 @@ def ghost_v3_bottleneck(block: Any) -> nn.Module | None:
     """GhostNetV3: copies of a depthwise convolution and a 1×1 one between two modules."""
     if block.infer_mode or block.stride == 1:
         return None
-    conv = convolution(_ghost(block.dw_rpr_conv, block.dw_rpr_scale, block.dw_rpr_skip), block)
+    conv = convolution(_ghost(block.dw_rpr_conv, block.dw_rpr_scale, block.dw_rpr_skip))
     return edited(block, _rpr("dw"), conv_dw=conv, bn_dw=nn.Identity(), infer_mode=True)
 
 
@@ -161,7 +162,7 @@ def lcnet_v2(block: Any) -> nn.Module | None:
     """PP-LCNetV2: depthwise convolutions of several sizes, each with a norm."""
     if block.dw_conv_list is None:
         return None
-    conv = convolution(total(*(conv_norm(branch) for branch in block.dw_conv_list)), block)
+    conv = convolution(total(*(conv_norm(branch) for branch in block.dw_conv_list)))
     return edited(block, ("dw_conv_list",), dw_conv=conv, dw_conv_list=None)
 
 
@@ -171,9 +172,9 @@ def lcnet_v2(block: Any) -> nn.Module | None:
 @of_class(_MODELS + "efficientvim.ConvLayer1d", _MODELS + "efficientvim.ConvLayer2d")
 def conv_layer(block: Any) -> nn.Module | None:
     """EfficientViM's convolution with its norm."""
-    if not isinstance(block.norm, nn.modules.batchnorm._BatchNorm):
+    if not is_norm(block.norm):
         return None
-    return edited(block, conv=convolution(chain(block.conv, block.norm), block), norm=None)
+    return edited(block, conv=convolution(chain(block.conv, block.norm)), norm=None)
 
 
 @of_class(_MODELS + "efficientvim.PatchMerging", reads=("dwconv1",))
@@ -199,7 +200,7 @@ def _depthwise(block: Any, *gates: Any) -> nn.Module:
             tree = total(branch, nn.Identity())
         else:
             tree = total(chain(branch, Times(gate)), chain(nn.Identity(), Times(1 - gate)))
-        changes |= {f"{name}__conv": convolution(tree, block), f"{name}__norm": None}
+        changes |= {f"{name}__conv": convolution(tree), f"{name}__norm": None}
     return edited(block, fused=True, **changes)
 
 
@@ -211,7 +212,7 @@ def next_conv(block: Any) -> nn.Module | None:
     """Next-ViT: the norm in front of the first pointwise convolution."""
     if block.is_fused:
         return None
-    fc1 = convolution(chain(block.norm, block.mlp.fc1), block)
+    fc1 = convolution(chain(block.norm, block.mlp.fc1))
     return edited(block, mlp__fc1=fc1, norm=nn.Identity(), is_fused=True)
 
 
@@ -225,12 +226,12 @@ def next_transformer(block: Any) -> nn.Module | None:
     norms = (block.norm1,) if attention.norm is None else (block.norm1, attention.norm)
     return edited(
         block,
-        e_mhsa__q=linear(block, attention.q, (block.norm1,)),
-        e_mhsa__k=linear(block, attention.k, norms),
-        e_mhsa__v=linear(block, attention.v, norms),
+        e_mhsa__q=linear(attention.q, (block.norm1,)),
+        e_mhsa__k=linear(attention.k, norms),
+        e_mhsa__v=linear(attention.v, norms),
         e_mhsa__norm=None if attention.norm is None else nn.Identity(),
         norm1=nn.Identity(),
-        mlp__fc1=convolution(chain(block.norm2, block.mlp.fc1), block),
+        mlp__fc1=convolution(chain(block.norm2, block.mlp.fc1)),
         norm2=nn.Identity(),
         is_fused=True,
     )
@@ -248,19 +249,19 @@ def next_transformer(block: Any) -> nn.Module | None:
 )
 def sequence(block: Any) -> nn.Module:
     """A convolution and its norm in an ``nn.Sequential``."""
-    return convolution(block, block)
+    return convolution(block)
 
 
 @of_class(_MODELS + "levit.ConvNorm")
 def levit_conv(block: Any) -> nn.Module:
     """LeViT's convolution and its norm."""
-    return convolution(conv_norm(block, "linear"), block)
+    return convolution(conv_norm(block, "linear"))
 
 
 @of_class(_MODELS + "levit.LinearNorm")
 def linear_norm(block: Any) -> nn.Module:
     """A linear layer and its norm."""
-    return linear(block, block.linear, after=(block.bn,))
+    return linear(block.linear, after=(block.bn,))
 
 
 @of_class(
@@ -272,7 +273,7 @@ def linear_norm(block: Any) -> nn.Module:
 )
 def norm_linear(block: Any) -> nn.Module:
     """A classifier with a norm in front."""
-    return linear(block, block._modules.get("linear") or block.l, before=(block.bn,))
+    return linear(block._modules.get("linear") or block.l, before=(block.bn,))
 
 
 @of_class(_MODELS + "repvit.RepVitClassifier", _MODELS + "iformer.RepVitClassifier")
@@ -283,7 +284,7 @@ def two_heads(block: Any) -> nn.Module | None:
     heads = [block.head, block.head_dist] if block.distillation else [block.head]
     values = [linear_values(head.l, (head.bn,), ()) for head in heads]
     weight, bias = (torch.stack(part).mean(0) for part in zip(*values))
-    return realized_linear(weight, bias, block.head.l, block)
+    return realized_linear(weight, bias, block.head.l)
 
 
 # ---------------------------------------------------------------------- RepViT, SHViT, iFormer: depthwise and identity
@@ -292,7 +293,7 @@ def two_heads(block: Any) -> nn.Module | None:
 @of_class(_MODELS + "repvit.RepVggDw")
 def depthwise_rep_vgg(block: Any) -> nn.Module:
     """RepViT: depthwise k×k and 1×1 convolutions and the identity, with a norm behind the sum or inside."""
-    return convolution(chain(total(block.conv, block.conv1, nn.Identity()), block.bn), block)
+    return convolution(chain(total(block.conv, block.conv1, nn.Identity()), block.bn))
 
 
 @of_class(_MODELS + "shvit.Residual")
@@ -300,7 +301,7 @@ def residual(block: Any) -> nn.Module | None:
     """SHViT's depthwise convolution with its norm, beside the identity."""
     if type(block.m).__name__ != "Conv2dNorm":
         return None
-    return convolution(total(block.m, nn.Identity()), block)
+    return convolution(total(block.m, nn.Identity()))
 
 
 @of_class(_MODELS + "iformer.RepCPE")
@@ -308,4 +309,4 @@ def iformer_encoding(block: Any) -> nn.Module:
     """iFormer's positional encoding: a depthwise convolution with its norm, beside the identity."""
     conv, gamma = block.cpe.module, block.cpe.gamma
     scaled = conv if gamma is None else chain(conv, Times(gamma))
-    return convolution(total(scaled, nn.Identity()), block)
+    return convolution(total(scaled, nn.Identity()))

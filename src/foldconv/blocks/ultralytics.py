@@ -55,6 +55,6 @@ def rep_vgg_dw(block: Any) -> nn.Module | None:
 
 
 def _fused(block: Any, tree: nn.Module, gone: tuple[str, ...], name: str = "conv") -> nn.Module:
-    new = edited(block, gone, **{name: convolution(tree, block)})
+    new = edited(block, gone, **{name: convolution(tree)})
     new.forward = new.forward_fuse
     return new
