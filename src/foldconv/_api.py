@@ -43,4 +43,5 @@ from .network.fold import fold
 from .network.parameters import parameter_groups, regularization
 from .network.paths import explain
 from .network.permute import absorb_permutations
+from .network.plan import plan
 from .network.verify import verify

@@ -52,6 +52,34 @@ class Selection:
 
 
 T = TypeVar("T")
+UNSELECTED = "it is not selected by include, exclude and where"
+
+
+def weigh(
+    names: Mapping[T, Sequence[str]],
+    selection: Selection,
+    reason_against: Callable[[T], str | None],
+    *,
+    model: str,
+    where: Callable[[str, T], bool] | None = None,
+) -> dict[T, str | None]:
+    """For each convolution why it is to be left as it is: `UNSELECTED`, a reason of `reason_against`, or None.
+
+    The arguments are those of `choose`.
+
+    Raises:
+        NoMatchError: when a pattern matches no name.
+
+    >>> weigh({3: ["a"], 4: ["b"]}, Selection(None, "b"), lambda layer: None, model="Net")
+    {3: None, 4: 'it is not selected by include, exclude and where'}
+    """
+    selection.check([name for group in names.values() for name in group], model)
+    return {
+        layer: reason_against(layer)
+        if selection.takes(group) and (where is None or where(group[0], layer))
+        else UNSELECTED
+        for layer, group in names.items()
+    }
 
 
 def choose(
@@ -89,21 +117,30 @@ def choose(
     Traceback (most recent call last):
     foldconv.errors.UnsupportedError: b: int cannot become doconv: it has one tap
     """
+    reasons = weigh(names, selection, reason_against, model=model, where=where)
+    words = {"method": method, "model": model, "kinds": kinds, "foldable": foldable}
+    return pick(names, reasons, selection, **words, where=where)
+
+
+def pick(
+    names: Mapping[T, Sequence[str]],
+    reasons: Mapping[T, str | None],
+    selection: Selection,
+    *,
+    method: str,
+    model: str,
+    kinds: str,
+    foldable: type,
+    where: object = None,
+) -> dict[T, str]:
+    """What `choose` returns and raises, from the answer of `weigh`."""
     everywhere = [name for group in names.values() for name in group]
-    selection.check(everywhere, model)
-    chosen: dict[T, str] = {}
-    refused: dict[str, str] = {}
-    for layer, group in names.items():
-        name = group[0]
-        if not selection.takes(group) or (where is not None and not where(name, layer)):
-            continue
-        reason = reason_against(layer)
-        if reason is None:
-            chosen[layer] = name
-        elif selection.spells_out(group) and not isinstance(layer, foldable):
-            raise UnsupportedError(f"{name or 'the root'}: {type(layer).__name__} cannot become {method}: {reason}")
-        else:
-            refused[name] = reason
+    chosen = {layer: names[layer][0] for layer, reason in reasons.items() if reason is None}
+    refused = {names[layer][0]: reason for layer, reason in reasons.items() if reason not in (None, UNSELECTED)}
+    for layer, reason in reasons.items():
+        group = names[layer]
+        if reason not in (None, UNSELECTED) and selection.spells_out(group) and not isinstance(layer, foldable):
+            raise UnsupportedError(f"{group[0] or 'the root'}: {type(layer).__name__} cannot become {method}: {reason}")
     if chosen:
         return chosen
     what = f"nothing to expand with {method!r} in {model}: "

@@ -480,8 +480,11 @@ def with_a_buffer():
 
 
 UNSUPPORTED = {
-    "StdConv2d is a subclass": standardized,
-    "Conv2dSame is a subclass": lambda: timm.layers.Conv2dSame(3, 3, 3),
+    "StdConv2d standardizes its weight at each call": standardized,
+    "Conv2dSame with a stride pads by the size of its input": lambda: timm.layers.Conv2dSame(3, 3, 3, stride=2),
+    "Odd is a subclass with its own _conv_forward, so": lambda: type("Odd", (nn.Conv2d,), {"_conv_forward": 0})(
+        3, 3, 3
+    ),
     "it is lazy and has no weight yet": lambda: nn.LazyConv2d(3, 3),
     "weight is computed from something else": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3)),
     r"computed from something else \(weight_norm": lambda: nn.utils.weight_norm(nn.Conv2d(3, 3, 3)),

@@ -20,10 +20,10 @@ from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
-from ..algebra.convolutions import PLAIN
 from ..errors import CheckpointError, UnsupportedError
 from ..layers.permuted import PERMUTED, regrouped
 from ..methods import Method, method_from_json
+from ..network._subclasses import is_convolution, is_plain
 from ..network.dataflow import DataFlow
 from ..network.expand import expanded_layers
 from ..network.tree import carry_over, copy_of, foldable_layers, replace_modules, state_of, walk
@@ -108,7 +108,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[Any]:
-    return type(module) in (*PLAIN, *PERMUTED.values())
+    return is_plain(module) or type(module) in PERMUTED.values()
 
 
 def _regroup(model: nn.Module, groups: Any, tensors: dict[str, Tensor]) -> nn.Module:
@@ -149,7 +149,7 @@ def expand_as_described(model: nn.Module, layers: dict[str, dict[str, Any]], pat
     chosen: dict[str, tuple[nn.Module, Method]] = {}
     for name, description in layers.items():
         conv = modules.get(name)
-        if type(conv) not in PLAIN or conv is None:
+        if conv is None or not is_convolution(conv):
             found = "does not have" if conv is None else f"has as {type(conv).__name__}"
             raise CheckpointError(
                 f"{path}: expects a convolution named {name!r}, which {type(model).__name__} {found}; pass the plain "

@@ -104,7 +104,7 @@ class _Tracer(fx.Tracer):
         """Is the value a tensor for certain: what a layer of torch's gives, or a sum or activation of such?"""
         if node.op == "call_module":
             kind = type(self.root.get_submodule(str(node.target)))
-            return kind in PLAIN or issubclass(kind, Foldable) or kind in _GIVE_TENSORS
+            return issubclass(kind, PLAIN) or issubclass(kind, Foldable) or kind in _GIVE_TENSORS
         known = node.op == "call_function" and node.target in _OF_TENSORS
         return known and all(self.is_tensor(arg) for arg in node.args if isinstance(arg, fx.Node))
 
@@ -167,11 +167,9 @@ class Trace:
         called = dict(self.calls())
         for node, conv in called.items():
             if isinstance(conv, (*PLAIN, Foldable)):
-                yield conv, self._goes_to(node, conv, called)
+                yield conv, self._goes_to(node, called)
 
-    def _goes_to(self, node: fx.Node, conv: nn.Module, called: dict[fx.Node, nn.Module]) -> nn.Module | str:
-        if type(conv) not in PLAIN and not isinstance(conv, Foldable):
-            return "it is a subclass of a convolution and may compute anything"
+    def _goes_to(self, node: fx.Node, called: dict[fx.Node, nn.Module]) -> nn.Module | str:
         if len(node.args) != 1:
             return "it is not called with its input alone"
         if node in self.escaped:

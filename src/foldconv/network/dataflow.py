@@ -21,6 +21,7 @@ from ..errors import UnsupportedError
 from ..layers import Foldable
 from ..layers.foldable import is_watched
 from ._sources import held, only_called, reads_weights
+from ._subclasses import why_not
 from ._tracing import Trace, traces_of
 from ._watching import Run, run_of
 
@@ -120,7 +121,8 @@ class DataFlow:
 
     def _paired(self, conv: nn.Module) -> nn.Module | str:
         """The norm of a convolution, or why there is none."""
-        reason = self._against(conv)
+        reason = why_not(conv) if isinstance(conv, PLAIN) and not isinstance(conv, Foldable) else None
+        reason = reason or self._against(conv)
         if reason is not None:
             return reason
         unseen = "it is never called" if isinstance(conv, (*PLAIN, Foldable)) else "it is no convolution"

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._selection import Patterns, Selection, choose
-from ..algebra.convolutions import PLAIN
+from .._selection import Patterns
 from ..algebra.norms import after_norm
 from ..errors import UnsupportedError
 from ..layers import Foldable, NormPlace
 from ..methods import Method, as_method
 from ..methods._registry import Init
-from .dataflow import DataFlow
+from ._subclasses import as_plain
+from .plan import Choice
 from .tree import carry_over, copy_of, first_names, replace_modules, unwrapped, walk
 
 
@@ -32,8 +32,9 @@ def expand(
 ) -> nn.Module:
     """The model with its convolutions replaced by foldable ones.
 
-    Convolutions that have no exact replacement stay as they are: subclasses, weights that are computed (weight_norm,
-    pruning) or that the model reads itself, and what the method does not apply to.
+    Convolutions that have no exact replacement stay as they are: subclasses that compute something else, weights that
+    are computed (weight_norm, pruning) or that the model reads itself, and what the method does not apply to. The
+    logger ``foldconv`` says in one line how many stay and why; `foldconv.plan` tells of each.
 
     Args:
         model: any module, also a single convolution.
@@ -72,13 +73,13 @@ def expand(
         raise UnsupportedError(f"init: expected 'preserve' or 'paper', received {init!r}")
     model = unwrapped(model)
     # Chosen on the caller's own model, so that `where` may compare modules by identity.
-    flow = DataFlow(model, example_inputs, training=config.takes_norm)
-    pairs = flow.pairs if config.takes_norm else {}
-    chosen = _choose(model, config, Selection(include, exclude), where, flow)
+    choice = Choice(model, config, include, exclude, where, example_inputs)
+    chosen, pairs = choice.chosen(), choice.pairs
+    choice.log()
     first = first_names(model)
     work = model if inplace else copy_of(model)
     modules = dict(walk(work))
-    convs = {name: (modules[name], config) for name in chosen}
+    convs = {name: (modules[name], config) for name in chosen.values()}
     norms = {modules[first[conv]]: modules[first[norm]] for conv, norm in pairs.items() if first[conv] in convs}
     touched = [conv for conv, _ in convs.values()] + list(norms.values()) if inplace else []
     saved = [(t, t.detach().clone()) for m in touched for t in (*m.parameters(), *m.buffers())]
@@ -108,7 +109,7 @@ def expanded_layers(
     for name, (conv, config) in chosen.items():
         norm = norms.get(conv) if config.takes_norm else None
         try:
-            layer: Any = config.expand(conv, init, norm)
+            layer: Any = config.expand(as_plain(conv), init, norm)
         except UnsupportedError as error:
             raise UnsupportedError(f"{name or 'the root'}: {error}") from None
         twin_name, twin = first_of.setdefault(id(conv.weight), (name, layer))
@@ -137,71 +138,3 @@ def _share(name: str, layer: nn.Module, twin_name: str, twin: nn.Module) -> None
         )
     for key, parameter in theirs.items():
         setattr(layer, key, parameter)
-
-
-# ---------------------------------------------------------------------- which convolutions
-
-
-def _choose(
-    model: nn.Module,
-    config: Method,
-    selection: Selection,
-    where: Callable[[str, nn.Module], bool] | None,
-    flow: DataFlow,
-) -> list[str]:
-    """The first names of the convolutions to replace."""
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in walk(model):
-        if isinstance(module, (*PLAIN, Foldable)):
-            names.setdefault(module, []).append(name)
-
-    pairs = flow.pairs if config.takes_norm else {}
-
-    def reason_against(conv: nn.Module) -> str | None:
-        reason = _reason_against(conv)
-        if reason is not None:
-            return reason
-        reason = config.reason_against(conv, pairs.get(conv))
-        if reason is not None and config.takes_norm and conv not in pairs:
-            hint = "" if flow.runs else "; with example_inputs= the model also runs, which shows more than tracing"
-            return f"{reason} ({flow.why(conv)}{hint})"
-        if reason is None and conv in flow.read:
-            return "the model also reads its weight outside the layer, where the composed kernel would be missing"
-        return reason
-
-    words = {"method": config.name, "model": type(model).__name__, "kinds": "nn.Conv1d ... nn.ConvTranspose3d"}
-    chosen = choose(names, selection, reason_against, **words, foldable=Foldable, where=where)
-    _check_ties(model, chosen)
-    return list(chosen.values())
-
-
-def _reason_against(conv: nn.Module) -> str | None:
-    """Why no method may replace this convolution."""
-    if isinstance(conv, Foldable):
-        return "it is foldable already"
-    weight = conv._parameters.get("weight")
-    if isinstance(weight, nn.UninitializedParameter):
-        return "it is lazy and has no weight yet; run the model once before expanding it"
-    if weight is None:
-        return "its weight is computed from something else (weight_norm, spectral_norm or pruning); remove that first"
-    if type(conv) not in PLAIN:
-        return f"{type(conv).__module__}.{type(conv).__name__} is a subclass, so it may compute another function"
-    if "forward" in vars(conv):
-        return "its forward was replaced on the instance, so it may compute another function"
-    if not weight.is_floating_point():
-        return f"its weight is {weight.dtype}; expected a floating point type"
-    extra = [*conv._parameters.keys() - {"weight", "bias"}, *conv._buffers, *conv._modules]
-    if extra:
-        return f"it also holds {', '.join(map(repr, sorted(extra)))}, which a folded convolution has no place for"
-    return None
-
-
-def _check_ties(model: nn.Module, chosen: dict[nn.Module, str]) -> None:
-    replaced = {id(conv.weight): name for conv, name in chosen.items()}
-    for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if id(parameter) in replaced and module not in chosen:
-                raise UnsupportedError(
-                    f"{replaced[id(parameter)]} shares its weight with {name or 'the root'}, which would stay as it "
-                    "is; folding would untie them: include both or exclude both"
-                )

@@ -16,6 +16,7 @@ from ..layers import Foldable, NormPlace
 from ..layers.foldable import realize_like
 from ._blocks import blocks_folded
 from ._computed import bake, cast_plain, is_computed, refuse_unknown
+from ._subclasses import as_plain
 from .dataflow import DataFlow
 from .table import some
 from .tree import carry_over, copy_of, first_names, quiet_copy, replace_modules, unwrapped, walk
@@ -146,7 +147,7 @@ def _fold_one(
         # Its own weights are what evaluation mode computes, here in float64 and below in the layer's type.
         refuse_unknown(layer)
         exact = bake(_in_float64(layer)) if is_computed(layer) else layer
-        kernel = exact.to_kernel() if isinstance(exact, Foldable) else kernel_of(exact)
+        kernel = exact.to_kernel() if isinstance(exact, Foldable) else kernel_of(as_plain(exact))
         if norm is not None:
             kernel = kernel.scale(*norms.scale_and_shift(norm))
         for part, values in (("kernel", kernel.weight), ("bias", kernel.bias)):
@@ -157,7 +158,7 @@ def _fold_one(
         if place is not None:
             kernel, restored = place.restore(kernel)
         source = layer if exact is layer else bake(quiet_copy(layer))
-        plain = source.realize(kernel) if isinstance(source, Foldable) else realize_like(source, kernel)
+        plain = source.realize(kernel) if isinstance(source, Foldable) else realize_like(as_plain(source), kernel)
         for part, values in plain.named_parameters():
             _refuse_non_finite(name, part, values, f"the folded value does not fit {values.dtype}; fold in float32")
     return plain, restored

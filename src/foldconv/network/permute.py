@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..algebra import Scale
-from ..algebra.convolutions import CONVOLUTIONS, PLAIN
+from ..algebra.convolutions import CONVOLUTIONS
 from ..algebra.norms import after_norm, is_norm
 from ..layers.foldable import conv_arguments, plain_class
 from ..layers.permuted import PERMUTED
+from ._subclasses import is_plain
 from ._tracing import Trace
 from .dataflow import DataFlow, is_altered
 from .tree import carry_over, copy_of, replace_modules
@@ -125,7 +126,7 @@ def _follow(trace: Trace, node: fx.Node, free: set[nn.Module], backward: bool) -
         elif _has_values_per_channel(module) and module in free:
             chain.passed.append(module)
         elif type(module) not in _ALIKE or is_altered(module):
-            takes = (type(module) in PLAIN and module.groups == 1) or (_is_permuted(module) and not backward)
+            takes = (is_plain(module) and module.groups == 1) or (_is_permuted(module) and not backward)
             chain.end = module if takes and module in free else None
             return chain
 
