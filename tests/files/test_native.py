@@ -2,14 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import foldconv
-from foldconv import CheckpointError
-from foldconv.files.native import read_description
+from foldconv import CheckpointError, UnsupportedError
+from foldconv.files._described import no_larger_than
+from foldconv.files.native import describe_layers, read_description
 from foldconv.testing import randomize
 
 
@@ -158,6 +160,135 @@ def test_damaged_files(rich, tmp_path, damage, message):
     damage(path)
     with pytest.raises(CheckpointError, match=message):
         foldconv.load(path, plain())
+
+
+def header(**parts):
+    return lambda p: with_header(p, lambda d: {"foldconv": json.dumps({**d, **parts})})
+
+
+LEVELS = '{"format": 1, "layers": ' + "[" * 100_000 + "]" * 100_000 + "}"
+ODD_HEADERS = {
+    "thousands of levels": (
+        lambda p: with_header(p, lambda d: {"foldconv": LEVELS}),
+        "header is damaged or of a newer",
+    ),
+    "a list of layers": (header(layers=[1]), "header is damaged or of a newer format than 1"),
+    "a layer that is text": (
+        header(layers={"0": "doconv"}),
+        "layers: '0': expected a name with options, received 'doc",
+    ),
+    "an option that is a list of lists": (
+        header(layers={"0": {"method": "doconv", "depth_multiplier": [[1]]}}),
+        r"layers: '0': 'depth_multiplier': expected a plain value, received \[\[1\]\]",
+    ),
+    "an option of another type": (header(layers={"0": {"method": "doconv", "depth_multiplier": "9"}}), "0: "),
+    "a negative option": (header(layers={"0": {"method": "doconv", "depth_multiplier": -9}}), "0: depth_multiplier: "),
+    "a huge option": (
+        header(layers={"0": {"method": "doconv", "depth_multiplier": 10**9}}),
+        "layers: '0': 'depth_multiplier': 1000000000 is beyond the 1,[0-9]* values that the file holds",
+    ),
+    "a list of five for one": (header(layers={"0": {"method": "dilated", "kernel_sizes": 5}}), "0: .*"),
+    "shared names that are numbers": (header(shared={"a": 1}), "header: shared: expected dict of str, received 1"),
+    "groups that are text": (header(groups={"3": "2"}), "header: groups: expected dict of int, received '2'"),
+    "an order that is a number": (header(order=3), "header: order: expected list of str, received 3"),
+    "extra that is a list": (header(extra=[1]), r"header: extra: expected dict of object, received \[1\]"),
+    "a megabyte of a name": (header(layers={"x" * 10**6: {"method": "doconv"}}), "expects a convolution named 'xx"),
+    "a megabyte of a method": (header(layers={"0": {"method": "x" * 10**6}}), "0: unknown method 'xx"),
+    "many aliases": (header(shared={f"{i:01000}": "3.bias" for i in range(1000)}), "1000 surplus: 00"),
+}
+
+
+@pytest.mark.parametrize("what", ODD_HEADERS)
+def test_odd_headers(rich, tmp_path, what):
+    path = tmp_path / "net.safetensors"
+    foldconv.save(rich, path)
+    change, message = ODD_HEADERS[what]
+    change(path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        foldconv.load(path, plain())
+    assert len(str(caught.value)) <= 2000
+
+
+def test_values_of_another_kind(rich, tmp_path):
+    path = tmp_path / "net.safetensors"
+    foldconv.save(rich, path)
+    whole = load_file(path)
+    for name, value, message in (
+        ("3.weight", whole["3.weight"].long(), r"3\.weight: expected floating point values, received integer ones"),
+        ("3.weight", whole["3.weight"] > 0, r"3\.weight: expected floating point values, received boolean ones"),
+        ("3.weight", whole["3.weight"] + 0j, r"3\.weight: expected floating point values, received complex ones"),
+        ("3.bias", torch.full((4,), 1e300, dtype=torch.float64), r"3\.bias: 4 of its values are beyond torch\.float32"),
+        (
+            "1.num_batches_tracked",
+            torch.tensor(2.5),
+            r"1\.num_batches_tracked: 1 of its values are beyond torch\.int",
+        ),
+        ("1.running_mean", torch.zeros(4, dtype=torch.int8), "expected floating point values, received integer ones"),
+    ):
+        save_file({**whole, name: value}, path, {"foldconv": json.dumps(description_of(rich))})
+        with pytest.raises(CheckpointError, match=message):
+            foldconv.load(path, plain())
+    changed = {**whole, "3.weight": whole["3.weight"].double(), "1.num_batches_tracked": torch.tensor(2.0)}
+    save_file(changed, path, {"foldconv": json.dumps(description_of(rich))})
+    assert foldconv.load(path, plain())[1].num_batches_tracked == 2
+
+
+def description_of(model):
+    return {"format": 1, "layers": describe_layers(model)}
+
+
+def test_a_network_that_is_far_larger_than_its_file_is_not_built():
+    def grow():
+        return nn.Sequential(*(nn.Conv2d(8, 8, 3) for _ in range(10**6)))
+
+    with pytest.raises(CheckpointError, match=r"x: describes a network far larger than the 1 values that it holds"):
+        with no_larger_than({"a": torch.ones(1)}, "x"):
+            grow()
+    with pytest.raises(CheckpointError, match=r"x: describes a network that cannot be built \("):
+        with no_larger_than({"a": torch.ones(1)}, "x"):
+            nn.Conv2d(10**9, 10**9, 9)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"a": {1, 2}}, r"extra\['a'\]: expected what JSON can hold, received set: \{1, 2\}; convert it first"),
+        ({"a": [0, {"b": torch.ones(1)}]}, r"extra\['a'\]\[1\]\['b'\]: expected what JSON can hold, received Tensor"),
+        ({"a": np.float32(1)}, r"extra\['a'\]: expected what JSON can hold, received float32"),
+        ({"a": float("nan")}, r"extra\['a'\]: expected what JSON can hold, received nan; give None or text"),
+        ({"a": {1: 2}}, r"extra\['a'\]: expected names that are text, as JSON has, received 1"),
+        ({"a": b"bytes"}, r"extra\['a'\]: expected what JSON can hold, received bytes"),
+        ({"a": "\ud800"}, r"extra\['a'\]: expected text, received .*, which no file can hold"),
+        ([1], r"extra: expected a dictionary, received \[1\]"),
+    ],
+)
+def test_extra_that_json_cannot_hold(tmp_path, extra, message):
+    with pytest.raises(UnsupportedError, match=message):
+        foldconv.save(plain(), tmp_path / "net.safetensors", extra=extra)
+    assert not list(tmp_path.iterdir())
+
+
+def test_extra_that_holds_itself(tmp_path):
+    extra = {}
+    extra["a"] = extra
+    with pytest.raises(UnsupportedError, match="expected what JSON can hold, received over 100 levels"):
+        foldconv.save(plain(), tmp_path / "net.safetensors", extra=extra)
+
+
+def test_what_no_file_can_hold(tmp_path):
+    for net, message in (
+        (
+            nn.Conv2d(1, 1, 3, device="meta"),
+            "weight: expected plain values, received a meta tensor; it has",
+        ),
+        (
+            nn.Conv2d(1, 1, 3, dtype=torch.complex128),
+            "weight: .* holds tensors of real numbers, received torch.comp",
+        ),
+    ):
+        with pytest.raises(UnsupportedError, match=message):
+            foldconv.save(net, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("blow", [OSError(28, "No space left on device"), KeyboardInterrupt()])

@@ -13,24 +13,26 @@ Nothing is pickled, so loading runs no code of the file's.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
+import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, UnsupportedError
+from ..errors import CheckpointError, UnsupportedError, shown
 from ..layers.permuted import PERMUTED, regrouped
 from ..methods import Method, method_from_json
 from ..network._subclasses import is_convolution, is_plain
 from ..network.dataflow import DataFlow
 from ..network.expand import expanded_layers
 from ..network.tree import carry_over, copy_of, foldable_layers, replace_modules, state_of, walk
+from ._described import FORMAT, check_extra, check_layers, header_of, no_larger_than
 from .atomic import atomic_path
-from .reading import is_safetensors, read_metadata, read_safetensors
+from .reading import is_safetensors, kind_of, other_than_plain, read_metadata, read_safetensors
 
-FORMAT = 1
 _KEY = "foldconv"
 
 
@@ -46,6 +48,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, extra: dict[str, Any
         extra: plain values (what JSON can hold) to keep in the header, returned by `read_description`.
 
     Raises:
+        UnsupportedError: for a tensor without plain values (meta, quantized, sparse, sharded), or something in `extra`
+            that JSON cannot hold; nothing was written.
         OSError: when the file cannot be written.
 
     Example:
@@ -60,10 +64,20 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, extra: dict[str, Any
     """
     from safetensors.torch import save_file
 
+    extra = {} if extra is None else extra
+    if not isinstance(extra, dict):
+        raise UnsupportedError(f"extra: expected a dictionary, received {shown(extra)}")
+    check_extra(extra)
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[tuple, str] = {}
     for name, tensor in state_of(model).items():
+        if not isinstance(tensor, Tensor) or tensor.dtype in (torch.complex32, torch.complex128):
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise UnsupportedError(f"{name}: a file of foldconv holds tensors of real numbers, received {kind}")
+        remedy = other_than_plain(tensor)
+        if remedy:
+            raise UnsupportedError(f"{name}: expected plain values, received {kind_of(tensor)}; {remedy}")
         # Tied tensors are stored once; safetensors refuses two names for one memory.
         where = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
         if tensor.numel() and first.setdefault(where, name) != name:
@@ -77,7 +91,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, extra: dict[str, Any
         "shared": shared,
         "groups": groups,
         "order": [*tensors],  # safetensors itself keeps the alphabet's
-        "extra": extra or {},
+        "extra": extra,
     }
     with atomic_path(path) as temporary:
         save_file(tensors, str(temporary), metadata={_KEY: json.dumps(description)})
@@ -98,11 +112,9 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             lists the keys.
     """
     description, tensors = read_description(path), read_safetensors(path)
-    rebuilt = expand_as_described(model, description["layers"], path)
-    for name, stored in description.get("shared", {}).items():
-        if stored in tensors:
-            tensors[name] = tensors[stored]
-    rebuilt = _regroup(rebuilt, description.get("groups"), tensors)
+    rebuilt = expand_as_described(model, description["layers"], path, tensors)
+    tensors |= {name: tensors[stored] for name, stored in description["shared"].items() if stored in tensors}
+    rebuilt = _regroup(rebuilt, description["groups"], tensors)
     load_exactly(rebuilt, tensors, path)
     return rebuilt
 
@@ -111,12 +123,12 @@ def _is_plain(module: nn.Module) -> TypeGuard[Any]:
     return is_plain(module) or type(module) in PERMUTED.values()
 
 
-def _regroup(model: nn.Module, groups: Any, tensors: dict[str, Tensor]) -> nn.Module:
+def _regroup(model: nn.Module, groups: dict[str, int], tensors: dict[str, Tensor]) -> nn.Module:
     """The model with as many groups as the file's convolutions have, where they can be split so."""
     replacements: dict[nn.Module, nn.Module] = {}
     for name, conv in walk(model):
-        number = groups.get(name) if isinstance(groups, dict) else None
-        if type(conv) not in PERMUTED or type(number) is not int or number <= 0:
+        number = groups.get(name, 0)
+        if type(conv) not in PERMUTED or number <= 0:
             continue
         plain: Any = conv
         divides = not (number % plain.groups or plain.in_channels % number or plain.out_channels % number)
@@ -138,12 +150,21 @@ def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
     return {name: layer.method.to_json() for name, layer in layers if layer.method is not None}
 
 
-def expand_as_described(model: nn.Module, layers: dict[str, dict[str, Any]], path: Any = "") -> nn.Module:
+def expand_as_described(
+    model: nn.Module, layers: dict[str, dict[str, Any]], path: Any = "", tensors: Mapping[str, Tensor] | None = None
+) -> nn.Module:
     """A copy of the plain `model` with the layers of `describe_layers` expanded.
+
+    Args:
+        model: the plain network.
+        layers: as `describe_layers` gives them, from a file that nobody has checked.
+        path: the file, for messages.
+        tensors: what will be loaded; layers that are far larger are not built.
 
     Raises:
         CheckpointError: naming the layer that `model` lacks or that cannot be expanded that way.
     """
+    check_layers(layers, path, tensors)
     work = copy_of(model)
     modules = dict(walk(work))
     chosen: dict[str, tuple[nn.Module, Method]] = {}
@@ -157,13 +178,14 @@ def expand_as_described(model: nn.Module, layers: dict[str, dict[str, Any]], pat
             )
         try:
             chosen[name] = conv, method_from_json(description)
-        except UnsupportedError as error:
+        except (TypeError, ValueError) as error:  # options of any type
             raise CheckpointError(f"{path}: {name}: {error}") from None
     takes_norm = any(method.takes_norm for _, method in chosen.values())
     try:
         norms = DataFlow(work).pairs if takes_norm else {}
         # The values come from the file: no need to start from the plain network's, which some layers could not.
-        return replace_modules(work, expanded_layers(chosen, norms, "paper"))
+        with no_larger_than(tensors, path) if tensors is not None else contextlib.nullcontext():
+            return replace_modules(work, expanded_layers(chosen, norms, "paper"))
     except UnsupportedError as error:
         raise CheckpointError(f"{path}: {error}; is {type(model).__name__} the network that was expanded?") from None
 
@@ -186,16 +208,7 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
     metadata = read_metadata(path)
     if _KEY not in metadata:
         raise CheckpointError(f"{path}: expected a file written by foldconv.save, found safetensors without its header")
-    try:
-        description = json.loads(metadata[_KEY])
-        known = description["format"] == FORMAT and isinstance(description["layers"], dict)
-    except (ValueError, KeyError, TypeError):
-        known = False
-    if not known:
-        raise CheckpointError(
-            f"{path}: its foldconv header is damaged or of a newer format than {FORMAT}; update foldconv"
-        )
-    return description
+    return header_of(metadata[_KEY], path)
 
 
 def load_exactly(
@@ -212,6 +225,12 @@ def load_exactly(
     Raises:
         CheckpointError: listing missing, surplus and misshapen keys.
     """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path}: {shown(called(name))}: expected a tensor, received {kind_of(tensor)}")
+        if other_than_plain(tensor):
+            received = f"received {kind_of(tensor)}; {other_than_plain(tensor)}"
+            raise CheckpointError(f"{path}: {shown(called(name))}: expected plain values, {received}")
     wanted = model.state_dict()
     missing = sorted(wanted.keys() - tensors.keys())
     surplus = sorted(tensors.keys() - wanted.keys())
@@ -221,7 +240,7 @@ def load_exactly(
         if wanted[name].shape != tensors[name].shape
     ]
     problems = [
-        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        f"{len(names)} {kind}: {', '.join(name[:160] for name in names[:5])}{', ...' if len(names) > 5 else ''}"
         for kind, names in (
             ("missing", [*map(called, missing)]),
             ("surplus", [*map(called, surplus)]),
@@ -231,4 +250,27 @@ def load_exactly(
     ]
     if problems:
         raise CheckpointError(f"{path}: does not fit {type(model).__name__}; {'; '.join(problems)}; nothing was loaded")
+    for name, tensor in tensors.items():
+        reason = _lost(tensor, wanted[name])
+        if reason:
+            raise CheckpointError(f"{path}: {called(name)}: {reason}; nothing was loaded")
     model.load_state_dict(tensors)
+
+
+def _lost(given: Tensor, wanted: Tensor) -> str:
+    """Why values are no longer what they were in the place of `wanted`, or nothing: rounding is all that may happen."""
+    if given.dtype == wanted.dtype:
+        return ""
+    kinds = [_kind(given.dtype), _kind(wanted.dtype)]
+    counted = given.dim() == 0 and set(kinds) == {"floating point", "integer"}  # some write a count as a float
+    if kinds[0] != kinds[1] and not counted:
+        return f"expected {kinds[1]} values, received {kinds[0]} ones ({given.dtype})"
+    cast = given.to(wanted.dtype)
+    inexact = given.isfinite() & ~cast.isfinite() if kinds[1] == "floating point" else cast.to(given.dtype) != given
+    return f"{int(inexact.sum()):,} of its values are beyond {wanted.dtype}" if inexact.any() else ""
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_complex:
+        return "complex"
+    return "floating point" if dtype.is_floating_point else "boolean" if dtype == torch.bool else "integer"

@@ -52,7 +52,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     own = {name.rpartition(".")[2] for name in tensors} | {"weight", "bias"}
     for name, value in entries.items():
         if not isinstance(value, Tensor) and ("." in name or name in own) and not name.endswith("_extra_state"):
-            raise CheckpointError(f"{path}: {shown(name)}: expected a tensor, received {_kind(value)}")
+            raise CheckpointError(f"{path}: {shown(name)}: expected a tensor, received {kind_of(value)}")
     check_plain(tensors, path)
     averaged = tensors.pop(_AVERAGED, None)
     for _ in range(1 if averaged is None else 2):
@@ -101,9 +101,9 @@ def check_plain(tensors: Mapping[str, Tensor], path: Any) -> None:
     """
     sizes: dict[Any, int] = {}
     for name, tensor in tensors.items():
-        remedy = _other_than_plain(tensor)
+        remedy = other_than_plain(tensor)
         if remedy:
-            raise CheckpointError(f"{path}: {shown(name)}: expected plain values, received {_kind(tensor)}; {remedy}")
+            raise CheckpointError(f"{path}: {shown(name)}: expected plain values, received {kind_of(tensor)}; {remedy}")
         if tensor.numel():
             where = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
             sizes[where] = tensor.numel() * tensor.element_size()
@@ -124,7 +124,7 @@ def check_floating(tensors: Mapping[str, Tensor], path: Any) -> None:
             raise CheckpointError(f"{path}: {shown(name)}: expected floating point values, received {kind}")
 
 
-def _other_than_plain(tensor: Tensor) -> str:
+def other_than_plain(tensor: Tensor) -> str:
     """What to do about a tensor that is none of plain values; empty for a plain one."""
     if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
         return "save full_tensor() or another plain copy"
@@ -137,7 +137,8 @@ def _other_than_plain(tensor: Tensor) -> str:
     return ""
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, for a message."""
     if not isinstance(value, Tensor):
         return type(value).__name__
     if type(value) not in (Tensor, nn.Parameter):
