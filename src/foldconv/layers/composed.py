@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..algebra import Kernel
 from ..algebra.convolutions import CONV_TRANSPOSE, PLAIN
-from .foldable import Foldable, conv_arguments, describe_rank, layout_of, plain_class
+from ..errors import UnsupportedError
+from .foldable import Foldable, conv_arguments, describe_rank, layout_of, name_among_callers, plain_class
 from .once import evaluated_once
 
 
@@ -60,6 +61,17 @@ class ComposedConv(Foldable):
         """The kernel, in ``weight``'s shape, from the tensors named by `composed_from`; differentiable."""
         raise NotImplementedError
 
+    def shapes_beside(self, parameters: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """The shapes that parameters must have, by name, so that the kernel is what the formula says.
+
+        A tool that cuts channels off some parameters and not off others (pruning) is then told, where torch would
+        broadcast. By default nothing is compared.
+
+        Args:
+            parameters: those of `composed_from` that are there.
+        """
+        return {}
+
     # ------------------------------------------------------------------ the kernel
 
     def kernel(self) -> Tensor:
@@ -67,7 +79,7 @@ class ComposedConv(Foldable):
 
         Composed at each call, in float32 at least, also under autocast.
         """
-        parameters = [getattr(self, name, None) for name in self.composed_from]
+        parameters = self.checked_parameters()
         first = next(p for p in parameters if p is not None)
         dtype = first.dtype
         wide = torch.promote_types(dtype, torch.float32)
@@ -75,6 +87,23 @@ class ComposedConv(Foldable):
             return self.compose(*parameters)
         with _without_autocast(first.device.type):
             return self.compose(*(None if p is None else p.to(wide) for p in parameters)).to(dtype)
+
+    def checked_parameters(self) -> list[Tensor | None]:
+        """What `composed_from` names.
+
+        Raises:
+            UnsupportedError: naming the layer, for shapes that do not fit each other.
+        """
+        found = [getattr(self, name, None) for name in self.composed_from]
+        named = {name: p for name, p in zip(self.composed_from, found) if p is not None}
+        for name, wanted in self.shapes_beside(named).items():
+            if name in named and tuple(named[name].shape) != wanted:
+                beside, other = next((n, p) for n, p in named.items() if n != name)
+                raise UnsupportedError(
+                    f"{name_among_callers(self)}: beside {beside} of shape {tuple(other.shape)} expected {name} of shape "
+                    f"{wanted}, received {tuple(named[name].shape)}; cut channels off every parameter, or fold first"
+                )
+        return found
 
     def composition_tensors(self) -> tuple[Tensor, ...] | None:
         """For a method whose `compose` calls `foldconv.ops`: the tensors that it hands over, by which a path is picked.
@@ -107,7 +136,7 @@ class ComposedConv(Foldable):
 
     def _parameters_in(self, dtype: torch.dtype | None) -> list[Tensor | None]:
         """What the kernel is composed from, cast to `dtype` (None: as it is)."""
-        found = [getattr(self, name, None) for name in self.composed_from]
+        found = self.checked_parameters()
         return found if dtype is None else [None if p is None else p.to(dtype) for p in found]
 
     def _as_kernel(self, weight: Tensor, bias: Tensor | None) -> Kernel:

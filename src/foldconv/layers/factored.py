@@ -42,6 +42,7 @@ class FactoredConv(ComposedConv):
         for name, shape in parameters.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, **like)))
         self.shapes, self.composed_from = tuple(shapes), tuple(parameters)
+        self._parameter_shapes = parameters
         self.reset_parameters()
 
     # ------------------------------------------------------------------ for subclasses
@@ -74,6 +75,10 @@ class FactoredConv(ComposedConv):
 
     # ------------------------------------------------------------------ the rest follows
 
+    def shapes_beside(self, parameters: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """As they were built."""
+        return self._parameter_shapes
+
     def compose(self, *parameters: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The chain as one kernel of shape ``(out, in / groups, *kernel_size)``."""
         kernel, *later = self.factor_kernels(*parameters)
@@ -83,6 +88,7 @@ class FactoredConv(ComposedConv):
 
     def feature_forward(self, input: Tensor) -> Tensor:
         """The factors on feature maps, one after the other."""
+        self.checked_parameters()
         plain = conv_geometry(self)
         first = {name: plain[name] for name in ("padding", "padding_mode")}
         last = {"stride": plain["stride"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -95,6 +96,17 @@ def _noting(build: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
+def name_among_callers(module: nn.Module) -> str:
+    """For a message: the module's name in the outermost module whose code is running, and its class."""
+    name, frame = "", sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, nn.Module):
+            name = next((path for path, child in caller.named_modules() if child is module), name)
+        frame = frame.f_back
+    return f"{name} ({type(module).__name__})" if name else type(module).__name__
+
+
 def plain_class(module: nn.Module) -> type | None:
     """The ``nn.Conv*d`` class that a module is or derives from; None for anything else.
 
@@ -144,6 +156,11 @@ def is_watched(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def is_altered(module: nn.Module) -> bool:
+    """Does anything watch the module, or stand for its forward?"""
+    return is_watched(module) or "forward" in vars(module)
 
 
 def all_are_watched() -> bool:

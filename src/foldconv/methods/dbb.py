@@ -29,7 +29,7 @@ from ..algebra import Kernel, Sum, kernel_of, kernel_rule, scale_and_shift
 from ..algebra.convolutions import CONV, CONVOLUTIONS, as_tuple
 from ..algebra.rules import conv_geometry
 from ..formulas import POINT_BESIDE_ONE_TAP
-from ..layers.foldable import all_are_watched, is_watched
+from ..layers.foldable import all_are_watched, is_altered
 from ..ops import is_recorded
 from ._branched import BranchedMethod, conv_norm, norm_like, padding_modules
 from ._registry import register
@@ -126,7 +126,8 @@ def _can_shift(pad: Any, window: Any, input: Any) -> bool:
         and type(pad) is NormThenPad
         and type(window) in (*_POOLS.values(), *CONVOLUTIONS.values())
         and all(before == after for before, after in pad.padding)
-        and not any(is_watched(m) or "forward" in vars(m) for m in (pad, window))
+        and not is_altered(pad)
+        and not is_altered(window)
     )
 
 

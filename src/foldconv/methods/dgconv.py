@@ -75,7 +75,7 @@ class _DGConvNd(ComposedConv):
         _check_options(sort, complexity_weight)
         self.sort = sort
         self.complexity_weight = float(complexity_weight)
-        number = _halvings(self)
+        number = _halvings_of(self)
         like = {"device": self.weight.device, "dtype": self.weight.dtype}
         self.register_parameter("gates", nn.Parameter(torch.empty(number, **like)) if number else None)
         self.reset_extra_parameters()
@@ -101,6 +101,11 @@ class _DGConvNd(ComposedConv):
         # The difference is zero, carries the gradient, and lets a NaN be seen.
         binary = hard + (gates - gates.detach())
         return binary[torch.argsort(hard, stable=True)] if self.sort else binary
+
+    def shapes_beside(self, parameters: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """A gate for each halving of the weight's channels."""
+        out, per_group = parameters["weight"].shape[:2]
+        return {"gates": (_halvings(out // self.groups, per_group),)}
 
     def compose(self, weight: Tensor, gates: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """``W ⊙ U`` by Kronecker products: U on the blocks, multiplied onto each block's channels."""
@@ -148,6 +153,7 @@ class _DGConvNd(ComposedConv):
 
     def feature_forward(self, input: Tensor) -> Tensor:
         """Convolve with the weight of every pair of channels times that pair's gates."""
+        self.checked_parameters()
         mask = self._by_bits(self.gates).reshape(*self.weight.shape[:2], *(1,) * len(self.kernel_size))
         return self._conv_forward(input, self.weight * mask, self.bias)  # pyright: ignore
 
@@ -175,7 +181,7 @@ class _DGConvNd(ComposedConv):
 
     def composition_cost(self) -> int:
         """Multiply-adds of composing: one per entry of the kernel, and those of the Kronecker products."""
-        number = _halvings(self)
+        number = _halvings_of(self)
         return self.weight.numel() + sum(4**k for k in range(2, number + 1)) if number else 0
 
     # ------------------------------------------------------------------ the fold
@@ -216,9 +222,13 @@ class _DGConvNd(ComposedConv):
         return super().extra_repr() + options
 
 
-def _halvings(conv: Any) -> int:
+def _halvings_of(conv: Any) -> int:
+    return _halvings(conv.in_channels // conv.groups, conv.out_channels // conv.groups)
+
+
+def _halvings(inputs: int, outputs: int) -> int:
     """K: how often both channel counts of a group can be halved."""
-    common = math.gcd(conv.in_channels // conv.groups, conv.out_channels // conv.groups)
+    common = math.gcd(inputs, outputs)
     return (common & -common).bit_length() - 1
 
 
@@ -296,7 +306,7 @@ class DGConv(Method):
         plain: Any = conv
         if plain_class(conv) not in _DGConvNd.ranks:
             return f"the paper's mask is for convolutions, and {type(conv).__name__} is a transposed one"
-        if _halvings(conv) == 0:
+        if _halvings_of(conv) == 0:
             which = "" if plain.groups == 1 else f" in each of its {plain.groups} groups"
             return (
                 f"it has {plain.in_channels // plain.groups} input and {plain.out_channels // plain.groups} output "

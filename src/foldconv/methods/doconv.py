@@ -87,6 +87,16 @@ class _DOConvNd(ComposedConv):
             fan_in = math.prod(self.weight.shape[1:])
             nn.init.uniform_(self.weight_extra, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
 
+    def shapes_beside(self, parameters: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """D has the channels of the input and as many taps as W."""
+        weight = parameters["weight"]
+        channels = weight.shape[0] if self.transposed else weight.shape[1] * self.groups
+        taps = math.prod(weight.shape[2:])
+        return {
+            "D": (channels, taps, self.depth_multiplier),
+            "weight_extra": (*weight.shape[:2], self.depth_multiplier - taps),
+        }
+
     def compose(self, weight: Tensor, D: Tensor | None, weight_extra: Tensor | None) -> Tensor:  # pyright: ignore
         """``K = W + D·W`` (eq. 4): D is a residual, the identity is the first term."""
         if D is None:
@@ -120,6 +130,7 @@ class _DOConvNd(ComposedConv):
 
     def factors(self) -> tuple[Kernel, Kernel]:
         """The layer as two kernels to run one after the other: D as a depthwise one, W as a pointwise one."""
+        self.checked_parameters()
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         ndim, channels, multiplier = len(self.kernel_size), self.in_channels, self.depth_multiplier
         taps = math.prod(self.kernel_size)

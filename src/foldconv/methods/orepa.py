@@ -88,6 +88,10 @@ class _OREPANd(ComposedConv):
         self.composed_from = tuple(shapes)
         self.reset_parameters()
 
+    def shapes_beside(self, parameters: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """As it was built."""
+        return self.branches.shapes()
+
     def _own(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self.composed_from}
 
@@ -117,6 +121,7 @@ class _OREPANd(ComposedConv):
 
     def feature_forward(self, input: Tensor) -> Tensor:
         """The branches on feature maps, scaled and added."""
+        self.checked_parameters()
         y = self.branches.features(self._own(), input, **conv_geometry(self))
         return y if self.bias is None else y + self.bias.reshape(-1, *(1,) * len(self.kernel_size))
 

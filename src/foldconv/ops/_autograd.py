@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedError
 from . import _torch
 from ._paths import choose
 from ._torch import Orepa
@@ -23,6 +24,9 @@ def compose_depthwise(taps: Tensor, D: Tensor, groups: int = 1) -> Tensor:
     Returns:
         ``(O, I, k)``, in the memory layout of `taps` where the path can. Differentiable any number of times.
 
+    Raises:
+        UnsupportedError: for shapes that do not fit each other; here and below, before a path is picked.
+
     Source: Cao et al., "DO-Conv", TIP 2022, eq. 4.
 
     Example:
@@ -30,6 +34,8 @@ def compose_depthwise(taps: Tensor, D: Tensor, groups: int = 1) -> Tensor:
         >>> torch.equal(compose_depthwise(taps, D), taps)
         True
     """
+    out, per_group, multiplier = taps.shape
+    _expect("taps", taps, {"D": (D, (groups * per_group, None, multiplier))}, out, groups)
     path = choose(taps, D)
     if path is None:
         return _torch.depthwise(taps, D, groups)
@@ -52,6 +58,7 @@ def compose_pointwise(first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
         >>> torch.equal(compose_pointwise(torch.eye(4)[None], second), second)
         True
     """
+    _expect("second", second, {"first": (first, (groups, second.shape[1], None))}, second.shape[0], groups)
     path = choose(second, first)
     if path is None or not hasattr(path, "pointwise"):  # a GPU's products are torch's
         return _torch.pointwise(first, second, groups)
@@ -67,10 +74,41 @@ def compose_orepa(p: Orepa, groups: int = 1) -> Tensor:
 
     Source: Hu et al., "Online Convolutional Re-parameterization", CVPR 2022, section 3.2.
     """
+    out, per_group, taps = p.weight.shape
+    filters = p.pointwise.shape[-1]
+    kernel, point = (out, per_group, taps), (out, per_group)
+    wanted = {
+        "average": (p.average, point),
+        "prior": (p.prior, point),
+        "product": (p.product, kernel),
+        "point": (p.point, point),
+        "pointwise": (p.pointwise, (*point, filters)),
+        "depthwise": (p.depthwise, (groups * per_group, filters, taps)),
+        "scales": (p.scales, (5 if p.point is None else 6, out)),
+        "cosines": (p.cosines, (out, taps)),
+    }
+    _expect("weight", p.weight, wanted, out, groups)
     path = choose(*(t for t in p if isinstance(t, Tensor)))
     if path is None:
         return _torch.orepa(p, groups)
     return _OnPath.apply(path, "orepa", groups, *p)  # pyright: ignore[reportReturnType]
+
+
+def _expect(name: str, first: Tensor, others: dict[str, Any], out: int, groups: int) -> None:
+    """Raise unless the other tensors have their shapes (None: any size) and the groups divide the outputs.
+
+    Compiled loops compute addresses from one tensor's shape; with another's they read and write elsewhere.
+    """
+    for other, (tensor, wanted) in others.items():
+        if tensor is None:
+            continue
+        fits = tensor.dim() == len(wanted) and all(w is None or n == w for n, w in zip(tensor.shape, wanted))
+        if not fits or out % groups:
+            shown = ", ".join("any" if w is None else str(w) for w in wanted)
+            raise UnsupportedError(
+                f"{other}: beside {name} of shape {tuple(first.shape)} in {groups} groups expected shape ({shown}), "
+                f"received {tuple(tensor.shape)}"
+            )
 
 
 class _OnPath(torch.autograd.Function):
