@@ -100,8 +100,8 @@ class ComposedConv(Foldable):
             if name in named and tuple(named[name].shape) != wanted:
                 beside, other = next((n, p) for n, p in named.items() if n != name)
                 raise UnsupportedError(
-                    f"{name_among_callers(self)}: beside {beside} of shape {tuple(other.shape)} expected {name} of shape "
-                    f"{wanted}, received {tuple(named[name].shape)}; cut channels off every parameter, or fold first"
+                    f"{name_among_callers(self)}: beside {beside} of shape {tuple(other.shape)} expected {name} of "
+                    f"shape {wanted}, received {tuple(named[name].shape)}; cut channels off every parameter, or fold first"
                 )
         return found
 
