@@ -294,6 +294,45 @@ def test_checkpoints_of_another_structure(fails, tmp_path, content):
         assert "other.ckpt" in fails(command, tmp_path / "other.ckpt", *(tmp_path / word for word in rest))
 
 
+@pytest.mark.parametrize(
+    ("claims", "message"),
+    [
+        ({"architecture_args": {"width": 10**6}}, "does not fit SmallResNet; 16 missing or misshapen: stem.0.weight ("),
+        ({"architecture_args": {"width": 4, "num_classes": 10**9}}, "head.weight (expected (1000000000, 16), received"),
+        ({"architecture_args": {"width": 4, "depth": 10**7 + 4}}, "which has more than"),
+        ({"architecture": "vit_giant_patch14_224", "architecture_args": {}}, "which has more than"),
+        ({"architecture": "resnet_18"}, "unknown architecture 'resnet_18'; did you mean 'resnet18'"),
+        ({"architecture_args": {"width": 4, "name": "x"}}, "cannot be built with the options it gives"),
+        ({"input_shape": [1, 10**6, 10**6]}, "input_shape: expected [channels, height, width], received [1, 1000000,"),
+        ({"input_shape": "8x8"}, "input_shape: expected [channels, height, width], received 8x8"),
+        (
+            {"layers": {"stem.0": {"method": "doconv", "depth_multiplier": 10**9}}},
+            "stem.0.D (expected (1, 9, 1000000000)",
+        ),
+    ],
+)
+def test_what_a_file_claims_is_compared_before_it_is_built(fails, run_folder, tmp_path, claims, message):
+    """Built, each of these networks would take minutes, or more memory than there is."""
+    content = torch.load(run_folder / "last.ckpt", weights_only=True)
+    description = {**content["foldconv"], **claims}
+    torch.save({**content, "foldconv": description}, tmp_path / "a.ckpt")
+    assert message in fails("eval", tmp_path / "a.ckpt")
+    if "layers" not in claims:
+        network, _ = open_network(run_folder / "last.ckpt")
+        extra = {key: value for key, value in description.items() if key != "layers"}
+        foldconv.save(network, tmp_path / "a.safetensors", extra=extra)
+        assert message in fails("eval", tmp_path / "a.safetensors")
+
+
+def test_images_that_a_network_does_not_take(fails, run_folder, tmp_path):
+    content = torch.load(run_folder / "last.ckpt", weights_only=True)
+    torch.save({**content, "foldconv": {**content["foldconv"], "input_shape": [3, 8, 8]}}, tmp_path / "a.ckpt")
+    for command, *rest in (["fold", tmp_path / "out"], ["inspect"]):
+        message = fails(command, tmp_path / "a.ckpt", *rest)
+        assert "a.ckpt: cannot evaluate images of shape (3, 8, 8): Given groups=1" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_file_and_folder(fails, tmp_path):
     for message in all_commands(fails, tmp_path / "nowhere.ckpt", tmp_path):
         assert "nowhere.ckpt: no such file" in message
@@ -371,7 +410,7 @@ def test_fold_on_a_full_disk_leaves_nothing(fails, run_folder, tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("foldconv.files.atomic.os.fsync", full)
-    assert "No space left on device" in fails("fold", run_folder / "last.ckpt", tmp_path / "x.safetensors")
+    assert "the disk is full" in fails("fold", run_folder / "last.ckpt", tmp_path / "x.safetensors")
     assert os.listdir(tmp_path) == []
 
 

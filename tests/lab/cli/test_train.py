@@ -95,6 +95,12 @@ def test_bad_input_is_one_line(arguments, message, fails, tmp_path, monkeypatch)
     assert not os.path.exists("runs") or os.listdir("runs") == []
 
 
+@pytest.mark.parametrize("wrong", [["--architecture", "resnet_18"], ["--method", "docon"]])
+def test_names_are_looked_up_before_data_are(fails, tmp_path, wrong):
+    message = fails("train", *wrong, "--data", "cifar10", "--no-download", "--data-folder", tmp_path / "none")
+    assert f"unknown {wrong[0][2:]} {wrong[1]!r}; did you mean" in message
+
+
 def test_unknown_key_in_the_file(fails, tmp_path):
     (tmp_path / "c.yaml").write_text("epoch: 3")
     assert "unknown config key 'epoch'; did you mean 'epochs'?" in fails("train", "--config", tmp_path / "c.yaml")

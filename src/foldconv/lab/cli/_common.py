@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ...errors import unknown
+from ...errors import UnsupportedError, unknown
 
 
 class UsageError(Exception):
@@ -78,6 +80,20 @@ def open_named(options: argparse.Namespace, path: str) -> tuple[Any, dict[str, A
     from ..train.checkpoint import open_network
 
     return open_network(path, options.architecture, pairs(options, "architecture_args"))
+
+
+@contextlib.contextmanager
+def evaluating(subject: str, shape: Sequence[int]) -> Iterator[None]:
+    """Says which images a network does not take, or no memory suffices for; torch tells of a layer's tensors.
+
+    Raises:
+        UnsupportedError: in place of torch's errors.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnsupportedError(f"{subject}: cannot evaluate images of shape {tuple(shape)}: {reason}") from error
 
 
 def parameters(network: Any) -> int:

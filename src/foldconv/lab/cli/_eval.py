@@ -11,7 +11,7 @@ from typing import Any
 
 from ..run import RunFolder
 from ..train.config import TrainConfig, read_yaml
-from ._common import Parser, add_checkpoint, add_network_arguments, open_named, parameters
+from ._common import Parser, add_checkpoint, add_network_arguments, evaluating, open_named, parameters
 
 HELP = "test accuracy of a checkpoint"
 EXAMPLES = (
@@ -79,7 +79,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         )
     data = config.open_data()
     check_classes({"foldconv": description}, data, options.checkpoint)
-    found = evaluate(network, data, device=options.device, workers=config.workers)
+    with evaluating(options.checkpoint, data.input_shape):
+        found = evaluate(network, data, device=options.device, workers=config.workers)
     layers = len(foldable_layers(network))
     result = {
         "checkpoint": options.checkpoint,

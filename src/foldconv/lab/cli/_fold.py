@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ._common import Parser, add_checkpoint, add_network_arguments, check_out, open_named, parameters
+from ._common import Parser, add_checkpoint, add_network_arguments, check_out, evaluating, open_named, parameters
 
 HELP = "write the plain network of a checkpoint"
 EXAMPLES = (
@@ -49,7 +49,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     shape = tuple(description.get("input_shape") or input_shape(network))
     dtype = next((parameter.dtype for parameter in network.parameters()), torch.float32)
     images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    report = verify(network, folded, images)
+    with evaluating(options.checkpoint, shape):
+        report = verify(network, folded, images)
     if not report.ok(_TOLERANCE):
         raise FoldMismatchError(
             f"{options.checkpoint}: the folded network differs by {report.max_error:.1e} (outputs up to "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..run import RunFolder
-from ._common import Parser, UsageError, add_network_arguments, add_pairs, check_out, open_named, pairs
+from ._common import Parser, UsageError, add_network_arguments, add_pairs, check_out, evaluating, open_named, pairs
 
 HELP = "layers and costs of a checkpoint or an architecture"
 EXAMPLES = (
@@ -62,7 +62,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     network, description = _network(options, options.subject)
     shape = options.input_shape or description.get("input_shape") or zoo.input_shape(network)
-    found = summary(network, (1, *shape))
+    with evaluating(options.subject, shape):
+        found = summary(network, (1, *shape))
     return {"architecture": description["architecture"], **dataclasses.asdict(found)}, str(found)
 
 

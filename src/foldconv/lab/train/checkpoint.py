@@ -13,17 +13,21 @@ folded), and a bare ``state_dict`` in a .pt, .pth or .safetensors file. The firs
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ...errors import CheckpointError, UnsupportedError, unknown
+from ...errors import CheckpointError, FoldConvError, UnsupportedError, unknown
 from ...files.native import describe_layers, expand_as_described, is_described, load, load_exactly, read_description
-from ...files.reading import is_safetensors, read_checkpoint, read_safely
-from ...methods import list_methods, method_from_json
+from ...files.reading import is_safetensors, read_checkpoint, read_safely, read_safetensors
+from ...methods import Method, list_methods, method_from_json
 from ...network.expand import expand
 from ...network.fold import fold
 from .. import zoo
@@ -38,8 +42,24 @@ _WEIGHT_SOURCES = frozenset(
 """Options by which timm and torchvision fetch weights. A file brings its own, and must not make us read other ones:
 timm unpickles what ``checkpoint_path`` names.
 """
+_LARGEST = 2**26
+"""Numbers in one image."""
 _PREFIX = "network."  # the attribute of `Classifier` that holds the network
 _AVERAGE = "average.module."  # and the average of its weights, which counts where there is one
+
+
+def chosen_method(config: TrainConfig) -> Method | None:
+    """The method that a config names, None for plain.
+
+    Raises:
+        UnsupportedError: unknown, or an option that it does not take.
+    """
+    known = [PLAIN, *list_methods()]
+    if config.method not in known:
+        raise UnsupportedError(unknown("method", config.method, known))
+    if "method" in config.method_args:  # would stand for the method itself, below
+        raise UnsupportedError("method_args: expected options of the method, received 'method'; name it by method")
+    return None if config.method == PLAIN else method_from_json({"method": config.method, **config.method_args})
 
 
 def build(config: TrainConfig, data: ImageData, console: Console | None = None) -> tuple[nn.Module, Description]:
@@ -52,17 +72,12 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
         NoMatchError: the method applies to no convolution of the network.
         CheckpointError: the pretrained weights are those of another network.
     """
+    method = chosen_method(config)
     options = {"num_classes": data.num_classes, "in_channels": data.input_shape[0], **config.architecture_args}
     network = zoo.create(config.architecture, **options)
-    known = [PLAIN, *list_methods()]
-    if config.method not in known:
-        raise UnsupportedError(unknown("method", config.method, known))
-    if "method" in config.method_args:  # would stand for the method itself, below
-        raise UnsupportedError("method_args: expected options of the method, received 'method'; name it by method")
     if config.pretrained:
         start_from(network, _pretrained_tensors(config, options), str(config.pretrained), data.num_classes, console)
-    if config.method != PLAIN:
-        method = method_from_json({"method": config.method, **config.method_args})
+    if method is not None:
         network = expand(network, method, include=config.include, exclude=config.exclude, init=config.init)
     return network, {
         "architecture": config.architecture,
@@ -79,13 +94,10 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
 def _pretrained_tensors(config: TrainConfig, options: Description) -> dict[str, Any]:
     """The plain network's trained tensors: the library's own, or those of a file, folded when it is expanded."""
     if isinstance(config.pretrained, str):
-        path = Path(config.pretrained)
         try:
-            network, _ = open_network(path)
-        except CheckpointError as error:
-            if path.is_dir() or not path.exists() or "does not say which network" not in str(error):
-                raise
-            return read_checkpoint(path)  # bare weights: how many classes they are for, only their shapes say
+            network, _ = open_network(config.pretrained)
+        except _NamelessError:  # bare weights: how many classes they are for, only their shapes say
+            return read_checkpoint(checkpoint_file(config.pretrained))
         return dict(fold(network, blocks=False).state_dict())
     weights: Description = {key: value for key, value in options.items() if key not in ("num_classes", "in_channels")}
     weights |= {"weights": "DEFAULT"} if config.architecture.startswith("torchvision/") else {"pretrained": True}
@@ -169,22 +181,29 @@ def open_network(
         )
     given = {"architecture": architecture, "architecture_args": architecture_args or {}} if architecture else {}
     if is_safetensors(path) and (is_described(path) or not given):
-        description = {**_mapping(read_description(path).get("extra")), **given}
-        network = load(path, _plain(description, path))
+        header = read_description(path)
+        description = {**_mapping(header.get("extra")), **given}
+        network = load(path, _plain(description, path, read_safetensors(path), header))
     else:
         content = {} if is_safetensors(path) else read_safely(path)
         described = isinstance(content, dict) and "foldconv" in content
         description = {**_mapping(content["foldconv"] if described else {}), **given}
-        network = _plain(description, path)
+        tensors = _trained(content) if described else read_checkpoint(path)
+        network = _plain(description, path, tensors, description)
         if described:
             network = expand_as_described(network, _mapping(description.get("layers")), path)
-            state = _mapping(content.get("state_dict")).items()
-            average = {key.removeprefix(_AVERAGE): value for key, value in state if key.startswith(_AVERAGE)}
-            tensors = average or {key.removeprefix(_PREFIX): value for key, value in state if key.startswith(_PREFIX)}
-        else:
-            tensors = read_checkpoint(path)
         load_exactly(network, tensors, path)
     return network.eval(), description
+
+
+def _trained(content: dict[str, Any]) -> dict[str, Any]:
+    """The network's tensors in a Lightning checkpoint: the average where there is one."""
+    state = {str(key): value for key, value in _mapping(content.get("state_dict")).items()}
+    average, own = (
+        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        for prefix in (_AVERAGE, _PREFIX)
+    )
+    return average or own
 
 
 def checkpoint_file(path: str | os.PathLike[str]) -> Path:
@@ -204,12 +223,67 @@ def checkpoint_file(path: str | os.PathLike[str]) -> Path:
     return newest
 
 
-def _plain(description: Description, path: Path) -> nn.Module:
+class _NamelessError(CheckpointError):
+    """A file that does not say which network it is for."""
+
+
+def _plain(description: Description, path: Path, tensors: dict[str, Any], changed: Description) -> nn.Module:
+    """The plain network of a description; `changed` names the layers whose tensors are not its own."""
     name, options = description.get("architecture"), _without_weights(_mapping(description.get("architecture_args")))
     if not isinstance(name, str):
-        raise CheckpointError(f"{path}: does not say which network it is for; name it with --architecture")
-    network = zoo.create(name, **options)
+        raise _NamelessError(f"{path}: does not say which network it is for; name it with --architecture")
+    shape = description.get("input_shape", [1, 1, 1])
+    sizes = shape if isinstance(shape, list | tuple) and len(shape) == 3 else [0]
+    if not all(type(size) is int and 0 < size < 2**16 for size in sizes) or math.prod(sizes) > _LARGEST:
+        raise CheckpointError(f"{path}: input_shape: expected [channels, height, width], received {str(shape)[:80]}")
+    try:
+        _expect_tensors_of(name, options, path, tensors, changed)
+        network = zoo.create(name, **options)
+    except FoldConvError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path}: {name!r} cannot be built with the options it gives ({reason})") from error
     return fold(network, batchnorm=True, check=False) if description.get("batchnorm_folded") else network
+
+
+def _expect_tensors_of(
+    name: str, options: Description, path: Path, tensors: dict[str, Any], changed: Description
+) -> None:
+    """Refuse another network's tensors by shapes alone: what a file asks to be built may take minutes and all memory.
+
+    Raises:
+        CheckpointError: the network has many more parameters, or a kernel or matrix of another shape.
+    """
+    limit, made = 3 * len(tensors) + 100, itertools.count(1)
+
+    def counted(*_: Any) -> None:
+        if next(made) > limit:
+            raise CheckpointError(f"{path}: does not fit {name}, which has more than {limit} parameters")
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        with torch.device("meta"):
+            network = expand_as_described(zoo.create(name, **options), _mapping(changed.get("layers")), path)
+    except CheckpointError:
+        raise
+    except Exception:  # a builder that computes with values; building says what is wrong, if anything is
+        return
+    finally:
+        hook.remove()
+    misshapen = [
+        f"{key} (expected {tuple(parameter.shape)}, received {received})"
+        for key, parameter in network.named_parameters()
+        if parameter.ndim > 1  # norms may be folded, and with them biases made
+        if key.rpartition(".")[0] not in _mapping(changed.get("groups")) and key not in _mapping(changed.get("shared"))
+        if (received := tuple(getattr(tensors.get(key), "shape", ()))) != tuple(parameter.shape)
+    ]
+    if misshapen:
+        more = ", ..." if len(misshapen) > 5 else ""
+        raise CheckpointError(
+            f"{path}: does not fit {type(network).__name__}; {len(misshapen)} missing or misshapen: "
+            f"{', '.join(misshapen[:5])}{more}; nothing was loaded"
+        )
 
 
 def _without_weights(options: dict[str, Any]) -> dict[str, Any]:

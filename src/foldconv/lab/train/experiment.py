@@ -23,9 +23,10 @@ from ...network.fold import fold
 from ...network.verify import verify
 from ..data import ImageData, epoch_seed, evaluation_loader, training_loader
 from ..run import RunFolder, locked
+from ..zoo import check_name
 from . import processes
 from .callbacks import EpochProgress, EpochSeed, LastCheckpoint, MetricsTable, Stopwatch
-from .checkpoint import build, check_classes, open_network
+from .checkpoint import build, check_classes, chosen_method, open_network
 from .classifier import Classifier
 from .config import TrainConfig
 from .curves import plot_curves
@@ -121,7 +122,10 @@ def _run(config: TrainConfig, old: RunFolder | None, console: Console | None) ->
         processes.check_folder(config)
     console = (console or Console(stderr=True)) if first else Console(quiet=True)
     begin = time.perf_counter()
+    # Before data are fetched or a network is built.
     check_optimizer(config)
+    check_name(config.architecture)
+    chosen_method(config)
     data = config.open_data()
     torch.manual_seed(epoch_seed(config.seed, -1))
     network, description = build(config, data, console)

@@ -1,6 +1,6 @@
 """Architectures that timm and torchvision lack, one family per file, and one `create` for all three sources."""
 
-from ._registry import create, input_shape, list_architectures
+from ._registry import check_name, create, input_shape, list_architectures
 from .cifar_quick import CifarQuick
 from .cifar_resnet import CifarResNet
 from .expandnets import SmallNet
@@ -22,6 +22,7 @@ __all__ = [
     "RepVGG",
     "SmallNet",
     "SmallResNet",
+    "check_name",
     "create",
     "digits_resnet",
     "g_resnext50",

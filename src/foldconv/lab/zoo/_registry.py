@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import warnings
@@ -46,36 +47,52 @@ def create(name: str, *, num_classes: int | None = None, in_channels: int | None
     >>> create("digits_resnet", width=8).head
     Linear(in_features=32, out_features=10, bias=True)
     """
+    builder, channels, known = _find(name)
     options = dict(kwargs)
     if num_classes is not None:
         options["num_classes"] = num_classes
+    if channels and in_channels is not None:
+        options[channels] = in_channels
+    elif in_channels not in (None, 3):
+        raise UnsupportedError(
+            f"{name!r} is a torchvision network and takes images of 3 channels, received {in_channels}; choose a "
+            "network of timm or of the zoo, which take any number"
+        )
+    return _build(builder, name, options, known)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that `create` does not know.
+
+    Raises:
+        UnsupportedError: with the nearest name.
+
+    >>> check_name("digits_resnt")
+    Traceback (most recent call last):
+    foldconv.errors.UnsupportedError: unknown architecture 'digits_resnt'; did you mean 'digits_resnet'?; ...
+    """
+    _find(name)
+
+
+def _find(name: str) -> tuple[Callable[..., nn.Module], str | None, list[Callable[..., Any]]]:
+    """What builds a network, what it calls the channels of images, and the functions whose arguments are options."""
     library, _, short = name.rpartition("/")
     if library == "" and short in _BUILDERS:
-        if in_channels is not None:
-            options["in_channels"] = in_channels
-        return _build(_BUILDERS[short], name, options)
+        return _BUILDERS[short], "in_channels", [_BUILDERS[short]]
     # The libraries take seconds to import: only once the name is none of ours.
     if library in ("", "timm"):
         import timm
 
         if timm.is_model(short):
-            if in_channels is not None:
-                options["in_chans"] = in_channels
             known = [timm.create_model, timm.models.model_entrypoint(short)]
-            return _build(lambda **given: timm.create_model(short, **given), name, options, known)
+            return functools.partial(timm.create_model, short), "in_chans", known
     if library in ("", "torchvision"):
         import torchvision
 
         if short in torchvision.models.list_models():
-            if in_channels not in (None, 3):
-                raise UnsupportedError(
-                    f"{name!r} is a torchvision network and takes images of 3 channels, received {in_channels}; "
-                    "choose a network of timm or of the zoo, which take any number"
-                )
             builder = torchvision.models.get_model_builder(short)
-            if "weights_backbone" in inspect.signature(builder).parameters:
-                options.setdefault("weights_backbone", None)  # its own default downloads
-            return _build(builder, name, options)
+            fetches = "weights_backbone" in inspect.signature(builder).parameters  # unless it is told not to
+            return functools.partial(builder, weights_backbone=None) if fetches else builder, None, [builder]
     raise UnsupportedError(f"{unknown('architecture', name, _names())} (in the zoo, timm and torchvision)")
 
 
@@ -94,12 +111,9 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
 
 
 def _build(
-    builder: Callable[..., nn.Module],
-    name: str,
-    options: dict[str, Any],
-    known: list[Callable[..., Any]] | None = None,
+    builder: Callable[..., nn.Module], name: str, options: dict[str, Any], known: list[Callable[..., Any]]
 ) -> nn.Module:
-    """Call the builder; `known` are the functions whose arguments are options, by default the builder itself."""
+    """Call the builder; `known` are the functions whose arguments are options."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # an error here
@@ -113,7 +127,7 @@ def _build(
             raise
         option = refused_option(error)
         if option in options:
-            where = [*(known or [builder])]
+            where = [*known]
             # The libraries' builders pass on what they do not know: the class that refused it is in their module.
             module, refused_by = sys.modules[where[-1].__module__], str(error).partition(".")[0]
             where += [kind] if isinstance(kind := getattr(module, refused_by, None), type) else []
