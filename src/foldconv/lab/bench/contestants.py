@@ -84,7 +84,7 @@ def _expanded(config: BenchConfig, plain: nn.Module, text: str, method: Method) 
     has_choice = any(field.name == "composition" for field in dataclasses.fields(method))
     for composition in config.composition if has_choice else ("kernel",) if "kernel" in config.composition else ():
         chosen = dataclasses.replace(method, composition=composition) if has_choice else method
-        network = expand(plain, chosen, init="paper")
+        network = expand(plain, chosen, init="paper", example_inputs=zoo.example_images(plain))
         layers = foldable_layers(network).values()
         counts = Counter(type(layer).__name__ for layer in layers)
         # Only where a layer asks for a path do paths differ.

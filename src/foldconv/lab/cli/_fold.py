@@ -34,21 +34,23 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     report_path = Path(options.out).with_suffix(".report.json")
     check_out(options.out, report_path)
 
-    import torch
-
     from ...errors import FoldMismatchError
     from ...files.atomic import atomic_path, write_json
     from ...files.native import save
     from ...network.fold import fold
     from ...network.verify import verify
-    from ..zoo import input_shape
+    from ..zoo import example_images, input_shape
 
     network, description = open_named(options, options.checkpoint)
-    # Without its norms it is no longer the architecture, so its blocks may go, too.
-    folded = fold(network, batchnorm=options.batchnorm, blocks=None if options.batchnorm else False)
     shape = tuple(description.get("input_shape") or input_shape(network))
-    dtype = next((parameter.dtype for parameter in network.parameters()), torch.float32)
-    images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    images = example_images(network, shape, count=4)
+    # Without its norms it is no longer the architecture, so its blocks may go, too.
+    folded = fold(
+        network,
+        batchnorm=options.batchnorm,
+        example_inputs=images,
+        blocks=None if options.batchnorm else False,
+    )
     with evaluating(options.checkpoint, shape):
         report = verify(network, folded, images)
     if not report.ok(_TOLERANCE):

@@ -104,7 +104,9 @@ def _network(options: argparse.Namespace, subject: str) -> tuple[Any, dict[str, 
         raise CheckpointError(f"{subject}: no such file")
     else:
         network = zoo.create(subject, **pairs(options, "architecture_args")).eval()
-        description = {"architecture": subject}
+        description: dict[str, Any] = {"architecture": subject}
     if options.method:
-        network = expand(network, method_from_json({"method": options.method, **pairs(options, "method_args")}))
+        method = method_from_json({"method": options.method, **pairs(options, "method_args")})
+        images = zoo.example_images(network, options.input_shape or description.get("input_shape"))
+        network = expand(network, method, example_inputs=images)
     return network, description

@@ -78,7 +78,9 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
     if config.pretrained:
         start_from(network, _pretrained_tensors(config, options), str(config.pretrained), data.num_classes, console)
     if method is not None:
-        network = expand(network, method, include=config.include, exclude=config.exclude, init=config.init)
+        images = zoo.example_images(network, data.input_shape)
+        chosen: dict[str, Any] = {"include": config.include, "exclude": config.exclude, "init": config.init}
+        network = expand(network, method, **chosen, example_inputs=images)
     return network, {
         "architecture": config.architecture,
         "architecture_args": _without_weights(options),
@@ -244,7 +246,10 @@ def _plain(description: Description, path: Path, tensors: dict[str, Any], change
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path}: {name!r} cannot be built with the options it gives ({reason})") from error
-    return fold(network, batchnorm=True, check=False) if description.get("batchnorm_folded") else network
+    if not description.get("batchnorm_folded"):
+        return network
+    images = zoo.example_images(network, description.get("input_shape"))
+    return fold(network, batchnorm=True, example_inputs=images, check=False)
 
 
 def _expect_tensors_of(

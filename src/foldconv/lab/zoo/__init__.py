@@ -1,6 +1,6 @@
 """Architectures that timm and torchvision lack, one family per file, and one `create` for all three sources."""
 
-from ._registry import check_name, create, input_shape, list_architectures
+from ._registry import check_name, create, example_images, input_shape, list_architectures
 from .cifar_quick import CifarQuick
 from .cifar_resnet import CifarResNet
 from .expandnets import SmallNet
@@ -25,6 +25,7 @@ __all__ = [
     "check_name",
     "create",
     "digits_resnet",
+    "example_images",
     "g_resnext50",
     "g_resnext101",
     "input_shape",

@@ -6,9 +6,10 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...errors import FoldConvError, UnsupportedError, option_names, refused_option, unknown
@@ -108,6 +109,17 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
     channels, height, width = config.get("input_size") or (3, 224, 224)
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     return (first.in_channels if first is not None else channels), height, width
+
+
+def example_images(model: nn.Module, shape: Sequence[int] | None = None, count: int = 2) -> torch.Tensor:
+    """Always the same random images, as a network takes them; in training mode norms need two.
+
+    >>> example_images(create("digits_resnet")).shape
+    torch.Size([2, 1, 8, 8])
+    """
+    first = next(model.parameters(), torch.empty(0))
+    images = torch.randn(count, *(shape or input_shape(model)), generator=torch.Generator().manual_seed(0))
+    return images.to(first.device, first.dtype)
 
 
 def _build(
