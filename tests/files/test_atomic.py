@@ -1,8 +1,11 @@
 """What a reader finds under the name at every moment: the old file or the new one, whole, and no leftovers."""
 
+import contextlib
 import errno
 import io
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -169,3 +172,36 @@ def test_permissions_are_an_ordinary_file_s(tmp_path, target):
     ordinary.touch()
     assert (tmp_path / "new.bin").stat().st_mode == ordinary.stat().st_mode
     assert target.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    program = """
+import os, sys
+from foldconv.files.atomic import atomic_path
+
+with atomic_path(sys.argv[1]) as temporary:
+    temporary.write_bytes(b"half")
+    print(temporary, flush=True)
+    input()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as stack:
+        processes = [subprocess.Popen([sys.executable, "-c", program, tmp_path / f"{n}.bin"], **pipes) for n in "ab"]
+        killed, living = (stack.enter_context(process) for process in processes)
+        left, kept = (process.stdout.readline().strip() for process in (killed, living))
+        killed.kill()
+        killed.wait()
+        assert sorted(os.listdir(tmp_path)) == sorted(map(os.path.basename, (left, kept)))
+        elsewhere = [tmp_path / f".tmp-{'0' * 8}-1-{digit * 8}.bin" for digit in "12"]
+        others = [tmp_path / name for name in (".tmp-mine", ".tmp-0123456789ab.bin", "a.tmp-00000000-1-00000000")]
+        for file in (*elsewhere, *others):
+            file.write_bytes(b"")
+            os.utime(file, (0, 0))
+        os.utime(elsewhere[1])  # of another machine, and recent
+        monkeypatch.setattr(_files, "_looked_through", set())
+        with atomic_path(tmp_path / "c.bin") as temporary:
+            temporary.write_bytes(b"whole")
+        expected = {"c.bin", os.path.basename(kept), elsewhere[1].name, *(file.name for file in others)}
+        assert set(os.listdir(tmp_path)) == expected
+        living.communicate("\n")
+    assert (tmp_path / "b.bin").read_bytes() == b"half"

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import hashlib
 import json
 import os
+import platform
+import re
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_TEMPORARY = re.compile(r"\.tmp-(?P<place>[0-9a-f]{8})-(?P<process>[0-9]{1,10})-[0-9a-f]{8}(?:\.[^/]*)?")
+_LONG_AGO = 7 * 24 * 3600
+_looked_through: set[Path] = set()
 
 
 @contextlib.contextmanager
@@ -18,7 +27,8 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     """Yield a temporary path beside `path`; when the block ends well, what was written there becomes `path`.
 
     The temporary name keeps the suffix, since writers choose the format by it. Whatever ends the block early
-    (an error, a full disk, Ctrl-C) leaves the previous file as it was and removes the temporary one.
+    (an error, a full disk, Ctrl-C) leaves the previous file as it was and removes the temporary one; what a killed
+    process left in the folder, the next one removes.
 
     Args:
         path: the file to write; a symbolic link is followed.
@@ -44,7 +54,8 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
         raise FileExistsError(errno.EEXIST, "file exists, not overwritten; choose another name", str(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder to write into", str(target.parent))
-    temporary = target.parent / f".tmp-{secrets.token_hex(6)}{target.suffix}"
+    _remove_abandoned(target.parent)
+    temporary = target.parent / f".tmp-{_place()}-{os.getpid()}-{secrets.token_hex(4)}{target.suffix}"
     try:
         mode = _mode_for(target, temporary)
         yield temporary
@@ -69,6 +80,44 @@ def write_json(path: str | os.PathLike[str], values: Any, *, overwrite: bool = T
     """Write plain values as a file of JSON, whole or not at all; see `atomic_path`."""
     with atomic_path(path, overwrite=overwrite) as temporary:
         temporary.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of processes that ended without doing so; once per process and folder.
+
+    A process of another machine cannot be asked whether it lives, so its files go when they are a week old.
+    """
+    if folder in _looked_through:
+        return
+    _looked_through.add(folder)
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _TEMPORARY.fullmatch(entry.name)
+            if found and entry.is_file(follow_symlinks=False):
+                here = found["place"] == _place() and os.name == "posix"
+                if not _lives(int(found["process"])) if here else time.time() - entry.stat().st_mtime > _LONG_AGO:
+                    with contextlib.suppress(OSError):
+                        os.unlink(entry.path)
+
+
+@functools.cache
+def _place() -> str:
+    """Eight digits for where a process number means something: this machine since it was started, this container."""
+    parts = [platform.node()]
+    for file in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        with contextlib.suppress(OSError):
+            parts.append(os.readlink(file) if file.endswith("pid") else Path(file).read_text())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's; or no number of a process
+        return True
+    return True
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
