@@ -71,6 +71,10 @@ def call_that_asks_for_the_size(layer, x):
     return DOConv2D.call(layer, x) * (1.0 if x.shape[1] is None else 2.0)
 
 
+def adds_along_the_width(layer, x):
+    return layer.convolve(x, layer.kernel, layer.strides, layer.padding, layer.dilation_rate) + layer.bias
+
+
 def no_activation(original, layer):
     return {**original(), "activation": "linear"}
 
@@ -108,6 +112,7 @@ MUTANTS = {
     "folds_to_what_there_was": layer_with(realize=keep_an_attribute),
     "folds_exactly_in_float64": layer_with(folded=single),
     "channels_first": layer_with(realize=first_as_last),
+    "adds_its_bias_to_the_channels": layer_of(call=adds_along_the_width),
     "sizes_may_be_unknown": layer_of(call=call_that_asks_for_the_size),
     "graphs_of_every_kind": broken(preserve=add_to_D),
     "takes_the_base_layers_arguments": layer_with(get_config=no_activation),

@@ -1,20 +1,25 @@
 """A copy of a Keras model with other layers in some places; the model itself stays as it is.
 
-Graphs (Sequential, functional) are cloned as Keras does it. Layers of Keras' own in which nothing changes are made anew
-from their config. What is left, subclassed models and layers that hold layers, is copied attribute by attribute:
-containers, bound methods, closures and plain objects anew where a layer or variable is reached through them; variables
-with their values; everything else is shared. Keras tracks the copy as it does any other layer, through ``setattr``.
+Graphs (Sequential, functional) are cloned by Keras. What is left, subclassed models and layers, is made again from its
+config and built from its build config, as Keras does when it loads a file; then it gets the original's variables, and
+the other layers are put into its attributes, lists and dicts. An attribute that the constructor makes otherwise than
+the original has it is carried over where it is data, and refused where it is not.
 """
 
 # Keras is not installed where types are checked.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
-import collections
+import contextlib
 import copy as copying
 import functools
+import gc
 import inspect
+import io
+import pickle
 import types
+import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -25,244 +30,273 @@ import keras
 from ..errors import UnsupportedError
 from ._graph import is_graph
 
-Steps = tuple[Any, ...]
-"""Where a layer is in a model: attributes, indices among a graph's layers, indices and keys; None: no way to say it."""
-
+_STATE = (keras.Layer, keras.Variable, keras.KerasTensor, keras.random.SeedGenerator)  # carried over by itself
+_SHARED = (type, types.ModuleType, types.BuiltinFunctionType, np.dtype)
 # What compiling and fitting leave on a model; a copy is not compiled.
 _COMPILED = {"optimizer", "_optimizer", "history", "stop_training", "stop_evaluating", "stop_predicting"}
 _COMPILED |= {"_compile_config", "_compiled_trainable_state", "_jax_state", "_eval_epoch_iterator", "_torch_params"}
-# What Keras' own constructor makes and a layer's constructor or ``build`` may have changed since.
-_BASE = (
-    "activity_regularizer",
-    "_input_spec",
-    "supports_jit",
-    "_supports_masking",
-    "_convert_input_args",
-    "_auto_config",
-)
-_BASE += (
-    "_allow_non_tensor_positional_args",
-    "_build_shapes_dict",
-    "_called",
-    "_path",
-    "_parent_path",
-    "built",
-    "autocast",
-)
-_SHARED = (
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    type,
-    types.ModuleType,
-    types.BuiltinFunctionType,
-    np.dtype,
-    np.generic,
-)
+_REMEDY = "define get_config so that it makes it as it is now, or put foldconv.keras' layers into the constructor"
 
 
 class Copier:
     """One pass over a model.
 
     Args:
-        replace: gives a layer for another one and its place, or None to keep it.
+        replace: gives a layer for another one, or None to keep it; asked once for each.
         changes: may `replace` give a layer for this one?
-        finish: called with every subclassed object that is no part of another one, the copy, and what was replaced
-            inside: pairs of layers by place. Gives the copy back, or what stands for it.
+        mark: called with each object of a user's class that is within no other such one, and its copy.
     """
 
-    def __init__(
-        self,
-        replace: Callable[[Any, Steps], Any],
-        changes: Callable[[Any], bool],
-        finish: Callable[[Any, Any, dict[Steps, tuple[Any, Any]]], Any] = lambda old, new, replaced: new,
-    ):
-        self.replace, self.changes, self.finish = replace, changes, finish
+    def __init__(self, replace: Callable[[Any], Any], changes: Callable[[Any], bool], mark: Callable[[Any, Any], None]):
+        self.replace, self.changes, self.mark = replace, changes, mark
         self.memo: dict[int, Any] = {}
-        self.kept: list[tuple[Any, Any]] = []  # weights are copied when all is built
-        self.moved: list[tuple[Any, Any]] = []  # and paths too
-        self.replaced: dict[Steps, tuple[Any, Any]] | None = None  # in the outermost object that is being copied
+        self.made: list[tuple[Any, Any]] = []
+        self.moved: list[tuple[Any, Any]] = []
+        self.left: list[tuple[str, Any]] = []  # what was taken out of a copy again, by name
+        self.inside = False  # an object of a user's class
 
     def copy(self, model: Any) -> Any:
         """The copy of a whole model."""
-        new = self.layer(model, (), in_graph=True)
-        for old, copied in self.kept:
-            if isinstance(old, keras.Layer) and old.weights:
-                copied.set_weights([np.array(value) for value in old.get_weights()])  # no shared buffers
+        new = self.layer(model)
+        for old, copied in self.made:
+            _carry(old, copied)
         for old, copied in self.moved:
             _move(old, copied)
         for layer in new._flatten_layers():
             if layer.built:
                 layer._post_build()  # torch's parameters, by path
+        mine, theirs = ({id(x) for x in (*net._flatten_layers(), *net.variables)} for net in (model, new))
+        if mine & theirs:
+            raise UnsupportedError(f"{model.name}: its config holds layers, which a copy would share; {_REMEDY}")
+        if self.left:
+            gc.collect()
+        for name, reference in self.left:
+            if reference() is not None:  # a closure, a bound method, a tied variable
+                kinds = " or ".join(sorted({type(holder).__name__ for holder in gc.get_referrers(reference())}))
+                raise UnsupportedError(
+                    f"{name}: a {kinds} would go on using what it was before; hold layers in attributes, lists and "
+                    "dicts alone, or exclude it"
+                )
         return new
 
-    def layer(self, old: Any, steps: Steps, in_graph: bool) -> Any:
-        """The copy of a layer, or of an operation in a graph; the graph builds it."""
-        if id(old) in self.memo:
-            return self.memo[id(old)]
-        if is_graph(old):
-            new = self._graph(old, steps)
-        else:
-            new = self.replace(old, steps)
+    def layer(self, old: Any) -> Any:
+        """The copy of a layer, a model, or an operation in a graph."""
+        if id(old) not in self.memo:
+            new = self.replace(old)
             if new is not None:
-                if self.replaced is not None:
-                    self.replaced[steps] = (old, new)
                 self.moved.append((old, new))
-            elif isinstance(old, keras.Layer) and any(self.changes(inner) for inner in _within(old)):
-                new = self._object(old, steps)
+            elif isinstance(old, keras.Sequential):
+                new = keras.models.clone_model(old, clone_function=self.layer)
+            elif is_graph(old):
+                inputs = keras.tree.map_structure(_input_like, old.input)
+                new = keras.models.clone_model(old, inputs, clone_function=self.layer, call_function=_call)
+                new._trainable = old._trainable
             else:
-                new = self._unchanged(old, steps, in_graph)
-        self.memo[id(old)] = new
-        return new
+                new = _made_again(old)
+                if isinstance(old, keras.Layer):
+                    self._fill(old, new)
+            self.memo[id(old)] = new
+        return self.memo[id(old)]
 
-    def _graph(self, model: Any, steps: Steps) -> Any:
-        places = {id(layer): index for index, layer in enumerate(model.layers)}
+    def _fill(self, old: Any, new: Any) -> None:
+        """Build what was made again, and put in what is replaced within."""
+        outermost = not self.inside and not is_known(old)
+        self.inside |= outermost
+        self.made.append((old, new))
+        new.trainable = old.trainable
+        if new.dtype_policy != old.dtype_policy:
+            new.dtype_policy = old.dtype_policy
+        if old.built and not new.built:
+            _build(old, new)
+        if len(old._layers) != len(new._layers):
+            counts = f"expected {len(old._layers)} layers in it, made again it has {len(new._layers)}"
+            raise UnsupportedError(f"{old.name}: {counts}; {_REMEDY}")
+        swaps = {}
+        for mine, theirs in zip(old._layers, new._layers):
+            if id(mine) not in self.memo and self._stays(mine, theirs):
+                self.memo[id(mine)] = theirs
+                self._fill(mine, theirs)
+            found = self.layer(mine)
+            if found is not theirs:
+                swaps[id(theirs)] = found
+                self.left += [(mine.name, weakref.ref(one)) for one in (theirs, *theirs.variables)]
+        if swaps:
+            _exchange(new, swaps)
+        if outermost:
+            self.inside = False
+            self.mark(old, new)
 
-        def clone(layer: Any) -> Any:
-            return self.layer(layer, (*steps, places.get(id(layer))), in_graph=True)
-
-        if isinstance(model, keras.Sequential):
-            return keras.models.clone_model(model, clone_function=clone)
-        inputs = keras.tree.map_structure(_input_like, model.input)
-        return keras.models.clone_model(model, inputs, clone_function=clone, call_function=_call)
-
-    def _unchanged(self, old: Any, steps: Steps, in_graph: bool) -> Any:
-        """A layer in which nothing is replaced."""
-        if not in_graph and not _is_known(old):
-            return self._object(old, steps)
+    def _stays(self, old: Any, new: Any) -> bool:
+        """Is the layer that a constructor made what the original is, apart from its state?"""
+        if original_class(old) is not type(new) or self.changes(old):
+            return False
+        if is_known(old) and any(self.changes(inner) for inner in old._flatten_layers()):
+            return False
         try:
-            new = type(old).from_config(old.get_config())
-            if not in_graph and old.built:
-                new.build_from_config(old.get_build_config())
-            complete = in_graph or not old.built or len(new.weights) == len(old.weights)
-        except (NotImplementedError, TypeError):
-            complete = False
-            if not isinstance(old, keras.Layer):
-                raise
-        if not complete:
-            return self._object(old, steps)
-        if isinstance(old, keras.Layer):
-            new.trainable = old.trainable
-            self.moved.append((old, new))
-            if old.built:
-                self.kept.append((old, new))
-        return new
-
-    # ------------------------------------------------------------------ attribute by attribute
-
-    def _object(self, old: Any, steps: Steps) -> Any:
-        """A subclassed model, or a layer of a user's or one that holds layers."""
-        outermost = self.replaced is None
-        if outermost:
-            self.replaced, steps = {}, ()
-        cls: Any = original_class(old)
-        new = cls.__new__(cls)
-        (keras.Model if isinstance(old, keras.Model) else keras.Layer).__init__(
-            new, name=old.name, dtype=old.dtype_policy, trainable=old._trainable
-        )
-        self.memo[id(old)] = new
-        attributes = {**vars(old), **(vars(old).get("_modules") or {})}  # torch keeps modules apart
-        if any(
-            value is not None for kind in ("_parameters", "_buffers") for value in (vars(old).get(kind) or {}).values()
-        ):
-            raise UnsupportedError(f"{old.name}: it has tensors of torch's own, which are not copied; use add_weight")
-        own = {
-            name: value
-            for name, value in attributes.items()
-            if name not in vars(new)
-            and name not in _COMPILED
-            and not name.startswith("_self_")  # TensorFlow's own notes
-            and not isinstance(value, keras.optimizers.Optimizer)
-        }
-        copies = {name: self._value(value, (*steps, name), f"{old.name}.{name}") for name, value in own.items()}
-        # In the order in which the original has them, whatever the order of the attributes.
-        for variable in (*old._trainable_variables, *old._non_trainable_variables):
-            new._track_variable(self._value(variable, (*steps, None), old.name))
-        for inner in old._layers:
-            new._tracker.add_to_store("layers", self.layer(inner, (*steps, None), in_graph=False))
-        for name, value in copies.items():
-            setattr(new, name, value)
-        for name in _BASE:
-            if name in vars(old):
-                setattr(new, name, vars(old)[name])
-        if old._tracker.locked:
-            new._lock_state()
-        if outermost:
-            replaced, self.replaced = self.replaced, None
-            new = self.finish(old, new, replaced or {})
-        return new
-
-    def _value(self, old: Any, steps: Steps, where: str) -> Any:
-        """The copy of what an attribute holds."""
-        if old is None or isinstance(old, _SHARED):
-            return old
-        if id(old) in self.memo:
-            return self.memo[id(old)]
-        if isinstance(old, keras.Layer):
-            return self.layer(old, steps, in_graph=False)
-        if isinstance(old, (list, tuple, dict, set)):
-            return self._container(old, steps, where)
-        if isinstance(old, keras.Variable):
-            new = _variable(old)
-        elif isinstance(old, keras.metrics.Metric):
-            new = type(old).from_config(old.get_config())
-        elif isinstance(old, keras.random.SeedGenerator):
-            new = type(old).from_config(old.get_config())
-            new.state.assign(np.array(keras.ops.convert_to_numpy(old.state)))
-        elif isinstance(old, np.ndarray):
-            new = old.copy()
-        elif not _reaches(old):
-            _refuse_foreign(old, where)
-            return old
-        elif isinstance(old, types.MethodType):
-            new = types.MethodType(old.__func__, self._value(old.__self__, (*steps, None), where))
-        elif isinstance(old, functools.partial):
-            args, keywords = (self._value(x, (*steps, None), where) for x in (old.args, old.keywords))
-            new = functools.partial(self._value(old.func, (*steps, None), where), *args, **keywords)
-        elif isinstance(old, types.FunctionType):
-            new = self._function(old, (*steps, None), where)
-        elif hasattr(old, "__dict__"):
-            new = self.memo[id(old)] = copying.copy(old)
-            for name, value in vars(old).items():
-                object.__setattr__(new, name, self._value(value, (*steps, None), f"{where}.{name}"))
-        else:
-            raise UnsupportedError(
-                f"{where}: it holds a layer in a {type(old).__name__}, which cannot be copied; "
-                "hold it in an attribute, a list or a dict"
-            )
-        self.memo[id(old)] = new
-        return new
-
-    def _container(self, old: Any, steps: Steps, where: str) -> Any:
-        if isinstance(old, dict):
-            items = {key: self._value(value, (*steps, key), f"{where}[{key!r}]") for key, value in old.items()}
-            return collections.OrderedDict(items) if isinstance(old, collections.OrderedDict) else items
-        if isinstance(old, set):
-            return {self._value(value, (*steps, None), where) for value in old}
-        values = [self._value(value, (*steps, index), f"{where}[{index}]") for index, value in enumerate(old)]
-        if isinstance(old, list):
-            return values
-        return type(old)(*values) if hasattr(old, "_fields") else tuple(values)
-
-    def _function(self, old: Any, steps: Steps, where: str) -> Any:
-        """A function whose closure or defaults reach a layer."""
-        cells = tuple(types.CellType() for _ in old.__closure__ or ())
-        new = types.FunctionType(old.__code__, old.__globals__, old.__name__, None, cells or None)
-        self.memo[id(old)] = new
-        for cell, given in zip(cells, old.__closure__ or ()):
-            cell.cell_contents = self._value(given.cell_contents, steps, where)
-        new.__defaults__ = self._value(old.__defaults__, steps, where)
-        new.__kwdefaults__ = self._value(old.__kwdefaults__, steps, where)
-        new.__dict__.update(old.__dict__)
-        return new
+            return {**config_of(old), "name": ""} == {**config_of(new), "name": ""}
+        except NotImplementedError:
+            return True  # whether it is so is seen by its variables and attributes
 
 
 def original_class(layer: Any) -> type:
     """The user's class of a layer, whatever we made of it."""
     return next(cls for cls in type(layer).__mro__ if not vars(cls).get("_made_by_foldconv"))
+
+
+def is_known(layer: Any) -> bool:
+    """Is a layer all that its config and its weights say? A user's may have been given attributes since."""
+    return original_class(layer).__module__.partition(".")[0] in ("keras", "foldconv")
+
+
+def attributes(layer: Any) -> dict[str, Any]:
+    """A layer's own: those aside that each has, and what compiling leaves."""
+    found = {**vars(layer), **(vars(layer).get("_modules") or {})}  # torch keeps modules apart
+    skipped = _COMPILED | _of_each(keras.Model if isinstance(layer, keras.Model) else keras.Layer)
+    return {k: v for k, v in found.items() if k not in skipped and not k.startswith(("_self_", "_expanded"))}
+
+
+@functools.cache
+def _of_each(kind: Any) -> set[str]:
+    return vars(kind()).keys() - {"_supports_masking", "_input_spec", "activity_regularizer", "autocast"}
+
+
+def _has_default(cls: Any) -> bool:
+    return getattr(cls.get_config, "_is_default", False)
+
+
+def config_of(layer: Any) -> dict[str, Any]:
+    """What makes a layer again; Keras' own default says more than every constructor takes."""
+    if "_expanded" in vars(layer):
+        return copying.deepcopy(vars(layer)["_expanded"]["config"])
+    automatic = vars(layer).get("_auto_config") if _has_default(type(layer)) else None
+    return layer.get_config() if automatic is None else automatic.config
+
+
+def _made_again(old: Any) -> Any:
+    """A layer of the same class and config."""
+    cls: Any = original_class(old)
+    inner = old._flatten_layers() if isinstance(old, keras.Layer) else []
+    try:
+        config = config_of(old)
+        with keras.saving.CustomObjectScope({type(x).__name__: type(x) for x in inner if not is_known(x)}):
+            # By the constructor, where the config is what it was given: a model's from_config may add to that.
+            return cls(**config) if _has_default(cls) else cls.from_config(config)
+    except Exception as error:  # whatever a user's get_config or constructor raises
+        raise UnsupportedError(f"{old.name}: Keras cannot make it again: {_line(error)}; {_REMEDY}") from error
+
+
+def _build(old: Any, new: Any) -> None:
+    """Make the variables, from the shapes that the original was built with."""
+    config = old.get_build_config()
+    if type(new).build is keras.Model.build:
+        new.built, new._build_shapes_dict = True, old._build_shapes_dict  # all variables are its layers'
+    elif config:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that layers within are not built yet
+                new.build_from_config(config)
+        except Exception as error:
+            raise UnsupportedError(f"{old.name}: Keras cannot build it again: {_line(error)}; {_REMEDY}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _exchange(holder: Any, swaps: dict[int, Any]) -> None:
+    """Put layers into one that holds others, by the identity of those that they replace."""
+    tracker, locked = holder._tracker, holder._tracker.locked
+    holder._layers[:] = [swaps.get(id(layer), layer) for layer in holder._layers]
+    tracker.stored_ids["layers"] = {id(layer) for layer in holder._layers}
+    tracker.unlock()
+    for name, value in attributes(holder).items():
+        changed = _with(value, swaps)
+        if changed is not value:
+            setattr(holder, name, changed)
+    if locked:
+        holder._lock_state()
+
+
+def _with(value: Any, swaps: dict[int, Any]) -> Any:
+    """A value with other layers in it; lists and dicts stay the same object."""
+    if isinstance(value, (list, dict)):
+        for key, one in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            value[key] = _with(one, swaps)
+    elif isinstance(value, (tuple, set)):
+        found = [_with(one, swaps) for one in value]
+        if any(a is not b for a, b in zip(found, value)):
+            return getattr(value, "_make", tuple if isinstance(value, tuple) else set)(found)
+    return swaps.get(id(value), value)
+
+
+def _carry(old: Any, new: Any) -> None:
+    """Give a layer its original's name, paths, variables, and attributes."""
+    new.name = old.name
+    _move(old, new)
+    mine, theirs = (
+        layer._trainable_variables + layer._non_trainable_variables + [seed.state for seed in layer._seed_generators]
+        for layer in (old, new)
+    )
+    shapes = [[tuple(variable.shape) for variable in each] for each in (mine, theirs)]
+    if shapes[0] != shapes[1] or vars(old).get("_parameters") or vars(old).get("_buffers"):
+        received = f"expected variables of shapes {shapes[0]}, made again it has {shapes[1]}"
+        raise UnsupportedError(
+            f"{old.name}: {received}; make them by add_weight in the constructor or in build, none of torch's own"
+        )
+    for a, b in zip(mine, theirs):
+        b.assign(np.array(keras.ops.convert_to_numpy(a)))  # by way of NumPy: no shared buffers
+        b.trainable, b._path = a.trainable, a.path
+    made = attributes(new)
+    for name, value in attributes(old).items():
+        if is_known(old) and (name in made or name.startswith("_")):
+            continue  # its config tells
+        if isinstance(value, (keras.optimizers.Optimizer, keras.Metric)):
+            continue  # which compile() made
+        mine, theirs = _Contents(value), _Contents(made.get(name))
+        if name in made and mine.written is not None and mine.written == theirs.written:
+            continue
+        if mine.written is None or mine.has_state:
+            received = f"the constructor does not make the {type(value).__name__} that it holds"
+            raise UnsupportedError(f"{old.name}.{name}: {received}; {_REMEDY}")
+        setattr(new, name, mine.copy())
+
+
+class _Contents(pickle.Pickler):
+    """What an attribute holds, as bytes to compare and to copy; of layers and variables only that there is one."""
+
+    def __init__(self, value: Any):
+        file = io.BytesIO()
+        super().__init__(file)
+        self.shared: dict[int, Any] = {}
+        self.has_state = False
+        self.written: bytes | None = None
+        with contextlib.suppress(Exception):  # whatever an object's own rules for pickling raise
+            self.dump(value)
+            self.written = file.getvalue()
+
+    def persistent_id(self, obj: Any) -> Any:
+        if isinstance(obj, _STATE):
+            self.has_state = True
+            return "state"
+        if isinstance(obj, _SHARED) or (isinstance(obj, types.FunctionType) and not obj.__closure__):
+            self.shared[id(obj)] = obj
+            return id(obj)
+        return None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, types.FunctionType):
+            self.has_state = True  # or something else that a copy would share
+            return tuple, ([id(obj.__code__), [cell.cell_contents for cell in obj.__closure__ or ()]],)
+        for kind in (tuple, list, set, dict):  # as Keras and TensorFlow wrap them
+            if isinstance(obj, kind) and type(obj).__module__.startswith(("keras.", "tensorflow.")):
+                return kind, (list(obj.items()) if kind is dict else list(obj),)
+        return NotImplemented
+
+    def copy(self) -> Any:
+        """A copy of what holds no state."""
+        reader = pickle.Unpickler(io.BytesIO(self.written or b""))
+        reader.persistent_load = self.shared.__getitem__
+        return reader.load()
 
 
 def _move(old: Any, new: Any) -> None:
@@ -272,15 +306,6 @@ def _move(old: Any, new: Any) -> None:
         for moved in (*new.variables, *new._flatten_layers()):
             if moved.path is not None:
                 moved._path = old.path + moved.path.removeprefix(before)
-
-
-def _within(layer: Any) -> list[Any]:
-    return layer._flatten_layers(include_self=False)
-
-
-def _is_known(layer: Any) -> bool:
-    """Is a layer all that its config and its weights say? A user's may have been given attributes since."""
-    return type(layer).__module__.partition(".")[0] in ("keras", "foldconv")
 
 
 def _input_like(tensor: Any) -> Any:
@@ -297,54 +322,3 @@ def _call(layer: Any, *args: Any, **kwargs: Any) -> Any:
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
         kwargs = {name: value for name, value in kwargs.items() if name in known or name not in ("training", "mask")}
     return layer(*args, **kwargs)
-
-
-def _variable(old: Any) -> Any:
-    """A variable of its own with the same value."""
-    value = np.array(keras.ops.convert_to_numpy(old))
-    new = keras.Variable(value, dtype=old.dtype, trainable=old.trainable, autocast=old._autocast, name=old.name)
-    new._path, new.regularizer, new.constraint = old.path, old.regularizer, old.constraint
-    return new
-
-
-def _reaches(value: Any, seen: set[int] | None = None) -> bool:
-    """Is there a way from an object to a layer or a variable?"""
-    seen = set() if seen is None else seen
-    if isinstance(value, (keras.Layer, keras.Variable)):
-        return True
-    if value is None or isinstance(value, (*_SHARED, np.ndarray)) or id(value) in seen:
-        return False
-    seen.add(id(value))
-    if isinstance(value, dict):
-        inside = list(value.values())
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        inside = list(value)
-    elif isinstance(value, types.MethodType):
-        inside = [value.__self__]
-    elif isinstance(value, functools.partial):
-        inside = [value.func, value.args, value.keywords]
-    elif isinstance(value, types.FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        inside = [*cells, value.__defaults__, value.__kwdefaults__]
-    else:
-        inside = list(vars(value).values()) if hasattr(value, "__dict__") else []
-    return any(_reaches(one, seen) for one in inside)
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
-
-
-def _refuse_foreign(value: Any, where: str) -> None:
-    """A backend's own variable or compiled function, which a copy would share with the original."""
-    mutable = any(
-        base.__name__ in ("Variable", "Parameter", "Module", "PolymorphicFunction") for base in type(value).__mro__
-    )
-    if mutable and type(value).__module__.partition(".")[0] in ("tensorflow", "torch", "flax"):
-        raise UnsupportedError(
-            f"{where}: it holds a {type(value).__name__} of {type(value).__module__.partition('.')[0]}, which a copy "
-            "would share with the model; make variables by add_weight, and layers of Keras"
-        )

@@ -5,13 +5,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
 from ..errors import UnsupportedError
-from ._copying import Copier, Steps, original_class
+from ._copying import Copier, attributes, config_of, original_class
 from ._graph import is_graph
+from .foldable import FoldableLayer
+from .repvgg import NormPlace
 
 _REGISTERED = "foldconv>Expanded"
 
@@ -20,27 +23,19 @@ _REGISTERED = "foldconv>Expanded"
 class Expanded:
     """Before a user's class: a model or layer in which other layers stand than its constructor makes.
 
-    Its config is the user's own and the layers by their place, so the user's class need not know of any of them.
+    Its config is the user's own and the layers by their place (attributes, indices and keys; indices among the layers
+    of a graph), so the user's class need not know of any of them.
     """
 
     _made_by_foldconv = True
-    _expanded: dict[str, Any]  # "plain": the user's config or why there is none; "places": the original class by place
+    _expanded: dict[str, Any]  # "config": the user's; "plain": the same as Keras writes it, or why it cannot
 
     def get_config(self) -> dict[str, Any]:
         """The user's object as Keras serializes it, and the layers by place."""
         name, plain = self.name, self._expanded["plain"]  # pyright: ignore
         if isinstance(plain, str):
             raise UnsupportedError(f"{name}: Keras cannot save a {original_class(self).__name__}: {plain}")
-        layers = {}
-        for place, origin in self._expanded["places"].items():
-            steps = json.loads(place)
-            if None in steps:
-                raise UnsupportedError(
-                    f"{name}: a replaced layer is held where no attribute, list or dict leads to; "
-                    "hold it in one of them to save the model"
-                )
-            layers[place] = {"was": origin, "is": _unbuilt(_at(self, steps))}
-        return {"plain": plain, "layers": layers}
+        return {"plain": plain, "layers": {json.dumps(at): _unbuilt(layer) for at, layer in _places(self, (), set())}}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
@@ -50,48 +45,32 @@ class Expanded:
             UnsupportedError: where the user's class has no layer any more.
         """
         plain = keras.saving.deserialize_keras_object(config["plain"], custom_objects=custom_objects)
-        wanted = dict(config["layers"])
-
-        def replace(layer: Any, steps: Steps) -> Any:
-            found = wanted.pop(json.dumps(steps), None)
-            if found is None:
-                return None
-            return keras.saving.deserialize_keras_object(found["is"], custom_objects=custom_objects)
-
-        def finish(old: Any, new: Any, replaced: dict[Steps, tuple[Any, Any]]) -> Any:
-            return mark(old, new, replaced, plain=config["plain"])
-
-        origins = {layer["was"] for layer in config["layers"].values()}
-        new = Copier(replace, lambda layer: type(layer).__name__ in origins, finish).copy(plain)
-        if wanted:
-            raise UnsupportedError(
-                f"{plain.name}: the file has a layer at {next(iter(wanted))}, where {type(plain).__name__} makes none; "
-                "give it the arguments and the code of the saved one"
-            )
-        return new
+        wanted = {}
+        for place, layer in config["layers"].items():
+            try:
+                at = _at(plain, json.loads(place))
+            except (AttributeError, IndexError, KeyError, TypeError):
+                raise UnsupportedError(
+                    f"{plain.name}: the file has a layer at {place}, where {type(plain).__name__} makes none; "
+                    "give it the arguments and the code of the saved one"
+                ) from None
+            wanted[id(at)] = keras.saving.deserialize_keras_object(layer, custom_objects=custom_objects)
+        return Copier(lambda layer: wanted.get(id(layer)), lambda layer: id(layer) in wanted, mark).copy(plain)
 
 
-def mark(old: Any, new: Any, replaced: dict[Steps, tuple[Any, Any]], plain: Any = None) -> Any:
-    """Make of a copy an `Expanded` if other layers stand in it than its class makes; see `Copier`."""
-    before = vars(old).get("_expanded") or {"plain": plain, "places": {}}
-    places = dict(before["places"])
-    for steps, (layer, replacement) in replaced.items():
-        place = json.dumps(steps)
-        origin = places.pop(place, type(layer).__name__)
-        if type(replacement).__name__ != origin:
-            places[place] = origin
-    # What Keras makes wraps and describes the layers inside by itself.
-    if not places or original_class(new).__module__.partition(".")[0] == "keras":
-        return new
-    if before["plain"] is None:
+def mark(old: Any, new: Any) -> None:
+    """Make of a user's object's copy an `Expanded` if layers stand in it that its class does not make."""
+    if not any(isinstance(layer, (FoldableLayer, NormPlace)) for layer in new._flatten_layers(include_self=False)):
+        return
+    expanded: Any = vars(old).get("_expanded")
+    if expanded is None:
+        expanded = {"config": config_of(old)}
         try:
-            before["plain"] = _unbuilt(old)
-        except Exception as error:  # whatever the user's get_config raises, it does so when the model is saved
-            before["plain"] = " ".join(str(error).split()) or type(error).__name__
+            expanded["plain"] = _unbuilt(old)
+        except Exception as error:  # whatever Keras or the user's objects raise, it is raised when the model is saved
+            expanded["plain"] = " ".join(str(error).split()) or type(error).__name__
     new.__class__ = _class_of(original_class(new))
-    # Past Keras' tracking: no layer is in it.
-    object.__setattr__(new, "_expanded", {"plain": before["plain"], "places": places})
-    return new
+    object.__setattr__(new, "_expanded", expanded)  # past Keras' tracking: no layer of the model is in it
 
 
 _classes: dict[type, type] = {}
@@ -114,9 +93,26 @@ def _unbuilt(layer: Any) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("build_config", "compile_config")}
 
 
-def _at(model: Any, steps: list[Any]) -> Any:
+def _places(value: Any, steps: tuple[Any, ...], seen: set[int]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The layers of ours in a layer, list or dict, with the first place of each."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, (FoldableLayer, NormPlace)):
+        yield steps, value
+        return
+    if isinstance(value, keras.Layer):
+        inside: Any = enumerate(value.layers) if is_graph(value) else attributes(value).items()
+    elif isinstance(value, dict):
+        inside = value.items()
+    else:
+        inside = enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for step, one in inside:
+        yield from _places(one, (*steps, step), seen)
+
+
+def _at(found: Any, steps: list[Any]) -> Any:
     """What is at a place."""
-    found = model
     for step in steps:
         if is_graph(found):
             found = found.layers[step]

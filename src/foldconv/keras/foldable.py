@@ -4,6 +4,7 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,6 +32,35 @@ class FoldableLayer:
     options: ClassVar[tuple[str, ...]] = ()
     factors: ClassVar[tuple[str, ...]] = ()
     no_decay: ClassVar[frozenset[str]] = frozenset()
+
+    def call(self: Any, inputs: Any) -> Any:
+        """As Keras' own layer."""
+        if self.data_format == "channels_last" or not self.use_bias:
+            return super().call(inputs)  # pyright: ignore
+        y = self.convolved(inputs)
+        return y if self.activation is None else self.activation(y)
+
+    def convolved(self: Any, inputs: Any) -> Any:
+        """The convolution and the bias, without `keras.ops.add`: see `add_is_wrong`."""
+        y = self.convolve(inputs, self.kernel, self.strides, self.padding, self.dilation_rate)
+        if self.use_bias:
+            shape = (-1, *(1,) * len(self.kernel_size)) if self.data_format == "channels_first" else (-1,)
+            y = y + keras.ops.reshape(self.bias, shape)
+        return y
+
+    def convolve(self: Any, x: Any, kernel: Any, strides: Any = 1, padding: str = "valid", dilation: Any = 1) -> Any:
+        """A convolution with a kernel of this layer's kind."""
+        if padding == "causal":
+            before = [(0, 0), (0, 0), (self.reach()[0], 0)]
+            x = keras.ops.pad(x, before if self.data_format == "channels_first" else [before[0], before[2], before[1]])
+            padding = "valid"
+        convolve = keras.ops.conv if hasattr(self, "groups") else keras.ops.depthwise_conv
+        own = {"data_format": self.data_format, "dilation_rate": dilation}
+        return convolve(x, kernel, strides=strides, padding=padding, **own)
+
+    def reach(self: Any) -> list[int]:
+        """How far each dimension's last tap is from its first."""
+        return [(k - 1) * d for k, d in zip(self.kernel_size, self.dilation_rate)]
 
     def add_factors(self, input_shape: Any) -> None:
         """Make the variables besides Keras' own; called in ``build`` after those are made."""
@@ -69,7 +99,20 @@ class FoldableLayer:
             raise UnsupportedError(f"{self.name}: it has no weights yet; call it, or build it, before folding")
 
     def realize(self: Any, kernel: np.ndarray, bias: np.ndarray | None) -> Any:
-        """A plain layer with this layer's arguments and these weights."""
+        """A plain layer with this layer's arguments and these weights.
+
+        Raises:
+            UnsupportedError: for a bias that the plain layer would add along the wrong axis (`add_is_wrong`).
+        """
+        if bias is not None and bias.any() and self.data_format == "channels_first" and add_is_wrong():
+            width = self.compute_output_shape(self.get_build_config()["input_shape"])[-1]
+            if width in (None, len(bias)):
+                keras_here = f"Keras {keras.__version__} on {keras.backend.backend()}"
+                raise UnsupportedError(
+                    f"{self.name}: {keras_here} adds a channels_first bias along the wrong axis where the output is as "
+                    f"wide as it has channels: expected a width other than {len(bias)}, received {width}; fold it with "
+                    "KERAS_BACKEND=jax or torch, or use channels_last"
+                )
         config = self.get_config()
         for name in (*self.options, "lora_rank", "lora_alpha"):
             config.pop(name, None)
@@ -142,6 +185,15 @@ class FoldableDepthwise(FoldableLayer):
     @kernel.setter
     def kernel(self, variable: Any) -> None:
         self._kernel = variable  # Keras' build assigns it
+
+
+@functools.cache
+def add_is_wrong() -> bool:
+    """Does `keras.ops.add` add (1, C, 1) to (N, C, C) along the last axis? Keras 3.15 on TensorFlow does."""
+    added = keras.ops.add(
+        keras.ops.zeros((1, 2, 2)), keras.ops.reshape(keras.ops.arange(2, dtype="float32"), (1, 2, 1))
+    )
+    return bool(keras.ops.convert_to_numpy(added)[0, 0, 1])
 
 
 def float64(variable: Any) -> np.ndarray:

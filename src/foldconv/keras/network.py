@@ -32,8 +32,8 @@ def expand(
     ``TimeDistributed``, and layers that hold layers in attributes, lists and dicts. What stays as it is: convolutions
     to which the method adds nothing, subclasses of Keras' convolutions, transposed and separable ones.
 
-    The copy of a subclassed model is of a subclass of its class, and trains and saves as that does. Its attributes are
-    copied, its constructor does not run. For a ``.keras`` file its class has to be one that Keras can save.
+    The copy of a subclassed model is of a subclass of its class, and trains and saves as that does. It is made again
+    from its config, as Keras loads a model; variables, and attributes of data, are then set to what they are now.
 
     Args:
         model: built; it is not touched. The copy is not compiled unless a Sequential model was.
@@ -47,8 +47,8 @@ def expand(
     Raises:
         NoMatchError: when nothing was replaced, or a pattern matches no convolution.
         UnsupportedError: for an unknown method or option, a convolution that `include` spells out and that cannot be
-            replaced, a model that is not built, or one that holds what cannot be copied (a backend's own variables, a
-            layer in an object without attributes).
+            replaced, a model that is not built, or a subclassed one that cannot be made again from its config as it is
+            now, or that holds a layer to be replaced elsewhere than in attributes, lists and dicts (in a closure).
 
     Example:
         >>> net = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Conv2D(8, 3)])
@@ -156,4 +156,4 @@ def _check(model: Any) -> None:
 
 
 def _copy(model: Any, replace: Callable[[Any], Any], changes: Callable[[Any], bool]) -> Any:
-    return Copier(lambda layer, steps: replace(layer), changes, mark).copy(model)
+    return Copier(replace, changes, mark).copy(model)

@@ -84,30 +84,14 @@ class RepVGGLayer(FoldableLayer):
 
     def call(self: Any, inputs: Any, training: bool | None = None) -> Any:
         """The sum of the branches, then the activation."""
-        y = self._convolve(inputs, self.kernel, self.strides, self.padding, self.dilation_rate)
-        if self.use_bias:
-            bias = (-1, *(1,) * len(self.kernel_size)) if self.data_format == "channels_first" else (-1,)
-            y = y + keras.ops.reshape(self.bias, bias)
+        y = self.convolved(inputs)
         if self.norm is not None:
             y = self.norm(y, training=training)
         middle = self._middle(inputs)
-        y = y + self.point_norm(self._convolve(middle, self.point_kernel), training=training)
+        y = y + self.point_norm(self.convolve(middle, self.point_kernel), training=training)
         if self.identity_norm is not None:
             y = y + self.identity_norm(inputs, training=training)
         return y if self.activation is None else self.activation(y)
-
-    def _convolve(self: Any, x: Any, kernel: Any, strides: Any = 1, padding: str = "valid", dilation: Any = 1) -> Any:
-        if padding == "causal":
-            before = [(0, 0), (0, 0), (self._reach()[0], 0)]
-            x = keras.ops.pad(x, before if self.data_format == "channels_first" else [before[0], before[2], before[1]])
-            padding = "valid"
-        convolve = keras.ops.conv if hasattr(self, "groups") else keras.ops.depthwise_conv
-        own = {"data_format": self.data_format, "dilation_rate": dilation}
-        return convolve(x, kernel, strides=strides, padding=padding, **own)
-
-    def _reach(self: Any) -> list[int]:
-        """How far each dimension's last tap is from its first."""
-        return [(k - 1) * d for k, d in zip(self.kernel_size, self.dilation_rate)]
 
     def _starts(self: Any, sizes: Any) -> list[Any]:
         """Per dimension the position of the middle tap of the first output; `sizes` are the input's.
@@ -116,7 +100,7 @@ class RepVGGLayer(FoldableLayer):
         """
         starts = []
         middle = formulas.middle(self.kernel_size)
-        each = zip(self.kernel_size, middle, self.dilation_rate, self.strides, self._reach(), sizes)
+        each = zip(self.kernel_size, middle, self.dilation_rate, self.strides, self.reach(), sizes)
         for k, m, d, s, reach, size in each:
             start = m * d
             if self.padding == "causal":
@@ -137,7 +121,7 @@ class RepVGGLayer(FoldableLayer):
         first = 2 if self.data_format == "channels_first" else 1
         pads, index = [(0, 0)] * len(x.shape), [slice(None)] * len(x.shape)
         starts = self._starts(keras.ops.shape(x)[first : first + len(self.kernel_size)])
-        for axis, (start, s, reach) in enumerate(zip(starts, self.strides, self._reach()), first):
+        for axis, (start, s, reach) in enumerate(zip(starts, self.strides, self.reach()), first):
             stop = None
             if self.padding == "valid":
                 stop = start - reach or None

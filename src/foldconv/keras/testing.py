@@ -31,7 +31,7 @@ import keras
 from ..errors import UnsupportedError
 from ._registry import Method, list_methods, method_of
 from .composed import ComposedLayer
-from .foldable import FoldableLayer, float64
+from .foldable import FoldableLayer, add_is_wrong, float64
 from .network import expand, fold
 from .parameters import exclude_from_weight_decay
 
@@ -104,7 +104,7 @@ def _cases() -> list[Case]:
         Case(layers.Conv2D, base | {"kernel_size": 1}, two),
         Case(layers.Conv1D, base, one),
         Case(layers.Conv1D, base | {"padding": "causal", "dilation_rate": 2}, one),
-        Case(layers.Conv3D, {"filters": 3, "kernel_size": (2, 3, 1), "padding": "same"}, (4, 3, 3), 2),
+        Case(layers.Conv3D, {"filters": 3, "kernel_size": (2, 3, 1), "padding": "same"}, (4, 3, 5), 2),
         Case(layers.DepthwiseConv1D, {"kernel_size": 3}, one),
         Case(layers.DepthwiseConv2D, {"kernel_size": 3, "padding": "same"}, two),
         Case(layers.DepthwiseConv2D, {"kernel_size": 3, "strides": 2, "depth_multiplier": 2}, two),
@@ -285,6 +285,41 @@ def channels_first(method: Method) -> None:
         if keras.backend.backend() != "tensorflow":  # its CPU kernels take channels_last only
             y = keras.ops.convert_to_numpy(first(turned, training=False) if _trains(first) else first(turned))
             assert_close(np.moveaxis(y, 1, -1), expected(x), CLOSE, case)
+
+
+@check
+def adds_its_bias_to_the_channels(method: Method) -> None:
+    """Where the output is as wide as it has channels, which some of Keras' own layers take for one another; and a fold
+    computes the same or is refused."""
+    for plain, made in method.layers.items():
+        rank, name = int(plain.__name__[-2]), plain.__name__
+        layers, filters = [], {} if "Depthwise" in name else {"filters": 4}
+        x = np.random.normal(size=(2, 4, *(4,) * rank)).astype("float32")
+        turned = np.moveaxis(x, 1, -1).copy()
+        for end, shape in (("last", turned.shape), ("first", x.shape)):
+            layers.append(made(kernel_size=3, padding="same", data_format=f"channels_{end}", **filters))
+            layers[-1].build(shape)
+        last, first = layers
+        randomize(last)
+        first.set_weights(last.get_weights())
+        expected = np.moveaxis(_compiled(last)(turned), -1, 1)
+        assert_close(_compiled(first)(x), expected, CLOSE, name)
+        try:
+            folded = first.fold()
+        except UnsupportedError as error:
+            assert add_is_wrong(), f"{name}: {error}"  # noqa: PT017
+        else:
+            assert_close(_compiled(folded)(x), expected, CLOSE, name)
+
+
+def _compiled(layer: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """A layer's evaluation; TensorFlow convolves channels_first on a CPU only where that is compiled."""
+    evaluate = lambda x: layer(x, training=False) if _trains(layer) else layer(x)  # noqa: E731
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        evaluate = tf.function(evaluate, jit_compile=True)
+    return lambda x: keras.ops.convert_to_numpy(evaluate(keras.ops.convert_to_tensor(x)))
 
 
 def _trains(layer: Any) -> bool:
