@@ -125,6 +125,44 @@ def test_patterns():
 class Scaled(keras.layers.Conv2D):
     """A convolution of a user's own."""
 
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
+class Three(keras.layers.Conv2D):
+    """One with only a constructor of its own."""
+
+    def __init__(self, filters, extra=None, **kwargs):
+        super().__init__(filters, 3, padding="same", **{key: kwargs[key] for key in ("name",) if key in kwargs})
+        self.extra = None if extra is None else keras.layers.Dense(extra)
+
+    def get_config(self):
+        return {"filters": self.filters, "name": self.name}
+
+
+class Again(Three):
+    """And a subclass of that."""
+
+
+def test_subclasses_with_only_a_constructor_are_convolutions():
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype("float32")
+    for method in ("doconv", "repvgg"):
+        norm = keras.layers.BatchNormalization(name="norm")
+        model = keras.Sequential([keras.Input((6, 6, 3)), Three(3, name="a"), norm, Again(2, name="b")])
+        before = model.predict(x, verbose=0)
+        rich = expand(model, method)
+        assert [layer.name for layer in rich_layers(rich)] == ["a", "b"]
+        stir(rich)
+        changed = rich.predict(x, verbose=0)
+        assert np.abs(changed - before).max() > 1e-3
+        plain = fold(rich)
+        near(plain.predict(x, verbose=0), changed)
+        assert type(plain.layers[0]) is keras.layers.Conv2D
+        model.set_weights(plain.get_weights())
+        near(model.predict(x, verbose=0), changed)
+    with pytest.raises(UnsupportedError, match=r"^a: .*Three is a subclass with more than a constructor"):
+        expand(keras.Sequential([keras.Input((6, 6, 3)), Three(3, extra=2, name="a")]), include="a")
+
 
 def test_a_layer_that_is_spelled_out_and_cannot_be_replaced_is_refused():
     model = nested()
@@ -133,7 +171,7 @@ def test_a_layer_that_is_spelled_out_and_cannot_be_replaced_is_refused():
     model = keras.Model(x, model(Scaled(3, 3, padding="same", name="own")(y)))
     for include, reason in {
         "last": "Conv2D cannot become doconv: its kernel has one tap",
-        "own": r"Scaled cannot become doconv: .*Scaled is a subclass, so it may compute another function",
+        "own": r"Scaled cannot become doconv: .*Scaled is a subclass with more than a constructor of its own",
         "up": "Conv2DTranspose cannot become doconv: doconv has no layer for it; expected one of Conv1D, Conv2D",
         "apart": "SeparableConv2D cannot become doconv: doconv has no layer for it",
     }.items():

@@ -38,7 +38,8 @@ class Method:
 
     def expand(self, layer: Any, norm: Any = None) -> Any:
         """The method's layer in the place of `layer`; built, and of the same function, if `layer` is built."""
-        new = self.layers[type(layer)].from_config({**layer.get_config(), **self.options_for(layer, norm)})
+        plain: Any = type(layer) if type(layer) in self.layers else plain_class(layer)
+        new = self.layers[plain].from_config({**plain.get_config(layer), **self.options_for(layer, norm)})
         if layer.built:
             new.build_from_config(layer.get_build_config())
             own = {weight.name: weight for weight in layer.weights}
@@ -54,6 +55,32 @@ class Method:
         """Change what is new in a layer so that it adds nothing yet; called where it has the trained weights."""
 
 
+def plain_class(layer: Any) -> type:
+    """Keras' class of a layer; of a subclass, too, that has only a constructor and ``get_config`` of its own.
+
+    >>> class Conv3x3(keras.layers.Conv2D):
+    ...     def __init__(self, filters, **kwargs):
+    ...         super().__init__(filters, 3, **kwargs)
+    >>> plain_class(Conv3x3(8)).__name__
+    'Conv2D'
+    """
+    for cls in type(layer).__mro__ if isinstance(layer, keras.Layer) else ():
+        if cls.__module__.startswith("keras."):
+            own = len(layer.weights) - getattr(layer, "use_bias", False) if layer.built else 1
+            return type(layer) if own > 1 or layer._layers or "call" in vars(layer) else cls
+        if any(name not in ("__init__", "get_config") for name in vars(cls) if name not in _OF_EVERY_CLASS):
+            break
+    return type(layer)
+
+
+_OF_EVERY_CLASS = {
+    "__module__",
+    "__qualname__",
+    "__doc__",
+    "__annotations__",
+    "__firstlineno__",
+    "__static_attributes__",
+}
 _METHODS: dict[str, type[Method]] = {}
 M = TypeVar("M", bound=type[Method])
 

@@ -12,7 +12,7 @@ import keras
 
 from .. import formulas
 from . import _layout
-from ._registry import Method, register
+from ._registry import Method, plain_class, register
 from .composed import ComposedConv, ComposedDepthwise, ComposedLayer
 
 
@@ -193,4 +193,4 @@ class DOConv(Method):
 
     def options_for(self, layer: Any, norm: Any = None) -> dict[str, Any]:
         """The multiplier, by the name that it has among the layer's arguments."""
-        return {RICH[type(layer)].options[0]: self.depth_multiplier}
+        return {RICH[plain_class(layer)].options[0]: self.depth_multiplier}

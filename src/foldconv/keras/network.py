@@ -13,7 +13,7 @@ from .._selection import Patterns, Selection, choose
 from ..errors import UnsupportedError
 from ._copying import Copier
 from ._graph import is_graph, links, takes_in
-from ._registry import Method, method_of
+from ._registry import Method, method_of, plain_class
 from ._subclassed import mark
 from .foldable import FoldableLayer
 from .repvgg import NormPlace, RepVGGLayer
@@ -30,7 +30,8 @@ def expand(
 
     Sequential, functional and subclassed models, nested in each other to any depth, wrappers such as
     ``TimeDistributed``, and layers that hold layers in attributes, lists and dicts. What stays as it is: convolutions
-    to which the method adds nothing, subclasses of Keras' convolutions, transposed and separable ones.
+    to which the method adds nothing, transposed and separable ones, and subclasses of Keras' convolutions that have
+    more of their own than a constructor and ``get_config`` (those that have not fold to Keras' own class).
 
     The copy of a subclassed model is of a subclass of its class, and trains and saves as that does. It is made again
     from its config, as Keras loads a model; variables, and attributes of data, are then set to what they are now.
@@ -65,7 +66,7 @@ def expand(
     followers: dict[Any, Any] = {}
     if config.takes_norm:
         pairs = [pair for graph in _graphs(model) for pair in links(graph)]
-        followers = {a: b for a, b in pairs if type(a) in config.layers and takes_in(a, b)}
+        followers = {a: b for a, b in pairs if {type(a), plain_class(a)} & config.layers.keys() and takes_in(a, b)}
 
     def reason_against(layer: Any) -> str | None:
         return _reason_against(layer, config) or config.reason_against(layer, followers.get(layer))
@@ -86,11 +87,12 @@ def _reason_against(layer: Any, config: Method) -> str | None:
     """Why a method may not replace this convolution, whatever its arguments."""
     if isinstance(layer, FoldableLayer):
         return "it is foldable already"
-    if type(layer) in config.layers:
+    if {type(layer), plain_class(layer)} & config.layers.keys():
         return None
-    if type(layer) in _CONVOLUTIONS:
+    if plain_class(layer) in _CONVOLUTIONS:
         return f"{config.name} has no layer for it; expected one of {', '.join(c.__name__ for c in config.layers)}"
-    return f"{type(layer).__module__}.{type(layer).__name__} is a subclass, so it may compute another function"
+    name = f"{type(layer).__module__}.{type(layer).__name__}"
+    return f"{name} is a subclass with more than a constructor of its own, so it may compute otherwise"
 
 
 def fold(model: Any) -> Any:
