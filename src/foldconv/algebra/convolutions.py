@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..errors import UnsupportedError
+
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 PLAIN = (*CONVOLUTIONS.values(), *TRANSPOSED.values())
@@ -25,6 +27,62 @@ def as_tuple(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     ((3, 3), (1, 2))
     """
     return (int(value),) * ndim if isinstance(value, int) else tuple(int(v) for v in value)
+
+
+def arguments_in_use(conv: Any) -> dict[str, Any]:
+    """Stride, padding, dilation, groups and mode that the forward of an ``nn.Conv*d`` uses, whoever edited what.
+
+    torch writes down at construction what is padded in every mode but zeros, and from then on reads that; a stride or
+    a dilation may have become a single integer.
+
+    Raises:
+        UnsupportedError: for padding that is written down and that no arguments describe.
+
+    >>> conv = nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")
+    >>> conv.padding, conv.stride = (2, 2), 2
+    >>> arguments_in_use(conv)["padding"], arguments_in_use(conv)["stride"]
+    ((1, 1), (2, 2))
+    """
+    ndim = len(taps_of(conv))
+    padding: Any = conv.padding
+    if conv.padding_mode != "zeros":
+        written = written_padding(conv)
+        if padding != "same" or written != same_padding(conv):
+            if any(before != after for before, after in written):
+                raise UnsupportedError(
+                    f"it pads {written} ({conv.padding_mode}), written down when it was built, and its padding="
+                    f"{conv.padding!r} and dilation={conv.dilation} say otherwise; build it anew"
+                )
+            padding = tuple(before for before, _ in written)
+    found = {
+        "stride": as_tuple(conv.stride, ndim),
+        "padding": padding if isinstance(padding, str) else as_tuple(padding, ndim),
+        "dilation": as_tuple(conv.dilation, ndim),
+        "groups": conv.groups,
+        "padding_mode": conv.padding_mode,
+    }
+    return found | ({"output_padding": as_tuple(conv.output_padding, ndim)} if conv.transposed else {})
+
+
+def taps_of(conv: Any) -> tuple[int, ...]:
+    """The kernel size; the weight's, if there is one."""
+    weight: Any = conv._parameters.get("weight")
+    if weight is None or nn.parameter.is_lazy(weight):
+        return tuple(conv.kernel_size)
+    return tuple(weight.shape[2:])
+
+
+def written_padding(conv: Any) -> tuple[tuple[int, int], ...]:
+    """What torch wrote down at construction to be padded, ``(before, after)`` per dimension."""
+    flat = conv._reversed_padding_repeated_twice
+    return tuple((flat[i], flat[i + 1]) for i in reversed(range(0, len(flat), 2)))
+
+
+def same_padding(conv: Any) -> tuple[tuple[int, int], ...]:
+    """``padding="same"`` in numbers, ``(before, after)`` per dimension."""
+    size = taps_of(conv)
+    totals = [d * (k - 1) for d, k in zip(as_tuple(conv.dilation, len(size)), size)]
+    return tuple((total // 2, total - total // 2) for total in totals)
 
 
 def exchanged(weight: Tensor, groups: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import UnsupportedError
 from . import norms
-from .convolutions import CONVOLUTIONS, TRANSPOSED, as_tuple, exchanged
+from .convolutions import CONVOLUTIONS, TRANSPOSED, arguments_in_use, as_tuple, exchanged, same_padding
 from .kernel import Kernel
 from .modules import Scale, Sum
 
@@ -166,19 +166,15 @@ def _shape(module: nn.Module) -> tuple[int | None, int | None]:
 
 def conv_geometry(conv: Any) -> dict[str, Any]:
     """Stride, padding, dilation, groups and mode of an ``nn.Conv*d`` in the algebra's terms."""
-    ndim = len(conv.kernel_size)
-    if isinstance(conv.padding, str):
-        flat = conv._reversed_padding_repeated_twice
-        padding = tuple((flat[2 * i], flat[2 * i + 1]) for i in reversed(range(ndim)))
+    found = arguments_in_use(conv)
+    padding = found["padding"]
+    if isinstance(padding, str):
+        found["padding"] = same_padding(conv) if padding == "same" else tuple((0, 0) for _ in found["stride"])
     else:
-        padding = tuple((p, p) for p in as_tuple(conv.padding, ndim))
-    return {
-        "stride": tuple(conv.stride),
-        "padding": padding,
-        "dilation": tuple(conv.dilation),
-        "groups": conv.groups,
-        "padding_mode": conv.padding_mode if any(b or a for b, a in padding) else "zeros",
-    }
+        found["padding"] = tuple((p, p) for p in padding)
+    if not any(b or a for b, a in found["padding"]):
+        found["padding_mode"] = "zeros"
+    return found
 
 
 @kernel_rule(*CONVOLUTIONS.values())
@@ -188,13 +184,10 @@ def _conv(module: Any, channels: int, ndim: int) -> Kernel:
 
 def transposed_geometry(conv: Any) -> dict[str, Any]:
     """Stride, cropping, dilation and groups of an ``nn.ConvTranspose*d`` in the algebra's terms."""
-    return {
-        "stride": tuple(conv.stride),
-        "padding": tuple((p, p - extra) for p, extra in zip(conv.padding, conv.output_padding)),
-        "dilation": tuple(conv.dilation),
-        "groups": conv.groups,
-        "transposed": True,
-    }
+    found = arguments_in_use(conv)
+    del found["padding_mode"]
+    padding = tuple((p, p - extra) for p, extra in zip(found["padding"], found.pop("output_padding")))
+    return found | {"padding": padding, "transposed": True}
 
 
 @kernel_rule(*TRANSPOSED.values())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from ..algebra import Kernel
-from ..algebra.convolutions import PLAIN, TRANSPOSED
+from ..algebra.convolutions import PLAIN, arguments_in_use
 
 
 class Foldable(nn.Module):
@@ -135,12 +135,34 @@ def describe_rank(cls: Any) -> None:
 
 
 def conv_arguments(conv: nn.Module) -> dict:
-    """The constructor arguments of a convolution, by name."""
-    names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
-    arguments = {name: getattr(conv, name) for name in names}
-    if isinstance(conv, tuple(TRANSPOSED.values())):
-        arguments["output_padding"] = conv.output_padding
-    return arguments | {"bias": conv.bias is not None}
+    """The constructor arguments of a convolution, by name, as it computes now: its attributes may have been edited."""
+    plain: Any = conv
+    weight = conv._parameters.get("weight")
+    found = {"in_channels": plain.in_channels, "out_channels": plain.out_channels, "kernel_size": plain.kernel_size}
+    if weight is not None and not isinstance(conv, Foldable):
+        ends = (weight.shape[1] * plain.groups, weight.shape[0])
+        ends = (weight.shape[0], weight.shape[1] * plain.groups) if plain.transposed else ends
+        found = {"in_channels": ends[0], "out_channels": ends[1], "kernel_size": tuple(weight.shape[2:])}
+    return found | arguments_in_use(conv) | {"bias": plain.bias is not None}
+
+
+def consistent(conv: nn.Module) -> nn.Module:
+    """The convolution, or one with its very parameters whose attributes say what it computes.
+
+    >>> conv = nn.Conv2d(3, 8, 3)
+    >>> conv.weight = nn.Parameter(conv.weight.detach().sum(1, keepdim=True))  # for grey images
+    >>> conv.in_channels, consistent(conv).in_channels
+    (3, 1)
+    """
+    arguments = conv_arguments(conv)
+    if type(conv) not in PLAIN or all(
+        getattr(conv, name) == value for name, value in arguments.items() if name != "bias"
+    ):
+        return conv
+    cls: Any = plain_class(conv)
+    plain = cls(**arguments, device="meta").train(conv.training)
+    plain.weight, plain.bias = conv.weight, conv.bias
+    return plain
 
 
 def layout_of(like: Tensor, tensor: Tensor) -> torch.memory_format:

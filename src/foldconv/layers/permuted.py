@@ -122,7 +122,7 @@ def realize_grouped(
     # A row of the weight holds the channels of its own group of the source only.
     columns = torch.tensor(input_order, device=device).reshape(groups, 1, -1) % weight.shape[1]
     picked = weight[rows, columns].flatten(0, 1)
-    back = torch.tensor(output_order).argsort().tolist()
+    back = torch.tensor(output_order, device="cpu").argsort().tolist()
     orders = {"input_order": list(input_order), "output_order": back}
     orders = {name: order for name, order in orders.items() if order != sorted(order)}
     cls: Any = plain_class(source)

@@ -8,7 +8,7 @@ from typing import Any, Generic
 from torch import nn
 
 from ..algebra.convolutions import PLAIN, as_tuple
-from ..layers.foldable import conv_arguments, plain_class
+from ..layers.foldable import consistent, conv_arguments, plain_class
 
 _NO_CHANGE = {"__init__", "extra_repr", "__repr__", "__str__", "reset_parameters", "init_weights", "_init_weights"}
 """What a subclass may define: how it is made, and how it is shown."""
@@ -54,9 +54,9 @@ def why_not(module: nn.Module) -> str | None:
 
 
 def as_plain(conv: Any) -> Any:
-    """The convolution itself, or for a subclass a plain one with the same parameters, not copies of them."""
+    """The convolution itself; for a subclass or an edited one a plain one with the same parameters, not copies."""
     if type(conv) in PLAIN:
-        return conv
+        return consistent(conv)
     cls: Any = plain_class(conv)
     arguments = conv_arguments(conv)
     if _is_same_padded(conv):

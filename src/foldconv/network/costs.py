@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..algebra.convolutions import PLAIN, TRANSPOSED
 from ..layers import BranchedConv, ComposedConv, Foldable, FoldableBlock, NormPlace
 from .table import align, some
-from .tree import evaluation, first_names, unwrapped, walk
+from .tree import evaluation, first_names, unwrapped, usual_conditions, walk
 
 _BRANCHED = (BranchedConv, FoldableBlock)
 
@@ -112,6 +112,7 @@ def summary(model: nn.Module, inputs: Tensor | Sequence[int] | None = None) -> S
     )
 
 
+@usual_conditions()
 def _folded_parameters(module: nn.Module, place: NormPlace | None) -> int:
     if not isinstance(module, Foldable):
         return sum(p.numel() for p in module.parameters())
@@ -172,7 +173,8 @@ def _count_running(model: nn.Module, x: Tensor, layers: dict[nn.Module, str]) ->
         training = 0 if isinstance(module, _BRANCHED) else folded
         if isinstance(module, ComposedConv) and not module.transposed:
             # Its fold may have more groups than the convolution it trains as.
-            plain: Any = module.realize(module.to_kernel(None))
+            with usual_conditions():
+                plain: Any = module.realize(module.to_kernel(None))
             folded = output.numel() * math.prod(plain.weight.shape[1:])
         if isinstance(module, Foldable):
             training += module.composition_cost()

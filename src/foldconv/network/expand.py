@@ -16,7 +16,7 @@ from ..methods import Method, as_method
 from ..methods._registry import Init
 from ._subclasses import as_plain
 from .plan import Choice
-from .tree import carry_over, copy_of, first_names, replace_modules, unwrapped, walk
+from .tree import carry_over, changeable, copy_of, first_names, replace_modules, usual_conditions, walk
 
 
 def expand(
@@ -71,7 +71,7 @@ def expand(
     config = as_method(method)
     if init not in ("preserve", "paper"):
         raise UnsupportedError(f"init: expected 'preserve' or 'paper', received {init!r}")
-    model = unwrapped(model)
+    model = changeable(model)
     # Chosen on the caller's own model, so that `where` may compare modules by identity.
     choice = Choice(model, config, include, exclude, where, example_inputs)
     chosen, pairs = choice.chosen(), choice.pairs
@@ -94,6 +94,7 @@ def expand(
     return replace_modules(work, replacements)
 
 
+@usual_conditions()
 def expanded_layers(
     chosen: dict[str, tuple[nn.Module, Method]], norms: dict[nn.Module, nn.Module], init: Init = "preserve"
 ) -> dict[nn.Module, nn.Module]:

@@ -19,7 +19,7 @@ from ._computed import bake, cast_plain, is_computed, refuse_unknown
 from ._subclasses import as_plain
 from .dataflow import DataFlow
 from .table import some
-from .tree import carry_over, copy_of, first_names, quiet_copy, replace_modules, unwrapped, walk
+from .tree import carry_over, changeable, copy_of, first_names, quiet_copy, replace_modules, usual_conditions, walk
 
 _LOG = logging.getLogger(__name__)
 TOLERANCE = 1e-10
@@ -68,7 +68,7 @@ def fold(
           (2): ReLU()
         )
     """
-    model = unwrapped(model)
+    model = changeable(model)
     work = model if inplace else copy_of(model)
     if blocks is None:
         blocks, strict = batchnorm or not any(isinstance(m, Foldable) for m in work.modules()), False
@@ -136,6 +136,7 @@ def _folds(module: nn.Module) -> bool:
     return isinstance(module, (Foldable, *PLAIN))
 
 
+@usual_conditions()
 def _fold_one(
     name: str, layer: nn.Module, norm: nn.Module | None, place: NormPlace | None, check: bool
 ) -> tuple[nn.Module, nn.Module | None]:

@@ -242,4 +242,8 @@ def reason_against_any(conv: nn.Module) -> str | None:
     extra = [*conv._parameters.keys() - {"weight", "bias"}, *conv._buffers, *conv._modules]
     if extra:
         return f"it also holds {', '.join(map(repr, sorted(extra)))}, which a folded convolution has no place for"
+    try:
+        as_plain(conv)
+    except UnsupportedError as error:
+        return str(error)
     return None

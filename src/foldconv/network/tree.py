@@ -35,11 +35,41 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def changeable(model: nn.Module) -> nn.Module:
+    """The unwrapped model, if its modules can be replaced.
+
+    Raises:
+        UnsupportedError: for a scripted or traced module.
+    """
+    model = unwrapped(model)
+    for name, module in model.named_modules():
+        kinds = {cls.__name__ for cls in _subclasses(Foldable)} if isinstance(module, torch.jit.ScriptModule) else ()
+        if isinstance(model, torch.jit.ScriptModule) or getattr(module, "original_name", None) in kinds:
+            raise UnsupportedError(
+                f"{name or 'the model'} is scripted or traced (torch.jit), so nothing in it can be replaced; expand or "
+                "fold the module that it was made from, then script or trace that"
+            )
+    return model
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for derived in cls.__subclasses__():
+        yield derived
+        yield from _subclasses(derived)
+
+
 def _inside(model: nn.Module) -> nn.Module | None:
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return model.module
     # Importing the compiler to ask for its class would take seconds.
     return model._modules.get("_orig_mod") if type(model).__name__ == "OptimizedModule" else None
+
+
+@contextlib.contextmanager
+def usual_conditions() -> Iterator[None]:
+    """New tensors are made where they belong and can be trained, whatever device and mode the caller works with."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        yield
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -57,11 +87,14 @@ def shadow_of(model: nn.Module, training: bool) -> tuple[nn.Module, dict[int, in
     originals = {}
     for ours, theirs in zip(shadow.modules(), model.modules()):
         _set_mode(ours, training)
+        if isinstance(ours, torch.jit.ScriptModule):
+            continue
         for held in ("_parameters", "_buffers"):
             originals |= {id(t): id(vars(theirs)[held].get(name)) for name, t in vars(ours)[held].items()}
     return shadow, originals
 
 
+@usual_conditions()
 def _copy(model: nn.Module, otherwise: str, known: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy in the same modes that knows nothing of the model's own modules."""
     found = Exchange({})
@@ -81,7 +114,7 @@ def _copy(model: nn.Module, otherwise: str, known: dict[int, Any] | None = None)
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}){otherwise}"
         ) from error
     for old, new in theirs.items():
-        _set_mode(new, old.training)
+        _set_mode(new, getattr(old, "training", False))
     return copied
 
 
@@ -121,20 +154,25 @@ class _Leftover(Exchange):
 
 
 def _values_of_computed(tensors: list[torch.Tensor]) -> dict[int, Any]:
-    """Copies of the tensors that refuse to be copied, computed ones: a weight under weight_norm, a kept activation."""
-    values = {id(t): t.detach().clone() for t in tensors if not t.is_leaf}
-    for tensor in tensors:
-        if tensor.is_leaf and tensor.grad is not None and not tensor.grad.is_leaf:
+    """Copies of the tensors that refuse to be copied as they are.
+
+    Computed ones (a weight under weight_norm, a kept activation), those with such a gradient, and those that were made
+    in inference mode and could not be trained.
+    """
+    values = {id(t): t.detach().clone() for t in tensors if not (nn.parameter.is_lazy(t) or t.is_leaf)}
+    for tensor in (t for t in tensors if not nn.parameter.is_lazy(t) and t.is_leaf):
+        if tensor.is_inference() or (tensor.grad is not None and not tensor.grad.is_leaf):
             value = tensor.detach().clone().requires_grad_(tensor.requires_grad)
             twin = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
             values[id(tensor)] = twin
-            twin.grad = tensor.grad.detach().clone()
+            twin.grad = None if tensor.grad is None else tensor.grad.detach().clone()
     return values
 
 
 def _set_mode(module: nn.Module, training: bool) -> None:
     """Set the flag, and the graph of a feature extractor of torchvision, which has one for each mode."""
-    module.training = training
+    if hasattr(module, "training"):  # a frozen scripted module has none
+        module.training = training
     graph = vars(module).get("train_graph" if training else "eval_graph")
     if graph is not None and vars(module).get("_graph") is not graph:
         module.graph = graph
@@ -221,7 +259,7 @@ def evaluation(model: nn.Module) -> Iterator[nn.Module]:
 
     What a user's own ``train`` or ``eval`` does (merge weights, choose branches) is done to a copy.
     """
-    flags = {module: module.training for module in unwrapped(model).modules()}
+    flags = {m: m.training for m in unwrapped(model).modules() if hasattr(m, "training")}
     if not any(flags.values()):
         yield unwrapped(model)
     elif any(_switches_itself(module) for module in flags):

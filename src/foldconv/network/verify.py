@@ -90,7 +90,8 @@ def verify(before: nn.Module, after: nn.Module, inputs: Any) -> Report:
     """
     args, kwargs = _arguments(inputs)
     with evaluation(before) as ours, evaluation(after) as theirs:
-        watch = _Watch(ours, dict(theirs.named_modules(remove_duplicate=False)) | dict(walk(theirs)))
+        named = dict(theirs.named_modules(remove_duplicate=False)) | dict(walk(theirs))
+        watch = _Watch(ours, {name: module for name, module in named.items() if _can_be_called(module)})
         with watch:
             expected = ours(*args, **kwargs)
         received = theirs(*args, **kwargs)
@@ -151,6 +152,11 @@ class _Watch:
         kind = layer if isinstance(layer, str) else type(layer).__name__
         self.missing.discard(name)
         self.found.append(LayerError(name, kind, error, scale))
+
+
+def _can_be_called(module: nn.Module) -> bool:
+    """Parts of a scripted, traced or exported network are names for tensors only."""
+    return not isinstance(module, torch.jit.ScriptModule) and type(module).forward is not nn.Module.forward
 
 
 def _closes(module: nn.Module, other: nn.Module | None) -> bool:
