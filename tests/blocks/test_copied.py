@@ -127,17 +127,53 @@ class SuperRepVGG(nn.Module):
 class MM(nn.Module):
     """OpenMMLab's RepVGGBlock."""
 
-    def __init__(self, i, o):
+    def __init__(self, i, o, identity="branch_norm"):
         super().__init__()
-        self.deploy, self.act = False, nn.ReLU()
+        self.deploy, self.act, self.own_name = False, nn.ReLU(), identity
         self.branch_3x3, self.branch_1x1 = conv_norm(i, o, 3), conv_norm(i, o, 1)
-        self.branch_norm = nn.BatchNorm2d(i) if i == o else None
+        setattr(self, identity, nn.BatchNorm2d(i) if i == o else None)
 
     def forward(self, x):
         if self.deploy:
             return self.act(self.branch_reparam(x))
-        total = self.branch_1x1(x) + self.branch_3x3(x)
-        return self.act(total if self.branch_norm is None else total + self.branch_norm(x))
+        total, identity = self.branch_1x1(x) + self.branch_3x3(x), getattr(self, self.own_name)
+        return self.act(total if identity is None else total + identity(x))
+
+
+class MMMobileOne(nn.Module):
+    """OpenMMLab's MobileOneBlock."""
+
+    def __init__(self, i, o):
+        super().__init__()
+        self.deploy, self.se, self.act = False, nn.Identity(), nn.ReLU()
+        self.branch_norm = nn.BatchNorm2d(i) if i == o else None
+        self.branch_scale = conv_norm(i, o, 1)
+        self.branch_conv_list = nn.ModuleList(conv_norm(i, o, 3) for _ in range(2))
+
+    def forward(self, x):
+        if self.deploy:
+            return self.act(self.se(self.branch_reparam(x)))
+        branches = (self.branch_norm, self.branch_scale, *self.branch_conv_list)
+        return self.act(self.se(sum(branch(x) for branch in branches if branch is not None)))
+
+
+class ConvModule(nn.Module):
+    """A convolution and a norm, as many projects have a class for them."""
+
+    def __init__(self, i, o, size, act=None):
+        super().__init__()
+        self.conv, self.bn = conv_norm(i, o, size)
+        self.act = act
+
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        return x if self.act is None else self.act(x)
+
+
+class OfModules(RBR):
+    def __init__(self, i, o, act=None):
+        super().__init__(i, o)
+        self.rbr_dense, self.rbr_1x1 = ConvModule(i, o, 3), ConvModule(i, o, 1, act)
 
 
 class MobileOne(nn.Module):
@@ -172,7 +208,9 @@ BLOCKS = {
     ),
     "super-gradients QARepVGGBlock, partly fused": lambda: (PartlyFused(4, 6),),
     "super-gradients RepVGGBlock": lambda: (SuperRepVGG(4, 6), SuperRepVGG(6, 6)),
-    "OpenMMLab RepVGGBlock": lambda: (MM(4, 6), MM(6, 6)),
+    "OpenMMLab RepVGGBlock": lambda: (MM(4, 6), MM(6, 6), MM(6, 6, "branch_identity")),
+    "OpenMMLab MobileOneBlock": lambda: (MMMobileOne(4, 6), MMMobileOne(6, 6)),
+    "branches of a class of their own": lambda: (OfModules(4, 6), OfModules(6, 6)),
     "MobileOne": lambda: (MobileOne(4, 6), MobileOne(6, 6), MobileOne(6, 6, size=1), MobileOne(6, 6, convs=0)),
 }
 
@@ -254,6 +292,7 @@ class Nonlinear(RBR):
         (TwoInputs(4, 4), foldconv.UnsupportedError, "TwoInputs cannot be run alone"),
         (OddParts(4, 4), foldconv.UnsupportedError, "OddParts is built otherwise than we know it"),
         (Nonlinear(4, 4), foldconv.UnsupportedError, "ReLU"),
+        (OfModules(4, 4, nn.ReLU()), foldconv.UnsupportedError, "ConvModule applies ReLU"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
