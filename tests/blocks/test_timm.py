@@ -9,7 +9,6 @@ from torch import nn
 
 import foldconv
 from foldconv.algebra.norms import is_norm
-from foldconv.blocks import families
 
 timm = pytest.importorskip("timm")
 from timm.models import byobnet, fastvit, ghostnet, lcnetv2, nextvit, repghost, repvit  # noqa: E402
@@ -242,9 +241,3 @@ def test_a_shared_block_stays_shared_and_a_root_is_replaced():
     conv = foldconv.fold(stirred(repvit.ConvNorm(3, 4, 3)).double())
     assert type(conv) is nn.Conv2d
     assert conv.weight.dtype == torch.float64
-
-
-def test_every_recipe_says_what_it_is_for():
-    rows = families()
-    assert {source for source, _, _ in rows} == {"timm", "ultralytics", "copied"}
-    assert all(names and text.endswith(".") for _, names, text in rows)

@@ -84,8 +84,8 @@ def families() -> list[tuple[str, str, str]]:
     """
     rows = []
     for recipe in RECIPES:
-        source = recipe.fold.__module__.rpartition(".")[2].strip("_")
-        names = [name.removeprefix("timm.models.") for name in recipe.names]
+        source = recipe.fold.__module__.rpartition(".")[2]
+        names = [".".join(name.split(".")[-2:]) for name in recipe.names]
         rows.append((source, ", ".join(names), (recipe.fold.__doc__ or "").partition("\n")[0]))
     return rows
 
