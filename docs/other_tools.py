@@ -314,7 +314,7 @@ def segmentation():
 
 @tool("monai")
 def medical():
-    from monai.networks.nets import BasicUNet, UNet
+    from monai.networks.nets import UNet
 
     x = torch.randn(1, 1, 32, 32, dtype=torch.float64)
     return each(
@@ -366,11 +366,6 @@ def lora():
         return f"merged {merged}, folded {folded}, folded, then merged {both}"
 
     return each(run)
-
-
-@tool("torchao")
-def pt2e():
-    return "see foldconv.quantize"
 
 
 @tool("opacus")
@@ -449,7 +444,9 @@ def flops():
         options = {"as_strings": False, "print_per_layer_stat": False, "backend": backend}
         return int(get_model_complexity_info(net.float(), (4, 8, 8), **options)[0])
 
-    return "; ".join(f"{backend}: {counted(lambda net: count(net, backend))}" for backend in ("pytorch", "aten"))
+    return "; ".join(
+        f"{backend}: {counted(lambda net, backend=backend: count(net, backend))}" for backend in ("pytorch", "aten")
+    )
 
 
 @tool("thop")
@@ -473,7 +470,9 @@ def calculate_flops():
 def main(wanted):
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    print(f"foldconv {metadata.version('foldconv')}, torch {torch.__version__}" if has("foldconv") else torch.__version__)
+    print(
+        f"foldconv {metadata.version('foldconv')}, torch {torch.__version__}" if has("foldconv") else torch.__version__
+    )
     for package, functions in TOOLS.items():
         if has(package) and (not wanted or package in wanted):
             for function in functions:
