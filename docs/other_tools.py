@@ -444,9 +444,8 @@ def flops():
         options = {"as_strings": False, "print_per_layer_stat": False, "backend": backend}
         return int(get_model_complexity_info(net.float(), (4, 8, 8), **options)[0])
 
-    return "; ".join(
-        f"{backend}: {counted(lambda net, backend=backend: count(net, backend))}" for backend in ("pytorch", "aten")
-    )
+    backends = ("pytorch", "aten")
+    return "; ".join(f"{name}: {counted(lambda net, name=name: count(net, name))}" for name in backends)
 
 
 @tool("thop")

@@ -365,7 +365,7 @@ def test_lightning_weight_averaging():
 
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     for method in ("doconv", "repvgg"):
-        for average in (EMAWeightAveraging(decay=0.5), StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=0)):
+        for average in (EMAWeightAveraging(decay=0.5), StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)):
             module = Module(expanded(method).train())
             trainer = lightning.Trainer(max_epochs=2, callbacks=[average], accelerator="cpu", **quiet)
             trainer.fit(module, torch.utils.data.DataLoader(X, 2))
