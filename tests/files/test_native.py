@@ -11,7 +11,7 @@ from torch import nn
 import foldconv
 from foldconv import CheckpointError, UnsupportedError
 from foldconv.files._described import no_larger_than
-from foldconv.files.native import describe_layers, read_description
+from foldconv.files.native import describe_layers, expand_as_described, read_description
 from foldconv.testing import randomize
 
 
@@ -307,3 +307,38 @@ def test_the_previous_file_survives_a_failed_write(rich, tmp_path, monkeypatch, 
         foldconv.save(plain(), path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+class OnlyARunShows(nn.Module):
+    def __init__(self, channels=4):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.aside = nn.Sequential(nn.BatchNorm2d(channels))
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) if float(x.detach().sum()) < 1e9 else x
+
+
+def test_norms_are_recorded_not_proven_again(tmp_path):
+    x = torch.randn(2, 3, 8, 8)
+    rich = foldconv.expand(OnlyARunShows(), "repvgg", example_inputs=x)
+    rich(x)
+    foldconv.save(rich, tmp_path / "rich")
+    assert read_description(tmp_path / "rich")["layers"]["conv"]["norm"] == "norm"
+    again = foldconv.load(tmp_path / "rich", OnlyARunShows())
+    torch.testing.assert_close(again.eval()(x), rich.eval()(x), rtol=0, atol=0)
+    described = describe_layers(rich)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    for model, name, norm, said in (
+        (OnlyARunShows(), "conv", "gone", "took in the norm 'gone' of 4 channels, which OnlyARunShows does not have"),
+        (OnlyARunShows(), "conv", "conv", "took in the norm 'conv' of 4 channels, which OnlyARunShows does not have"),
+        (OnlyARunShows(5), "conv", "aside.0", "took in the norm 'aside.0' of 4 channels, which OnlyARunShows does not"),
+        (OnlyARunShows(), "conv", ["norm"], r"took in the norm \['norm'\] of 4 channels, which OnlyARunShows does not"),
+        (network, "0", "2", "took in the norm '2', but in Sequential '1' follows it"),
+    ):
+        with pytest.raises(CheckpointError, match=f"^file: {name}: {said}"):
+            expand_as_described(model, {name: described["conv"] | {"norm": norm}}, "file")
+    # An older file says nothing of norms, and one that says that there was none is believed.
+    without = {key: value for key, value in described["conv"].items() if key != "norm"}
+    assert expand_as_described(network, {"0": without})[0].norm is not None
+    assert expand_as_described(network, {"0": without | {"norm": None}})[0].norm is None

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import foldconv
 from foldconv.network.dataflow import DataFlow
@@ -665,6 +666,25 @@ def test_source_that_cannot_be_had():
         scope,
     )
     assert pairs(scope["Made"]()) == {}
+
+
+# ---------------------------------------------------------------------- what wraps what it calls
+
+
+def test_activation_checkpointing():
+    class Checkpointed(Net):
+        def forward(self, x):
+            x = checkpoint(lambda z: self.norm1(self.conv1(z)), x, use_reentrant=False)
+            return checkpoint_sequential(nn.Sequential(self.conv2, self.norm2), 1, x, use_reentrant=True)
+
+    assert pairs(Checkpointed()) == {"conv1": "norm1", "conv2": "norm2"}
+
+
+def test_compiled_modules():
+    net = nn.Sequential(torch.compile(block()), nn.DataParallel(block()))
+    assert pairs(net) == {"0._orig_mod.0": "0._orig_mod.1", "1.module.0": "1.module.1"}
+    net[1].compile()
+    assert len(pairs(net)) == 2
 
 
 # ---------------------------------------------------------------------- looking changes nothing

@@ -22,13 +22,15 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from ..algebra.norms import is_norm
 from ..errors import CheckpointError, UnsupportedError, shown
+from ..layers import NormPlace
 from ..layers.permuted import PERMUTED, regrouped
 from ..methods import Method, method_from_json
 from ..network._subclasses import is_convolution, is_plain
 from ..network.dataflow import DataFlow
 from ..network.expand import expanded_layers
-from ..network.tree import carry_over, copy_of, foldable_layers, replace_modules, state_of, walk
+from ..network.tree import carry_over, copy_of, first_names, foldable_layers, replace_modules, state_of, walk
 from ._described import FORMAT, check_extra, check_layers, header_of, no_larger_than
 from .atomic import atomic_path
 from .reading import is_safetensors, kind_of, other_than_plain, read_metadata, read_safetensors
@@ -139,15 +141,20 @@ def _regroup(model: nn.Module, groups: dict[str, int], tensors: dict[str, Tensor
 
 
 def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Each foldable layer's name with its method and options, as plain values.
+    """Each foldable layer's name with its method and options, as plain values; and the norm that it took in, if any.
 
     >>> import foldconv
     >>> describe_layers(foldconv.expand(nn.Sequential(nn.Conv2d(1, 1, 3)), "doconv"))
     {'0': {'method': 'doconv', 'depth_multiplier': 9, 'composition': 'kernel'}}
     """
-    layers = foldable_layers(model).items()
-    # A user's own block is part of the plain network already.
-    return {name: layer.method.to_json() for name, layer in layers if layer.method is not None}
+    places = {place.link[0]: name for name, place in walk(model) if isinstance(place, NormPlace)}
+    described: dict[str, dict[str, Any]] = {}
+    for name, layer in foldable_layers(model).items():
+        # A user's own block is part of the plain network already.
+        if layer.method is not None:
+            norm = {"norm": places.get(layer)} if layer.method.takes_norm else {}
+            described[name] = layer.method.to_json() | norm
+    return described
 
 
 def expand_as_described(
@@ -168,6 +175,7 @@ def expand_as_described(
     work = copy_of(model)
     modules = dict(walk(work))
     chosen: dict[str, tuple[nn.Module, Method]] = {}
+    recorded: dict[nn.Module, Any] = {}
     for name, description in layers.items():
         conv = modules.get(name)
         if conv is None or not is_convolution(conv):
@@ -176,18 +184,53 @@ def expand_as_described(
                 f"{path}: expects a convolution named {name!r}, which {type(model).__name__} {found}; pass the plain "
                 "network that was expanded"
             )
+        if "norm" in description:
+            recorded[conv] = description["norm"]
         try:
-            chosen[name] = conv, method_from_json(description)
+            chosen[name] = conv, method_from_json({key: value for key, value in description.items() if key != "norm"})
         except (TypeError, ValueError) as error:  # options of any type
             raise CheckpointError(f"{path}: {name}: {error}") from None
     takes_norm = any(method.takes_norm for _, method in chosen.values())
     try:
-        norms = DataFlow(work).pairs if takes_norm else {}
+        norms = _norms(work, recorded, path) if takes_norm else {}
         # The values come from the file: no need to start from the plain network's, which some layers could not.
         with no_larger_than(tensors, path) if tensors is not None else contextlib.nullcontext():
             return replace_modules(work, expanded_layers(chosen, norms, "paper"))
     except UnsupportedError as error:
         raise CheckpointError(f"{path}: {error}; is {type(model).__name__} the network that was expanded?") from None
+
+
+def _norms(model: nn.Module, recorded: dict[nn.Module, Any], path: Any) -> dict[nn.Module, nn.Module]:
+    """The norm that each layer takes in: as the file says, and where it says nothing (older ones), as data flow proves.
+
+    Raises:
+        CheckpointError: when the file names a norm that there is not, or another than data flow proves.
+    """
+    names, modules = first_names(model), dict(walk(model))
+    proven, taken = DataFlow(model).pairs, set()
+    norms = {conv: norm for conv, norm in proven.items() if conv not in recorded}
+    for conv, name in recorded.items():
+        norm = modules.get(name) if isinstance(name, str) else None
+        where, channels = f"{path}: {names[conv]}", conv.out_channels
+        if name is not None and (norm is None or not is_norm(norm) or norm in taken or _width(norm) != channels):
+            raise CheckpointError(
+                f"{where}: took in the norm {shown(name)} of {channels} channels, which {type(model).__name__} does "
+                "not have for it; pass the plain network that was expanded"
+            )
+        if norm is None:
+            continue
+        if proven.get(conv, norm) is not norm:
+            raise CheckpointError(
+                f"{where}: took in the norm {shown(name)}, but in {type(model).__name__} {names[proven[conv]]!r} "
+                "follows it; pass the plain network that was expanded"
+            )
+        taken.add(norm)
+        norms[conv] = norm
+    return norms
+
+
+def _width(norm: Any) -> int:
+    return getattr(norm, "num_features", None) or norm.weight.numel()
 
 
 def is_described(path: str | os.PathLike[str]) -> bool:

@@ -29,7 +29,7 @@ from ..algebra.convolutions import PLAIN
 from ..algebra.norms import is_norm
 from ..layers import Foldable
 from ..layers.foldable import is_watched
-from .tree import shadow_of
+from .tree import shadow_of, uncompiled, unwrapped
 
 ABOUT = ("dtype", "device", "shape", "ndim", "is_cuda", "requires_grad", "layout")
 HARMLESS = {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_contiguous}
@@ -38,7 +38,7 @@ HARMLESS |= {getattr(Tensor, name).__get__ for name in ABOUT}
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 """What passes on its input in evaluation mode."""
 
-_MAY_ASK = ("torch.fx", "torch.nn.parameter", "torch.nn.modules.module", __name__)
+_MAY_ASK = ("torch.fx", "torch.nn.parameter", "torch.nn.modules.module", "torch.utils.checkpoint", __name__)
 
 
 _GIVE_TENSORS = (
@@ -113,6 +113,8 @@ class _Tracer(fx.Tracer):
         return isinstance(m, Foldable) or is_norm(m) or is_watched(m) or not any(True for _ in m.children())
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        if (inner := unwrapped(m)) is not m and not is_watched(m):
+            return inner(*args, **kwargs)
         self.depth += 1
         before = len(self.graph.nodes)
         try:
@@ -243,7 +245,7 @@ def traces_of(model: nn.Module, training: bool = False) -> list[Trace]:
             answers = ways.pop()
             known = len(answers)
             try:
-                with _Reads(originals) as reads, warnings.catch_warnings():
+                with uncompiled(), _Reads(originals) as reads, warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # fx warns where it cannot insert a check of an omitted argument
                     tracer = _Tracer(answers)
                     graph = tracer.trace(shadow, given or None)

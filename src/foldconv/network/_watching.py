@@ -27,7 +27,7 @@ from ..errors import UnsupportedError
 from ..layers import Foldable
 from ..layers.foldable import is_watched
 from ._tracing import DROPOUTS, HARMLESS
-from .tree import shadow_of
+from .tree import shadow_of, uncompiled
 
 
 @dataclasses.dataclass
@@ -199,7 +199,7 @@ def run_of(model: nn.Module, example_inputs: Any, training: bool) -> Run:
         with (
             torch.random.fork_rng(devices),
             torch.no_grad(),
-            torch.compiler.set_stance("force_eager"),
+            uncompiled(),
             warnings.catch_warnings(),
             _Operations(watch),
             watch,

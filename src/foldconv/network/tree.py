@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,6 +93,12 @@ def shadow_of(model: nn.Module, training: bool) -> tuple[nn.Module, dict[int, in
         for held in ("_parameters", "_buffers"):
             originals |= {id(t): id(vars(theirs)[held].get(name)) for name, t in vars(ours)[held].items()}
     return shadow, originals
+
+
+def uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """What was compiled runs as it was written."""
+    # Importing the compiler takes seconds; where nobody has, nothing is compiled.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
 @usual_conditions()
