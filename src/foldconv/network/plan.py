@@ -19,7 +19,7 @@ from ..methods._registry import Init
 from ._subclasses import as_plain, why_not
 from .dataflow import DataFlow
 from .table import align
-from .tree import expect_module, unwrapped, walk
+from .tree import changeable, walk
 
 _LOG = logging.getLogger("foldconv")
 _DONE = "it is foldable already"
@@ -111,7 +111,7 @@ def plan(
         2            left: its kernel has one tap, which a 1×1 branch would only repeat
         1 of 2 convolutions of Sequential taken
     """
-    choice = Choice(unwrapped(model), as_method(method), include, exclude, where, example_inputs)
+    choice = Choice(changeable(model), as_method(method), include, exclude, where, example_inputs)
     if any(reason is None for reason in choice.reasons.values()):
         choice.check_ties({conv: names[0] for conv, names in choice.names.items() if choice.reasons[conv] is None})
     return choice.plan()
@@ -136,7 +136,6 @@ class Choice:
         where: Callable[[str, nn.Module], bool] | None,
         example_inputs: Any,
     ):
-        expect_module(model)
         self._model, self._config, self._where = model, config, where
         self._flow = DataFlow(model, example_inputs, training=config.takes_norm)
         self.pairs = self._flow.pairs if config.takes_norm else {}
