@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import UnsupportedError
+from ..files.atomic import atomic_path
 
 LOCK = ".lock"
 """Held in a folder while a process works there."""
@@ -45,6 +48,14 @@ class RunFolder:
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+def write_rows(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file, whole or not at all."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 @contextlib.contextmanager

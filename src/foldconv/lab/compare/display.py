@@ -6,15 +6,12 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..run import RunFolder
 from .config import CompareConfig, Job
-from .results import Curve, curve, read_json
+from .results import curve, read_json
 
 _REFRESH = 0.5
 """Seconds between two looks at the runs' files."""
@@ -25,45 +22,53 @@ class Display:
 
     def __init__(self, console: Console):
         self._console = console
-        self._total = self._finished = self._epochs = 0
-        self._begin = self._looked = 0.0
-        self._work = 0.0
-        self._offset: dict[Job, float] = {}
-        self._live: Live | None = None
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[reached]}"),
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            disable=not console.is_terminal,
+            speed_estimate_period=float("inf"),
+        )
+        self._all = self._progress.add_task("runs", reached="")
+        self._running: dict[Job, TaskID] = {}
+        self._epochs = self._finished = 0
+        self._looked = 0.0
 
     @contextlib.contextmanager
-    def shown(self, config: CompareConfig, total: int, finished: int, at_once: int) -> Iterator[None]:
+    def shown(self, config: CompareConfig, total: int, finished: int) -> Iterator[None]:
         """Show it during the block.
 
         Args:
             config: what is compared.
             total: number of runs.
             finished: how many were done before.
-            at_once: how many run at once.
         """
-        self._total, self._finished, self._epochs = total, finished, config.train.epochs
-        self._begin = time.perf_counter()
+        self._finished, self._epochs = finished, config.train.epochs
+        self._progress.update(self._all, total=total, completed=finished)
         if finished and finished < total:
             self._console.print(f"{finished} of {total} runs are done already", highlight=False)
-        if not self._console.is_terminal:
+        with self._progress:
             yield
-            return
-        with Live(console=self._console, auto_refresh=False, transient=True) as self._live:
-            yield
-        self._live = None
 
     def ended(self, job: Job, seconds: float, finished: int, error: str | None) -> None:
         """A line that stays, for a run that has ended."""
         self._finished = finished
-        self._work += 1 - self._offset.pop(job, 0.0)
-        what = f"{job.method}, seed {job.seed}: "
+        self._progress.update(self._all, completed=finished)
+        if (shown := self._running.pop(job, None)) is not None:
+            self._progress.remove_task(shown)
+        what = f"failed ({error})"
         if error is None:
             accuracy = 100 * read_json(RunFolder(job.folder).result).get("accuracy_folded", float("nan"))
-            what += f"{accuracy:.2f} %"
-        else:
-            what += f"failed ({error})"
+            what = f"{accuracy:.2f} %"
+        runs = self._progress.tasks[0]
+        left = f", about {duration(runs.time_remaining)} left" if runs.time_remaining else ""
         self._console.print(
-            f"{what}, {duration(seconds)} ({finished}/{self._total}{self._left([])})",
+            f"{job.method}, seed {job.seed}: {what}, {duration(seconds)} ({finished}/{runs.total:.0f}{left})",
             style=None if error is None else "red",
             highlight=False,
             soft_wrap=True,
@@ -75,34 +80,18 @@ class Display:
         if time.perf_counter() - self._looked < _REFRESH:
             return
         self._looked = time.perf_counter()
-        curves = [(job, curve(job)) for job in running]
-        for job, found in curves:
-            self._offset.setdefault(job, self._share(found))  # what a run had done before it was continued
-        if self._live is None:
-            return
-        table = Table.grid(padding=(0, 2))
-        for job, found in curves:
-            epoch, accuracy = found[-1] if found else (0, None)
-            reached = "" if accuracy is None else f"test accuracy {accuracy:.2f} %"
-            table.add_row(f"  {job.method}", f"seed {job.seed}", f"epoch {epoch}/{self._epochs}", reached)
-        head = Table.grid(padding=(0, 1))
-        head.add_row(
-            Text(f"{self._finished}/{self._total} runs"),
-            ProgressBar(self._total, self._finished, width=24),
-            Text(self._left(curves).removeprefix(", ")),
-        )
-        self._live.update(Group(head, table), refresh=True)
-
-    def _share(self, found: Curve) -> float:
-        return found[-1][0] / self._epochs if found else 0.0
-
-    def _left(self, curves: Sequence[tuple[Job, Curve]]) -> str:
-        begun = sum(self._share(found) for _, found in curves)
-        work = self._work + sum(self._share(found) - self._offset.get(job, 0.0) for job, found in curves)
-        todo = self._total - self._finished - begun
-        if todo <= 0 or work <= 0:
-            return ""
-        return f", about {duration((time.perf_counter() - self._begin) / work * todo)} left"
+        epochs = 0
+        for job in running:
+            if job not in self._running:
+                name = f"  {job.method}, seed {job.seed}"
+                self._running[job] = self._progress.add_task(name, total=self._epochs, reached="")
+            if found := curve(job):
+                epoch, accuracy = found[-1]
+                reached = f"test accuracy {accuracy:.2f} %"
+                self._progress.update(self._running[job], completed=epoch, reached=reached)
+                epochs += epoch
+        self._progress.update(self._all, completed=self._finished + epochs / self._epochs)
+        self._progress.refresh()
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 from ...errors import UnsupportedError
 from ...files.atomic import atomic_path, write_json
 from ..machine import portable
+from ..run import write_rows
 from ..train.config import TrainConfig
 from .config import FORMAT, CompareConfig
 from .results import Outcome, curve, outcomes, read_json
@@ -191,11 +191,10 @@ def _cost(baseline: dict[int, Outcome], runs: dict[int, Outcome], name: str) -> 
 
 def _write_csv(found: Sequence[Outcome], path: Path) -> None:
     own = ("method", "seed", "training_seconds", "wall_seconds", "peak_memory", "starts", "runs_at_once")
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*own[:2], *_COLUMNS, *own[2:], "device"])
-        writer.writeheader()
-        for outcome in found:
-            row = {name: outcome.result.get(name) for name in (*_COLUMNS, "training_seconds", "peak_memory", "device")}
-            mine = (outcome.job.method, outcome.job.seed)
-            row |= dict(zip(("method", "seed"), mine)) | {"wall_seconds": outcome.wall_seconds}
-            writer.writerow(row | {"starts": outcome.starts, "runs_at_once": outcome.parallel})
+    rows = [
+        {name: outcome.result.get(name) for name in (*_COLUMNS, "training_seconds", "peak_memory", "device")}
+        | {"method": outcome.job.method, "seed": outcome.job.seed, "wall_seconds": outcome.wall_seconds}
+        | {"starts": outcome.starts, "runs_at_once": outcome.parallel}
+        for outcome in found
+    ]
+    write_rows(path, [*own[:2], *_COLUMNS, *own[2:], "device"], rows)

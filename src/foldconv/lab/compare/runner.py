@@ -90,7 +90,7 @@ def _run_all(
     failures: dict[str, str] = {}
     ended = len(jobs) - len(waiting)
     at_once = max(1, min(at_once, len(waiting)))
-    with display.shown(config, len(jobs), ended, at_once), _asked_to_stop() as asked:
+    with display.shown(config, len(jobs), ended), _asked_to_stop() as asked:
         try:
             while waiting or running:
                 if asked:

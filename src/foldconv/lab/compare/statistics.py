@@ -6,6 +6,7 @@ What the seed does to both then cancels in the difference, which resolves more t
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 import statistics
@@ -96,11 +97,7 @@ def seeds_to_resolve(difference: float, std: float, confidence: float = 0.95) ->
     high = 2
     while not resolves(high):
         high *= 2
-    low = high // 2  # too few, or 1, of which there is no interval
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if resolves(middle) else (middle, high)
-    return high
+    return bisect.bisect_left(range(high), True, lo=max(2, high // 2), key=resolves)
 
 
 def _two_sided(confidence: float, degrees: int) -> float:

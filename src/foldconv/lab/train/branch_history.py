@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 from torch import nn
 
-from ...files.atomic import atomic_path
 from ...network.branches import branches
-from .branch_table import COLUMNS, Row
+from .branch_table import COLUMNS
+from .callbacks import Rows
 
 
-class BranchHistory(pl.Callback):
-    """One row per epoch, layer and branch in a CSV file, whole at any moment.
-
-    The columns are those of `branch_table.COLUMNS`; epoch 0 is the network before training. A resumed run goes on with
-    the rows of its checkpoint, so this stands before the callback that writes checkpoints. Where several processes
-    train, the first one writes.
+class BranchHistory(Rows):
+    """One row per epoch, layer and branch; epoch 0 is the network before training.
 
     Args:
-        path: the file.
+        path: the file; its columns are those of `branch_table.COLUMNS`.
 
     Raises:
         UnsupportedError: when training starts, for a network without foldable layers.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.rows: list[Row] = []
-        self._path = Path(path)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows so far."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The rows until the checkpoint was written."""
-        self.rows = list(state_dict["rows"])
+        super().__init__(path, COLUMNS)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The network as it starts; a run resumed from there has these rows already."""
@@ -71,14 +55,4 @@ class BranchHistory(pl.Callback):
             for layer in report.layers
             for branch in layer.branches
         ]
-        self.rows = [*self.rows, *found]
-        with atomic_path(self._path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows({name: _text(value) for name, value in row.items()} for row in self.rows)
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+        self.add(found, trainer)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import csv
+import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ...files.atomic import atomic_path
 from ..data import epoch_seed
+from ..run import write_rows
 
 COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
 
@@ -88,12 +89,15 @@ class Stopwatch(pl.Callback):
             self._begin = time.perf_counter()
 
 
-class MetricsTable(pl.Callback):
-    """One row per epoch in a CSV file, whole at any moment; a resumed run goes on with the rows of its checkpoint."""
+class Rows(pl.Callback):
+    """Rows in a CSV file, whole at any moment; a resumed run goes on with the rows of its checkpoint.
 
-    def __init__(self, path: Path):
-        self.rows: list[dict[str, float]] = []
-        self._path = path
+    So this stands before the callback that writes checkpoints. Where several processes train, the first one writes.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], columns: Sequence[str]):
+        self.rows: list[dict[str, Any]] = []
+        self._path, self._columns = path, columns
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""
@@ -103,18 +107,25 @@ class MetricsTable(pl.Callback):
         """The rows until the checkpoint was written."""
         self.rows = list(state_dict["rows"])
 
+    def add(self, rows: list[dict[str, Any]], trainer: pl.Trainer) -> None:
+        """Add an epoch's rows."""
+        self.rows = [*self.rows, *rows]
+        if trainer.is_global_zero:
+            short = [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in self.rows]
+            write_rows(self._path, self._columns, short)
+
+
+class MetricsTable(Rows):
+    """One row per epoch: loss and accuracy on both sets of images, and the learning rate."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        super().__init__(path, COLUMNS)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add this epoch's row."""
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        row = {"epoch": trainer.current_epoch + 1, "lr": float(lr), **values}
-        self.rows = [*self.rows, {name: row[name] for name in COLUMNS}]
-        if not trainer.is_global_zero:
-            return
-        with atomic_path(self._path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows({name: f"{value:.6g}" for name, value in each.items()} for each in self.rows)
+        row: dict[str, Any] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row |= {"epoch": trainer.current_epoch + 1, "lr": float(trainer.optimizers[0].param_groups[0]["lr"])}
+        self.add([{name: row[name] for name in COLUMNS}], trainer)
 
 
 class EpochProgress(pl.Callback):

@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from ...errors import UnsupportedError
 from .config import TrainConfig
@@ -61,11 +62,7 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: list[pl.Callback]
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the loaders know their process' share
         )
-    except (ValueError, RuntimeError, TypeError) as error:  # MisconfigurationException is none of them: see below
-        raise UnsupportedError(_settings(config, error)) from None
-    except Exception as error:
-        if type(error).__name__ != "MisconfigurationException":
-            raise
+    except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
         raise UnsupportedError(_settings(config, error)) from None
     if trainer.strategy.root_device.type == "cpu":
         _check_cpu(config, trainer.world_size)
