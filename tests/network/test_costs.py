@@ -100,7 +100,9 @@ def test_what_is_left_is_told():
     net = nn.Sequential(*(nn.Conv2d(2, 2, 3) for _ in range(7)), nn.Conv2d(2, 2, 1))
     found = foldconv.summary(net, (1, 2, 20, 20))
     assert len(found.left) == 8
-    assert str(found).endswith("\n8 of 8 convolutions are left as they are: 0, 1, 2, 3, 4 and 3 more")
+    assert str(found).endswith(
+        "\n8 of 8 convolutions are left as they are: 0, 1, 2, 3, 4 and 3 more; foldconv.plan says why"
+    )
     found = foldconv.summary(foldconv.expand(net, "doconv"), (1, 2, 20, 20))
-    assert str(found).endswith("\n1 of 8 convolutions are left as they are: 7")
+    assert str(found).endswith("\n1 of 8 convolutions are left as they are: 7; foldconv.plan says why")
     assert "left" not in str(foldconv.summary(foldconv.expand(net[:7], "doconv"), (1, 2, 20, 20)))

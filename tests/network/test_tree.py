@@ -30,6 +30,9 @@ class Slotted:
     __slots__ = ("conv",)
     conv: Any
 
+    def get(self):
+        return self.conv
+
 
 class Tuple(tuple):
     """A tuple with a constructor of its own."""
@@ -89,6 +92,13 @@ HOLDERS = {
     "bound method": (lambda c: c.forward, lambda h: h.__self__),
     "unregistered module": (lambda c: [Block(c)], lambda h: h[0].conv),
     "weak reference": (weakref.ref, lambda h: h()),
+    "weak proxy": (lambda c: [weakref.proxy(c)], lambda h: h[0].forward.__self__),
+    "weak set": (lambda c: weakref.WeakSet([c]), lambda h: next(iter(h))),
+    "weak key": (lambda c: weakref.WeakKeyDictionary({c: 1}), lambda h: next(iter(h))),
+    "weak value": (lambda c: weakref.WeakValueDictionary(a=c), lambda h: h["a"]),
+    "user's dict": (lambda c: collections.UserDict(a=c), lambda h: h["a"]),
+    "default": (lambda c: collections.defaultdict(list, {1: [c]}), lambda h: h[1][0]),
+    "method of an object": (lambda c: Slotted(c).get, lambda h: h()),
     "iterator of a list": (lambda c: iter([c]), lambda h: next(copy.copy(h))),
     "array": (array, lambda h: h[1]),
     "nested": (
@@ -109,9 +119,8 @@ class Holder(nn.Module):
         return self.find(self.held[0])(x)
 
 
-@pytest.mark.parametrize("kind", HOLDERS)
-def test_every_holder_gets_the_new_convolution(kind):
-    for inplace in (False, True):
+def test_every_holder_gets_the_new_convolution():
+    for kind, inplace in itertools.product(HOLDERS, (False, True)):
         net = Holder(*HOLDERS[kind]).double()
         conv, expected = net.conv, net(X)
         rich = foldconv.expand(net, "doconv", inplace=inplace)

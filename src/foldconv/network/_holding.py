@@ -20,19 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedError
 
-_ATOMS = (
-    type(None),
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    type,
-    types.ModuleType,
-    types.CodeType,
-    *weakref.ProxyTypes,
-)
+_ATOMS = (type(None), int, float, complex, str, bytes, type, types.ModuleType, types.CodeType)
 # Types of the standard library and of torch hold no modules of the user's, but for these.
 _HOLDERS = {"builtins", "collections", "functools", "types", "itertools", "dataclasses", "argparse", "contextlib"}
 _LEFT_OUT = (frozenset(sys.stdlib_module_names) | {"torch", "numpy"}) - _HOLDERS
@@ -46,7 +34,7 @@ class Exchange:
         unwrapped: what takes the place of a module that wraps another; a module itself, if it wraps none.
 
     Attributes:
-        tensors: all that were met.
+        tensors, references: all tensors and all weak references that were met.
     """
 
     def __init__(
@@ -55,6 +43,7 @@ class Exchange:
         unwrapped: Callable[[nn.Module], nn.Module] = lambda module: module,
     ):
         self.tensors: list[Tensor] = []
+        self.references: list[Any] = []
         self._replacements, self._unwrapped = replacements, unwrapped
         self._writes: list[Callable[[], Any]] = []
         self._seen: dict[int, tuple[Any, Any]] = {}
@@ -92,16 +81,18 @@ class Exchange:
             return self._rebuilt(value, kind, where)
         elif issubclass(kind, functools.partial):
             func, args, keywords, own = value.__reduce__()[2]
+            # Keywords and attributes are changed in place, if at all.
             state = self.of(func, where), self.of(args, where), self.of(keywords, where), self.of(own, where)
-            self._writes.append(lambda: value.__setstate__(state))
+            if state[0] is not func or state[1] is not args:
+                self._writes.append(lambda: value.__setstate__(state))
         elif issubclass(kind, types.MethodType):
             return self._method(value, where)
         elif issubclass(kind, types.FunctionType):
             self._function(value, where)
-        elif issubclass(kind, weakref.ref):
-            target = value()
-            new = self._replacements.get(target) if issubclass(type(target), nn.Module) else None
-            return value if new is None else weakref.ref(new, value.__callback__)
+        elif issubclass(kind, (weakref.ref, *weakref.ProxyTypes)):
+            return self._reference(value, kind)
+        elif issubclass(kind, (weakref.WeakSet, weakref.WeakKeyDictionary, weakref.WeakValueDictionary)):
+            self._weak(value, where)
         elif kind.__module__ == "numpy" and getattr(getattr(value, "dtype", None), "hasobject", False):
             self._in_place(value.flat, where, lambda items: value.flat.__setitem__(slice(None), items))
         elif kind.__module__.partition(".")[0] not in _LEFT_OUT:
@@ -109,6 +100,39 @@ class Exchange:
         return value
 
     # ------------------------------------------------------------------ kinds of holders
+
+    def _reference(self, value: Any, kind: type) -> Any:
+        """A weak reference to the new module; what it leads to is not looked into, for it may be anybody's."""
+        self.references.append(value)
+        try:
+            # A proxy of a module gives that away as the owner of a method.
+            proxied = getattr(value, "forward", None) if kind in weakref.ProxyTypes else None
+            target: Any = getattr(proxied, "__self__", None) if kind in weakref.ProxyTypes else value()
+        except ReferenceError:
+            return value
+        method = target.__func__.__name__ if isinstance(target, types.MethodType) else None
+        owner: Any = target if method is None else target.__self__
+        new = self._replacements.get(owner) if issubclass(type(owner), nn.Module) else None
+        if new is None:
+            return value
+        if method is not None:
+            return weakref.WeakMethod(getattr(new, method))
+        return weakref.ref(new, value.__callback__) if issubclass(kind, weakref.ref) else weakref.proxy(new)
+
+    def _weak(self, value: Any, where: str) -> None:
+        for item in list(value.values() if isinstance(value, weakref.WeakKeyDictionary) else ()):
+            self.of(item, where)
+        for key, item in list(value.items()) if hasattr(value, "items") else [(item, item) for item in value]:
+            old = item if isinstance(value, weakref.WeakValueDictionary) else key
+            new = self._replacements.get(old) if issubclass(type(old), nn.Module) else None
+            if new is None:
+                continue
+            if isinstance(value, weakref.WeakSet):
+                self._writes.append(functools.partial(lambda old, new: (value.discard(old), value.add(new)), old, new))
+            elif isinstance(value, weakref.WeakValueDictionary):
+                self._writes.append(functools.partial(value.__setitem__, key, new))
+            else:
+                self._writes.append(functools.partial(lambda a, b: value.__setitem__(b, value.pop(a)), old, new))
 
     def _module(self, module: nn.Module, where: str) -> nn.Module:
         if (inner := self._unwrapped(module)) is not module:
@@ -201,7 +225,7 @@ class Exchange:
     def _object(self, value: Any, kind: type, where: str) -> None:
         slots = [
             name
-            for cls in kind.__mro__
+            for cls in (kind.__mro__ if kind.__module__ != "builtins" else ())
             for name, member in vars(cls).items()
             if type(member) is types.MemberDescriptorType
         ]

@@ -77,7 +77,7 @@ def _path(node: ast.expr) -> list[str]:
 
 def held(value: Any) -> set[nn.Module]:
     """The modules among what a value holds."""
-    return {leaf for leaf in leaves(value) if isinstance(leaf, nn.Module)}
+    return {leaf for leaf in leaves(value) if issubclass(type(leaf), nn.Module)}  # a weak proxy only says it is one
 
 
 def _functions(member: Any) -> list[Any]:

@@ -61,6 +61,7 @@ class Summary:
         if self.left:
             convs = len(self.left) + sum(row.foldable for row in self.rows)
             note += f"\n{len(self.left)} of {convs} convolutions are left as they are: {some(list(self.left))}"
+            note += "; foldconv.plan says why"
         return f"{align(rows)}\n{note}"
 
 

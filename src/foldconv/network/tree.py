@@ -107,7 +107,8 @@ def _copy(model: nn.Module, otherwise: str, known: dict[int, Any] | None = None)
     found = Exchange({})
     try:
         found.of(model)
-        copied = copy.deepcopy(model, _values_of_computed(found.tensors) | (known or {}))
+        kept = {id(reference): reference for reference in found.references}
+        copied = copy.deepcopy(model, kept | _values_of_computed(found.tensors) | (known or {}))
         # What deep copies share (closures, weak references) may still lead to the model itself.
         ours = dict(copied.named_modules(remove_duplicate=False))
         theirs = {m: ours[name] for name, m in model.named_modules(remove_duplicate=False) if name in ours}
