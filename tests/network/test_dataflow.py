@@ -668,6 +668,22 @@ def test_source_that_cannot_be_had():
     assert pairs(scope["Made"]()) == {}
 
 
+def test_what_certainly_is_a_tensor_may_be_asked_for_its_class():
+    class Asks(Net):
+        def forward(self, x):
+            y = self.norm1(self.conv1(x))
+            y = torch.cat([y, y[:, :2]], 1).mean((2, 3), keepdim=True) * y[:, :1]
+            return y if isinstance(y, (list, tuple)) else self.norm2(self.conv2(y[:, :4]))
+
+    class AsksForMore(Net):
+        def forward(self, x):
+            y, z = self.norm1(self.conv1(x)), F.max_pool2d(x, 2, return_indices=True)
+            return y if isinstance(z, torch.Tensor) else y + z[0]
+
+    assert pairs(Asks()) == {"conv1": "norm1", "conv2": "norm2"}
+    assert pairs(AsksForMore()) == {}
+
+
 # ---------------------------------------------------------------------- what wraps what it calls
 
 

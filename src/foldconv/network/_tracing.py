@@ -42,10 +42,13 @@ _MAY_ASK = ("torch.fx", "torch.nn.parameter", "torch.nn.modules.module", "torch.
 
 
 _GIVE_TENSORS = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Linear, nn.Identity, nn.Dropout, nn.Flatten),
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid),
+    *(nn.Linear, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.GroupNorm, nn.LayerNorm, nn.Upsample),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardtanh, nn.Tanh),
+    *(nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d),
 )
-_OF_TENSORS = (operator.add, operator.iadd, operator.mul, torch.add, torch.relu, F.relu)
+_OF_TENSORS = (operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, torch.add, torch.mul, torch.cat)
+_OF_TENSORS += (F.relu, F.silu, F.gelu, F.pad, F.interpolate, F.adaptive_avg_pool2d, torch.relu, torch.sigmoid)
+_METHODS_OF_TENSORS = ("mean", "view", "reshape", "flatten", "contiguous", "relu", "sigmoid", "permute", "expand")
 
 
 class _Silent:
@@ -85,6 +88,7 @@ class _Tracer(fx.Tracer):
         self.asked = 0
         self.depth = 0
         self.unfinished: set[fx.Node] = set()
+        self.tensors: dict[fx.Node, bool] = {}
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """The next of the given answers; past them True."""
@@ -102,11 +106,22 @@ class _Tracer(fx.Tracer):
 
     def is_tensor(self, node: fx.Node) -> bool:
         """Is the value a tensor for certain: what a layer of torch's gives, or a sum or activation of such?"""
+        if node not in self.tensors:
+            self.tensors[node] = self._gives_a_tensor(node)
+        return self.tensors[node]
+
+    def _gives_a_tensor(self, node: fx.Node) -> bool:
         if node.op == "call_module":
-            kind = type(self.root.get_submodule(str(node.target)))
-            return issubclass(kind, PLAIN) or issubclass(kind, Foldable) or kind in _GIVE_TENSORS
-        known = node.op == "call_function" and node.target in _OF_TENSORS
-        return known and all(self.is_tensor(arg) for arg in node.args if isinstance(arg, fx.Node))
+            module = self.root.get_submodule(str(node.target))
+            pooled = isinstance(module, nn.MaxPool2d) and not module.return_indices
+            return pooled or is_norm(module) or isinstance(module, (*PLAIN, Foldable)) or type(module) in _GIVE_TENSORS
+        inputs = node.all_input_nodes
+        if node.op == "call_method" or node.target is operator.getitem:  # sizes may be other values of the forward's
+            inputs = inputs[:1]
+            known = node.target in (*_METHODS_OF_TENSORS, operator.getitem)
+        else:
+            known = node.op == "call_function" and node.target in _OF_TENSORS
+        return known and bool(inputs) and all(map(self.is_tensor, inputs))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # A hook on a container may see, keep and change anything that passes.
