@@ -101,7 +101,7 @@ def expanded_and_folded(make, x):
     def run(method):
         torch.manual_seed(0)
         net = stirred(make(), size=0.02)
-        convs = sum(isinstance(m, nn.Conv2d) for m in net.modules())
+        convs = sum(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in net.modules())
         norms = sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
         net = foldconv.expand(net, method, example_inputs=x)
         taken = len(foldable_layers(net))
@@ -448,7 +448,7 @@ def flops():
     return "; ".join(f"{name}: {counted(lambda net, name=name: count(net, name))}" for name in backends)
 
 
-@tool("thop")
+@tool("ultralytics-thop")
 def profile():
     import thop
 

@@ -251,6 +251,17 @@ def test_eager_quantization(rich):
         wrong(X.float())
 
 
+def test_walking_the_graph_of_gradients():
+    x = torch.randn(1, 64, 4, 4)
+    for method in METHODS:  # of a size that compiled loops compose
+        nodes, names = [foldconv.expand(nn.Conv2d(64, 64, 3), method)(x).grad_fn], set()
+        while nodes:
+            node = nodes.pop()
+            names.add(node.name())
+            nodes += [following for following, _ in node.next_functions if following is not None]
+        assert "torch::autograd::AccumulateGrad" in names
+
+
 def test_flop_counter():
     def counted(net):
         with FlopCounterMode(display=False) as counter:

@@ -116,7 +116,8 @@ class _OnPath(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, path: Any, name: str, groups: int, *fields: Any) -> Tensor:
-        ctx.path, ctx.name, ctx.groups = path, name, groups
+        # Not ctx.name: that is what a node of the graph is called, for those who walk it.
+        ctx.path, ctx.composition, ctx.groups = path, name, groups
         ctx.others = [None if isinstance(f, Tensor) else f for f in fields]
         ctx.save_for_backward(*(f if isinstance(f, Tensor) else None for f in fields))
         detached = tuple(f.detach() if isinstance(f, Tensor) else f for f in fields)
@@ -126,9 +127,10 @@ class _OnPath(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         fields = tuple(other if saved is None else saved for saved, other in zip(ctx.saved_tensors, ctx.others))
         if torch.is_grad_enabled():  # of a gradient's gradient
-            found = _differentiably(ctx.name, ctx.groups, fields, grads[0])
+            found = _differentiably(ctx.composition, ctx.groups, fields, grads[0])
         else:
-            found = getattr(ctx.path, f"{ctx.name}_gradients")(grads[0], *_arguments(ctx.name, fields), ctx.groups)
+            gradients = getattr(ctx.path, f"{ctx.composition}_gradients")
+            found = gradients(grads[0], *_arguments(ctx.composition, fields), ctx.groups)
         wanted = ctx.needs_input_grad[3:]
         return None, None, None, *(gradient if w else None for gradient, w in zip(found, wanted))
 
