@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 import foldconv
 import keras
 from foldconv.errors import CheckpointError, UnsupportedError
+from foldconv.files.convert._keras_files import read_file
 from foldconv.files.convert._keras_graph import Graph
 from foldconv.keras import DOConv2D, DODepthwiseConv2D, expand
 from keras import layers, ops
@@ -324,7 +326,7 @@ def test_what_cannot_be_read_says_so(tmp_path):
             foldconv.convert_weights(source, net)
     whole = (tmp_path / "odd.keras").read_bytes()
     (tmp_path / "half.keras").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match=r"half.keras: not a whole .keras file"):
+    with pytest.raises(CheckpointError, match=r"half.keras: damaged: not a whole zip archive"):
         foldconv.convert_weights(tmp_path / "half.keras", net)
     (tmp_path / "text.weights.h5").write_text("no")
     with pytest.raises(CheckpointError, match=r"text.weights.h5: not a readable HDF5 file"):
@@ -347,3 +349,99 @@ def test_reading_a_keras_file_needs_no_keras(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(result.stdout.splitlines()[-1]) == ["h5py"]
+
+
+def test_bfloat16_is_read_and_written(tmp_path):
+    model = keras.Sequential([keras.Input((6, 6, 3)), layers.Conv2D(4, 3, dtype="bfloat16", name="conv")])
+    model.set_weights([RANDOM.normal(size=w.shape) for w in model.weights])
+    model.save(tmp_path / "half.keras")
+    net = nn.Sequential(nn.Conv2d(3, 4, 3))
+    foldconv.convert_weights(tmp_path / "half.keras", net)
+    exact = np.array(ops.convert_to_numpy(ops.cast(model.layers[0].kernel, "float32")))
+    np.testing.assert_array_equal(net[0].weight.detach().numpy(), exact.transpose(3, 2, 0, 1))
+    with torch.no_grad():
+        net[0].weight.copy_(net[0].weight * 1.001)
+    foldconv.convert_weights(net, tmp_path / "back.keras", like=tmp_path / "half.keras")
+    back = keras.models.load_model(tmp_path / "back.keras").layers[0].kernel
+    assert keras.backend.standardize_dtype(back.dtype) == "bfloat16"
+    rounded = net[0].weight.detach().to(torch.bfloat16).float().numpy()
+    np.testing.assert_array_equal(ops.convert_to_numpy(ops.cast(back, "float32")).transpose(3, 2, 0, 1), rounded)
+
+
+def test_damaged_and_lying_files_end_in_one_line(tmp_path):
+    """Bytes changed, and parts of the config and of the HDF5 file replaced: an error of ours, or a network."""
+    model = keras.Sequential([keras.Input((6, 6, 3)), layers.Conv2D(4, 3, name="c"), layers.BatchNormalization()])
+    keras.Sequential([model, layers.Flatten(), layers.Dense(2)]).save(tmp_path / "whole.keras")
+    with zipfile.ZipFile(tmp_path / "whole.keras") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    random, seen = np.random.default_rng(3), set()
+
+    def read(name, content=None, **changed):
+        if content is None:
+            with zipfile.ZipFile(tmp_path / name, "w") as made:
+                for part, data in {**parts, **changed}.items():
+                    made.writestr(part.replace("_json", ".json").replace("_h5", ".h5"), data)
+        else:
+            (tmp_path / name).write_bytes(content)
+        try:
+            read_file(str(tmp_path / name))
+            seen.add("read")
+        except (CheckpointError, UnsupportedError) as error:
+            seen.add(str(error))
+
+    for suffix, content in (
+        (".weights.h5", parts["model.weights.h5"]),
+        (".keras", (tmp_path / "whole.keras").read_bytes()),
+    ):
+        for _ in range(60):
+            damaged = bytearray(content)
+            for place in random.integers(0, len(content), 3):
+                damaged[place] ^= 1 << int(random.integers(0, 8))
+            read(f"damaged{suffix}", bytes(damaged))
+            read(f"damaged{suffix}", content[: int(random.integers(0, len(content)))])
+    config = json.loads(parts["config.json"])
+    for value in (None, 7, -1, "x" * 10**5, [], {}, [[]], True, 1e400):
+        for change in range(len(list(places(config)))):
+            copy = json.loads(parts["config.json"])
+            holder, key = list(places(copy))[change]
+            holder[key] = value
+            if random.random() < 0.1:
+                read("config.keras", **{"config.json": json.dumps(copy)})
+    for text in ("", "[" * 10**5, "{}", "[]", "null", "\ud800"):
+        read("config.keras", **{"config.json": text.encode("utf8", "surrogatepass")})
+    for change in H5:
+        (tmp_path / "changed.h5").write_bytes(parts["model.weights.h5"])
+        with h5py.File(tmp_path / "changed.h5", "r+") as file:
+            group = file["layers/sequential/layers/conv2d/vars"]
+            del group["0"]
+            change(group, tmp_path)
+        with pytest.raises(CheckpointError, match=r"changed.weights.h5: .*(expected|damaged|holds)"):
+            read_file(str((tmp_path / "changed.h5").rename(tmp_path / "changed.weights.h5")))
+    assert len(seen) > 20
+    assert all(len(text) <= 1000 and "\n" not in text for text in seen)
+
+
+def places(value):
+    """All entries of a config."""
+    for key, inner in list(value.items()) if isinstance(value, dict) else list(enumerate(value)):
+        yield value, key
+        if isinstance(inner, (dict, list)):
+            yield from places(inner)
+
+
+H5 = [
+    lambda group, folder: group.create_dataset("0", data=np.zeros((3, 3, 3, 4), "int8")),
+    lambda group, folder: group.create_dataset("0", data=np.zeros((3, 3, 3, 4), "V1")).attrs.update(
+        dtype="float8_e4m3fn"
+    ),
+    lambda group, folder: group.create_dataset("0", data=np.zeros((3, 3, 3, 4), "complex64")),
+    lambda group, folder: group.create_dataset("0", data=np.zeros((3, 4), "float32")),
+    lambda group, folder: group.create_dataset("0", data=np.zeros((3, 3, 0, 4), "float32")),
+    lambda group, folder: group.create_dataset("0", shape=(10**5, 10**5, 3, 4), chunks=(8, 8, 3, 4), dtype="float32"),
+    lambda group, folder: group.create_dataset(
+        "0", shape=(3, 3, 3, 4), dtype="float32", external=[(str(folder / "whole.keras"), 0, 432)]
+    ),
+    lambda group, folder: group.__setitem__("0", h5py.ExternalLink(str(folder / "damaged.weights.h5"), "x")),
+    lambda group, folder: group.__setitem__("0", h5py.SoftLink("/nowhere")),
+    lambda group, folder: group.create_group("0"),
+]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import UnsupportedError
+from ...errors import CheckpointError, UnsupportedError, shown
 from ._keras_graph import Graph
 from ._layers import Layer, Network, Values, fitted, follow_in_order
 
@@ -59,7 +59,9 @@ def network(where: str, slots: list[Slot], graph: Graph | None, write: Callable[
     """
     layers, parts = [], {}
     for slot in slots:
+        _check_config(where, slot)
         named = _named(where, slot)
+        _check_ranks(where, slot, named)
         for layer in _layers(slot, named):
             _complete(layer, slot, graph)
             layers.append(layer)
@@ -97,6 +99,28 @@ def _named(where: str, slot: Slot) -> dict[str, tuple[str, np.ndarray]]:
             f"{' (' + ', '.join(odd) + ')' if odd else ''}; expected convolutions, doconv, dense layers and norms"
         )
     return {name: (key, slot.variables[key]) for name, key in zip(names, keys)}
+
+
+def _check_config(where: str, slot: Slot) -> None:
+    """What is computed with is what it should be."""
+    wanted: dict[str, Any] = {"groups": int, "epsilon": (int, float), "scale": bool, "center": bool}
+    for name, kind in wanted.items():
+        value = (slot.config or {}).get(name)
+        right = value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
+        if not right or (name in ("groups", "epsilon") and value is not None and not 0 < value < 1 << 31):
+            raise CheckpointError(
+                f"{where}: {slot.name}: {name}: expected what {slot.cls} takes, received {shown(value)}"
+            )
+
+
+def _check_ranks(where: str, slot: Slot, named: dict[str, tuple[str, np.ndarray]]) -> None:
+    rank = next((int(name[0]) for name in RANKS if name in slot.cls), 0)
+    for name, (_, value) in named.items():
+        expected = {"D": 3, "kernel_extra": 3}.get(name, rank + 2 if "kernel" in name else 1)
+        if value.ndim != expected or 0 in value.shape:
+            raise CheckpointError(
+                f"{where}: {slot.name}: {name}: expected {expected} dimensions of one or more, received {value.shape}"
+            )
 
 
 def _names(where: str, slot: Slot) -> list[str]:

@@ -11,42 +11,55 @@ import io
 import json
 import re
 import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 
 from ...errors import CheckpointError, UnsupportedError
+from ..archives import check_archive, is_archive
 from ..atomic import atomic_path
 from ._keras import KNOWN, Slot, network
 from ._keras_graph import Graph, snake_case
 from ._layers import Network
 
 _WEIGHTS = "model.weights.h5"
+_LONG = 1000
+_PLENTY = 1 << 26
 _CLASSES = {snake_case(name): name for name in KNOWN}
 
 
 def read_file(path: str) -> Network:
     """The layers of a ``.keras`` or ``.weights.h5`` file; written as either, a ``.keras`` from a ``.keras`` only.
 
+    Weights in bfloat16 are read as float32, and written as bfloat16.
+
     Raises:
         CheckpointError: for a file that is missing, damaged or of another kind.
         UnsupportedError: for layers that no rule converts.
     """
-    archive: dict[str, bytes] = {}
     try:
+        return _read(path)
+    except (CheckpointError, UnsupportedError) as error:  # names in a file may be of any length
+        text = str(error)
+        raise type(error)(text if len(text) <= _LONG else f"{text[: _LONG - 4]} ...") from None
+    except Exception as error:  # what a config or HDF5 file that lies may raise is no short list
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise CheckpointError(f"{path}: not a whole Keras file ({reason}); save it again with Keras 3") from error
+
+
+def _read(path: str) -> Network:
+    archive: dict[str, bytes] = {}
+    if is_archive(path):
+        check_archive(path, compressed=True)
+        with zipfile.ZipFile(path) as zipped:
+            archive = {name: zipped.read(name) for name in zipped.namelist()}
+        for name in ("config.json", _WEIGHTS):
+            if name not in archive:
+                raise CheckpointError(f"{path}: not a whole .keras file (no {name} in it); save it again with Keras 3")
+        config, content = json.loads(archive["config.json"]), archive[_WEIGHTS]
+    else:
         with open(path, "rb") as file:
-            content = file.read()
-        if content[:2] == b"PK":
-            with zipfile.ZipFile(io.BytesIO(content)) as zipped:
-                archive = {name: zipped.read(name) for name in zipped.namelist()}
-            config = json.loads(archive["config.json"])
-            content = archive[_WEIGHTS]
-        else:
-            config = None
-    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
-        reason = f"no {error.args[0]} in it" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(f"{path}: not a whole .keras file ({reason}); save it again with Keras 3") from None
+            config, content = None, file.read()
     groups = _read_h5(content, path)
     graph = Graph.of(config) if config is not None else None
     slots = _slots_of_graph(groups, graph, path) if graph is not None else _slots_of_paths(groups, path)
@@ -83,14 +96,34 @@ def _read_h5(content: bytes, path: str) -> dict[str, tuple[str, dict[str, np.nda
     h5py = _h5py()
     found: dict[str, tuple[str, dict[str, np.ndarray]]] = {}
 
+    allowed = max(_PLENTY, 100 * len(content))
+
+    def array(name: str, group: Any, key: str) -> np.ndarray:
+        nonlocal allowed
+        linked = isinstance(group.get(key, getlink=True), h5py.HardLink)
+        data = group[key] if linked else None
+        if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
+            raise CheckpointError(f"{path}: {name}/{key}: expected an array in this file, received a link or a group")
+        allowed -= data.size * data.dtype.itemsize
+        if allowed < 0:
+            raise CheckpointError(f"{path}: {name}/{key}: shape {data.shape} is far more than the file holds; damaged")
+        if _is_bfloat16(data):
+            return (np.asarray(data).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        if data.dtype.kind != "f":
+            kind = data.attrs.get("dtype", data.dtype)
+            raise CheckpointError(
+                f"{path}: {name}/{key}: expected float16, float32, float64 or bfloat16, received {kind}; save the "
+                "model before it is quantized"
+            )
+        return np.asarray(data)
+
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Group) and name.endswith("/vars") and not name.startswith("optimizer"):
-            arrays = {key: np.asarray(value) for key, value in item.items() if isinstance(value, h5py.Dataset)}
             owner = name.removesuffix("/vars")
-            if arrays and not owner.endswith("seed_generator"):
-                ordered = sorted(arrays, key=lambda key: (not key.isdigit(), int(key) if key.isdigit() else key))
-                called = item.attrs.get("name", "")
-                found[owner] = str(called), {key: arrays[key] for key in ordered}
+            if not owner.endswith("seed_generator"):
+                ordered = sorted(item, key=lambda key: (not key.isdigit(), int(key) if key.isdigit() else key))
+                if ordered:
+                    found[owner] = str(item.attrs.get("name", "")), {key: array(name, item, key) for key in ordered}
 
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
@@ -104,6 +137,17 @@ def _read_h5(content: bytes, path: str) -> dict[str, tuple[str, dict[str, np.nda
     if not found:
         raise CheckpointError(f"{path}: expected layers with weights, found none; is it a .keras or .weights.h5 file?")
     return found
+
+
+def _is_bfloat16(data: Any) -> bool:
+    return data.dtype == np.dtype("V2") and data.attrs.get("dtype") == "bfloat16"
+
+
+def _bfloat16(value: np.ndarray) -> np.ndarray:
+    """The bits of the nearest bfloat16, of two equally near ones the even."""
+    bits = np.ascontiguousarray(value, np.float32).view(np.uint32).astype(np.uint64)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(value), np.uint16(0x7FC0), rounded)
 
 
 def _slots_of_graph(groups: dict[str, Any], graph: Graph, path: str) -> list[tuple[Slot, str]]:
@@ -154,7 +198,8 @@ def _changed_h5(content: bytes, changed: dict[str, dict[str, np.ndarray]]) -> by
     with _h5py().File(buffer, "r+") as file:
         for where, values in changed.items():
             for key, value in values.items():
-                file[f"{where}/vars/{key}"][...] = value
+                data = file[f"{where}/vars/{key}"]
+                data[...] = _bfloat16(value).view(data.dtype) if _is_bfloat16(data) else value
         if "optimizer" in file:
             del file["optimizer"]
     return buffer.getvalue()

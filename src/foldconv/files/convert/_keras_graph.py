@@ -106,8 +106,9 @@ class Graph:
 
     def _upstream(self, name: str) -> Iterator[str]:
         """What a layer reads, and what that reads, as long as there is one of it."""
-        sources = self.sources.get(name, [])
-        while len(sources) == 1 and sources[0] in self.described:
+        sources, seen = self.sources.get(name, []), {name}
+        while len(sources) == 1 and sources[0] in self.described and sources[0] not in seen:
+            seen.add(sources[0])
             yield sources[0]
             sources = self.sources.get(sources[0], [])
 
