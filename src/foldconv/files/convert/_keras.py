@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -183,6 +184,9 @@ def _complete(layer: Layer, slot: Slot, graph: Graph | None) -> None:
     layer.rows = "unknown"
     if graph is not None and layer.kind in ("dense", "norm", "affine"):
         layer.rows = graph.rows(slot.name)
+    features = next(iter(layer.arrays.values())).shape[-1]
+    if isinstance(layer.rows, tuple) and math.prod(layer.rows) != features:
+        raise CheckpointError(f"{layer.name}: expected {features} features, its config flattens {shown(layer.rows)}")
     if layer.kind != "dense" and layer.rows == "unknown":
         layer.rows = None  # norms of flattened maps are rare, those of maps are not
 

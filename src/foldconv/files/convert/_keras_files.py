@@ -40,7 +40,7 @@ def read_file(path: str) -> Network:
     try:
         return _read(path)
     except (CheckpointError, UnsupportedError) as error:  # names in a file may be of any length
-        text = str(error)
+        text = str(error) if str(error).startswith(path) else f"{path}: {error}"
         raise type(error)(text if len(text) <= _LONG else f"{text[: _LONG - 4]} ...") from None
     except Exception as error:  # what a config or HDF5 file that lies may raise is no short list
         reason = " ".join(str(error).split())[:160] or type(error).__name__

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from ...errors import CheckpointError, shown
+
 _MODELS = ("Sequential", "Functional", "Model")
 # Between a Flatten and what reads it: these keep order and number of the features.
 _KEEP = {"Dropout", "Activation", "ReLU", "LeakyReLU", "PReLU", "ELU", "Softmax", "GaussianNoise", "GaussianDropout"}
@@ -90,6 +92,8 @@ class Graph:
                 return None
             if cls == "Flatten":
                 shape = (described.get("build_config") or {}).get("input_shape") or ()
+                if not all(size is None or type(size) is int for size in shape):
+                    raise CheckpointError(f"{source}: expected an input shape of integers, received {shown(shape)}")
                 if len(shape) <= 2 and shape:
                     return None
                 if not shape or None in shape[1:] or len(formats) > 1:
