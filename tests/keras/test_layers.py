@@ -7,7 +7,7 @@ import pytest
 
 import keras
 from foldconv.errors import UnsupportedError
-from foldconv.keras import DOConv1D, DOConv2D, DOConv3D, DODepthwiseConv1D, DODepthwiseConv2D
+from foldconv.keras import DOConv1D, DOConv2D, DOConv3D, DODepthwiseConv1D, DODepthwiseConv2D, expand
 from keras import ops
 
 RANDOM = np.random.default_rng(0)
@@ -122,3 +122,29 @@ def test_saving_with_lora_merges_it(tmp_path):
     again = keras.models.load_model(tmp_path / "model.keras")
     x = array(2, 7, 7, 4)
     near(again(x), model(x))
+
+
+def test_lora_learns_after_weights_are_loaded(tmp_path):
+    model = keras.Sequential([keras.Input((6, 6, 3)), DOConv2D(4, 3, name="conv")])
+    model.save_weights(tmp_path / "w.weights.h5")
+    model.layers[0].enable_lora(2)
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype("float32")
+    before = model.predict(x, verbose=0)
+    model.load_weights(tmp_path / "w.weights.h5")
+    np.testing.assert_allclose(model.predict(x, verbose=0), before, rtol=1e-5, atol=1e-6)
+    model.compile("sgd", "mse", jit_compile=False)
+    model.fit(x, np.ones_like(before), verbose=0)
+    assert np.abs(keras.ops.convert_to_numpy(model.layers[0].lora_kernel_b)).max() > 0
+
+
+def test_spectral_normalization_is_refused_in_one_line():
+    with pytest.raises(
+        UnsupportedError, match=r"^conv: SpectralNormalization writes to a kernel, .* wrap a Conv2D, or"
+    ):
+        keras.layers.SpectralNormalization(DOConv2D(4, 3, name="conv")).build((None, 6, 6, 3))
+    around = keras.layers.SpectralNormalization(keras.layers.Conv2D(4, 3, name="inside"), name="around")
+    model = keras.Sequential([keras.Input((6, 6, 3)), around, keras.layers.Conv2D(4, 3, name="free")])
+    rich = expand(model)
+    assert [type(layer).__name__ for layer in (rich.layers[0].layer, rich.layers[1])] == ["Conv2D", "DOConv2D"]
+    with pytest.raises(UnsupportedError, match=r"inside: .* the SpectralNormalization around it writes to its kernel"):
+        expand(model, include="inside")

@@ -4,13 +4,17 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 
 import keras
 
+from ..errors import UnsupportedError
 from .foldable import FoldableConv, FoldableDepthwise, FoldableLayer, float64
+
+_SPECTRAL: Any = keras.layers.SpectralNormalization
 
 
 class ComposedLayer(FoldableLayer):
@@ -27,7 +31,17 @@ class ComposedLayer(FoldableLayer):
         return super().add_weight(*args, **kwargs)  # pyright: ignore
 
     def compose(self: Any, kernel: Any) -> Any:
-        """The kernel to convolve with, composed in float32 or better, in the compute dtype."""
+        """The kernel to convolve with, composed in float32 or better, in the compute dtype.
+
+        Raises:
+            UnsupportedError: for ``SpectralNormalization``, which would write to it.
+        """
+        caller = sys._getframe(2)  # whoever asks for `kernel`
+        if caller.f_code.co_name == "build" and isinstance(caller.f_locals.get("self"), _SPECTRAL):
+            raise UnsupportedError(
+                f"{self.name}: SpectralNormalization writes to a kernel, and this one is composed from several "
+                f"variables; wrap a {self.plain.__name__}, or fold first"
+            )
         factors = self.present()
         if factors:
             # Not Keras' result_type, which on two of its backends says float32 of float64.

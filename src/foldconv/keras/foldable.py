@@ -162,6 +162,9 @@ class FoldableConv(FoldableLayer):
         if self.built:
             for name, factor in self.present().items():
                 factor.assign(store[name])
+            if self.lora_enabled:  # Keras makes both of LoRA's factors zero, where none of them has a gradient
+                a = self.lora_kernel_a
+                a.assign(keras.initializers.HeUniform()(a.shape, a.dtype))
 
 
 class FoldableDepthwise(FoldableLayer):

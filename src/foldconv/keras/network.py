@@ -68,7 +68,11 @@ def expand(
         pairs = [pair for graph in _graphs(model) for pair in links(graph)]
         followers = {a: b for a, b in pairs if {type(a), plain_class(a)} & config.layers.keys() and takes_in(a, b)}
 
+    normalized = {id(one.layer) for one in _layers(model) if isinstance(one, keras.layers.SpectralNormalization)}
+
     def reason_against(layer: Any) -> str | None:
+        if id(layer) in normalized:
+            return "the SpectralNormalization around it writes to its kernel"
         return _reason_against(layer, config) or config.reason_against(layer, followers.get(layer))
 
     words = {"method": config.name, "model": model.name, "kinds": "keras.layers.Conv2D and its like"}
