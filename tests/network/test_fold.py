@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import foldconv
 from foldconv.algebra import Sum, kernel_of, norms
@@ -499,6 +500,14 @@ def test_not_absorbed_without_statistics():
     assert isinstance(folded[1], nn.BatchNorm2d)
     assert type(folded[0]) is nn.Conv2d
     assert_same(model, folded, X)
+
+
+def test_a_branch_whose_norm_a_fuser_took():
+    model = randomized(foldconv.expand(network(), "repvgg", include="0").double()).eval()
+    main = model[0].body.main
+    main.conv, main.norm = fuse_conv_bn_eval(main.conv, main.norm), nn.Identity()  # as mmcv's goes through a network
+    for batchnorm in (False, True):
+        assert_same(model, foldconv.fold(model, batchnorm=batchnorm), X)
 
 
 def test_what_stays_is_told(caplog):

@@ -114,7 +114,10 @@ class NormPlace(nn.Module):
         """
         layer, norm = self.link[0], copy.deepcopy(self.link[1])
         # The layer has moved with the model since; the norm it was built from may not have.
-        norm = norm.to(layer.norm.running_var.device, layer.norm.running_var.dtype)
+        # Other people's fusers may have taken it away.
+        like = getattr(layer.norm, "running_var", None)
+        like = layer.conv.weight if like is None else like
+        norm = norm.to(like.device, like.dtype)
         shift = torch.zeros_like(norm.running_mean) if kernel.bias is None else kernel.bias
         with torch.no_grad():
             norm.running_mean.zero_()

@@ -124,10 +124,11 @@ def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, nn.Module]:
     if left:
         why = {names[conv]: flow.why(conv) for conv in names if _folds(conv) and conv not in pairs}
         why |= {names[c]: f"{names[n]} keeps no running statistics" for c, n in flow.pairs.items() if c not in pairs}
-        reasons = [f"{name or 'the root'}: {reason}" for name, reason in why.items()]
+        alike = {reason: [name or "the root" for name in why if why[name] == reason] for reason in why.values()}
+        reasons = [f"{some(convs)}: {reason}" for reason, convs in alike.items()]
         _LOG.warning(
             "%d of %d batch norms stay: %s; %s",
-            *(len(left), len(left) + len(set(pairs.values())), some(left), some(reasons, "; ")),
+            *(len(left), len(left) + len(set(pairs.values())), some(left), some(reasons, "; ", most=3)),
         )
     return {ours[names[conv]]: ours[names[norm]] for conv, norm in pairs.items()}
 
