@@ -76,3 +76,17 @@ def test_records_that_are_compressed_doubled_or_far_too_large(tmp_path, monkeypa
         archive.writestr("a", bytes(1_100_000))
     with pytest.raises(CheckpointError, match=r"its 1 records have 1,100,000 bytes, far more than the file's"):
         check_archive(path, compressed=True)
+
+
+def test_a_record_that_a_flipped_bit_calls_a_folder(saved):
+    """Torch would leave its tensor as the memory was; the list of records has no checksum."""
+    path, _ = saved
+    with zipfile.ZipFile(path) as archive:
+        name = next(info.filename for info in archive.infolist() if info.filename.endswith("data/0")).encode()
+    content = bytearray(path.read_bytes())
+    entry = content.rfind(name) - 46  # the list's, behind the records
+    assert content[entry : entry + 4] == b"PK\x01\x02"
+    content[entry + 38] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"damaged: its record .*data/0 is called a folder"):
+        check_archive(path)

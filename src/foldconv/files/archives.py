@@ -15,6 +15,9 @@ _PIECE = 1 << 20
 _MANY, _RATIO = 1 << 30, 100
 """An archive may unpack to that many bytes, or that many times its own: a data set's arrays do, a bomb does not."""
 
+_IS_FOLDER = 0x10
+"""MS-DOS' attribute, in a part of the archive that has no checksum."""
+
 
 def is_archive(path: str | os.PathLike[str]) -> bool:
     """Is this a zip archive? By its first bytes, as torch decides it.
@@ -84,6 +87,10 @@ def _check_sizes(records: list[zipfile.ZipInfo], size: int, compressed: bool, pa
         if info.filename in names:
             raise CheckpointError(f"{path}: damaged: holds the record {name} twice; take another copy of the file")
         names.add(info.filename)
+        if info.external_attr & _IS_FOLDER and not info.is_dir():  # torch would read nothing there, and say nothing
+            raise CheckpointError(
+                f"{path}: damaged: its record {name} is called a folder; take another copy of the file"
+            )
         if not compressed and info.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(
                 f"{path}: its record {name} is compressed, as torch.save never does; load it and save it again"
