@@ -41,7 +41,7 @@ def fold(
     float64 and cast last, so half-precision models fold as well as the type allows.
 
     Args:
-        model: any module; one without foldable layers comes back unchanged.
+        model: any module; one with nothing to fold comes back unchanged.
         batchnorm: also absorb each batch norm into the convolution before it, plain or foldable, where data flow
             proves that the norm is the only consumer of the convolution. What stays is logged in one line, and why.
         blocks: also fold the blocks of other libraries that `foldconv.blocks` knows (timm's RepVGG, for one); True
