@@ -4,8 +4,8 @@
 
 from .block import FoldableBlock as FoldableBlock
 from .branched import BranchedConv as BranchedConv
-from .branched import NormPlace as NormPlace
 from .composed import ComposedConv as ComposedConv
 from .foldable import Foldable as Foldable
+from .place import NormPlace as NormPlace
 
 __all__ = ["BranchedConv", "ComposedConv", "Foldable", "FoldableBlock", "NormPlace"]

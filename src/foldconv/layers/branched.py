@@ -12,17 +12,22 @@ The branches run in both modes. To evaluate as one convolution, fold, or open `c
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..algebra import Kernel, kernel_of, kernel_rule
-from ..algebra.norms import scale_and_shift
-from .foldable import Foldable, realize_like
+from ..algebra import Kernel, kernel_of
+from ..errors import UnsupportedError
+from .foldable import Foldable, name_among_callers, realize_like
 from .once import evaluated_once
+from .place import note_output
 from .terms import terms_of
+
+_OF_THE_CONV = (
+    *("weight", "bias", "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    *("padding_mode", "transposed", "output_padding"),
+)
 
 
 class BranchTree(Foldable):
@@ -51,16 +56,38 @@ class BranchedConv(BranchTree):
         body: the branches, a tree that `kernel_of` understands.
         conv: the convolution of the main branch, itself in `body`; the fold takes its arguments and layout.
         method: the config that built the body.
+        norm: the network's own norm that was taken in, itself in `body`; None: there was none.
+
+    ``weight``, ``bias`` and the other attributes of a convolution are those of `conv`, to be read; ``weight`` is the
+    main branch's own Parameter, so what initializers write into it is learned by that branch.
+
+    A state dict of the plain convolution (``weight`` and perhaps ``bias``) makes the layer that convolution: the other
+    branches add nothing then, whatever they had learned. The norm's keys are loaded by its `NormPlace`.
 
     Raises:
-        UnsupportedError: from `fold`, when the tree has no exact kernel.
+        UnsupportedError: from `fold`, when the tree has no exact kernel; when one of the convolution's attributes is
+            set.
     """
 
-    def __init__(self, body: nn.Module, conv: nn.Module, method: Any):
+    def __init__(self, body: nn.Module, conv: nn.Module, method: Any, norm: nn.Module | None = None):
         super().__init__()
         self.body = body
-        self._path = next(name for name, module in body.named_modules() if module is conv)
+        paths = {module: name for name, module in body.named_modules()}
+        self._path = paths[conv]
+        self._norm_path = None if norm is None else paths[norm]
         self._method = method
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The sum of the branches; shapes as in the convolution, without a batch as of a batch of one."""
+        if isinstance(input, Tensor) and input.dim() == len(self.conv.kernel_size) + 1:
+            output = super().forward(input.unsqueeze(0)).squeeze(0)
+        else:
+            output = super().forward(input)
+        if self._norm_path is not None:
+            note_output(self, output)
+        return output
+
+    forward.is_evaluated_once = True  # pyright: ignore[reportFunctionMemberAccess]  # its super is
 
     @property
     def method(self) -> Any:
@@ -78,6 +105,37 @@ class BranchedConv(BranchTree):
         branch = self.body.get_submodule(self._path.rpartition(".")[0])
         return getattr(branch, "norm", None)
 
+    @property
+    def own_norm(self) -> Any:
+        """The network's norm that was taken in, or None."""
+        return None if self._norm_path is None else self.body.get_submodule(self._norm_path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.conv, name) if name in _OF_THE_CONV else super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OF_THE_CONV:
+            raise UnsupportedError(
+                f"{name_among_callers(self)}: its branches were built for one {name}, which cannot be set; fold first, "
+                f"or set it before expanding"
+            )
+        super().__setattr__(name, value)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, metadata: dict, *args: Any) -> None:
+        plain = {key: state_dict[key] for name in ("weight", "bias") if (key := prefix + name) in state_dict}
+        if prefix + "weight" in plain and not any(key.startswith(prefix + "body.") for key in state_dict):
+            # torch goes on to the branches: they find the values that they have, and no key is missing.
+            values = {key: value.clone() for key, value in plain.items()}
+            strict, missing, *lists = args
+            self.conv._load_from_state_dict(values, prefix, metadata, strict, absent := [], *lists)
+            missing += [key for key in absent if key in (prefix + "weight", prefix + "bias")]
+            with torch.no_grad():
+                self._method.silence(self)
+            for key in plain:
+                del state_dict[key]
+            state_dict.update(self.body.state_dict(prefix=prefix + "body."))
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
+
     def to_kernel(self, dtype: torch.dtype | None = torch.float64) -> Kernel:
         """The evaluation-mode kernel, in the main convolution's window."""
         return kernel_of(self.body, in_channels=self.conv.in_channels, ndim=len(self.conv.kernel_size), dtype=dtype)
@@ -86,54 +144,3 @@ class BranchedConv(BranchTree):
         """A plain convolution like the main branch's; of the kernel's own window, if somebody enlarged the body."""
         source = self.conv if kernel.weight.shape == self.conv.weight.shape else self
         return realize_like(source, kernel).train(self.training)
-
-
-class NormPlace(nn.Module):
-    """Where a norm was before a `BranchedConv` took it in: passes on what it gets (to the norm's activation, if any).
-
-    Args:
-        layer: the layer that has the norm now.
-        norm: the norm, for its class and its place in the state dict after folding.
-        rest: what the norm's module did besides: its activation, or ``nn.Identity()``.
-    """
-
-    def __init__(self, layer: BranchedConv, norm: nn.Module, rest: nn.Module):
-        super().__init__()
-        self.rest = rest
-        # In a list: neither the layer nor the norm is a child, and both are found again in copies.
-        self.link: list[Any] = [layer, norm]
-
-    def forward(self, input: Tensor) -> Tensor:
-        """What came after the norm."""
-        return self.rest(input)
-
-    def restore(self, kernel: Kernel) -> tuple[Kernel, Any]:
-        """A kernel without bias and a norm after it that compute `kernel` together.
-
-        The norm keeps its class, flags and dtype; its statistics become those of a norm that only shifts.
-        """
-        layer, norm = self.link[0], copy.deepcopy(self.link[1])
-        # The layer has moved with the model since; the norm it was built from may not have.
-        # Other people's fusers may have taken it away.
-        like = getattr(layer.norm, "running_var", None)
-        like = layer.conv.weight if like is None else like
-        norm = norm.to(like.device, like.dtype)
-        shift = torch.zeros_like(norm.running_mean) if kernel.bias is None else kernel.bias
-        with torch.no_grad():
-            norm.running_mean.zero_()
-            norm.running_var.fill_(1 - norm.eps)
-            if norm.weight is not None:
-                norm.weight.fill_(1)
-            if norm.bias is not None:
-                norm.bias.copy_(shift)
-            else:
-                norm.running_mean.copy_(-shift)
-            # The statistics were rounded to the norm's type: what its scale really is, the kernel makes up for.
-            scale, _ = scale_and_shift(norm)
-        bias = None if layer.conv.bias is None else torch.zeros_like(kernel.weight[:, 0].flatten(1)[:, 0])
-        return kernel.replace(bias=None).scale(1 / scale, bias), norm.train(self.training)
-
-
-@kernel_rule(NormPlace)
-def _place(place: NormPlace, channels: int, ndim: int) -> Kernel:
-    return kernel_of(place.rest, in_channels=channels, ndim=ndim)

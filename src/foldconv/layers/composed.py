@@ -11,10 +11,12 @@ parameters as they are, whoever wrote them. To evaluate without composing, fold,
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..algebra import Kernel
 from ..algebra.convolutions import CONV_TRANSPOSE, PLAIN
@@ -79,7 +81,14 @@ class ComposedConv(Foldable):
 
         Composed at each call, in float32 at least, also under autocast.
         """
-        parameters = self.checked_parameters()
+        parameters = [getattr(self, name, None) for name in self.composed_from]
+        traced = next((p for p in parameters if isinstance(p, Proxy)), None)
+        if traced is not None:  # torch.fx traces this layer itself
+            return traced.tracer.create_proxy("call_function", self._kernel_of, tuple(parameters), {})  # pyright: ignore
+        return self._kernel_of(*parameters)
+
+    def _kernel_of(self, *parameters: Tensor | None) -> Tensor:
+        self._check(parameters)
         first = next(p for p in parameters if p is not None)
         dtype = first.dtype
         wide = torch.promote_types(dtype, torch.float32)
@@ -95,15 +104,19 @@ class ComposedConv(Foldable):
             UnsupportedError: naming the layer, for shapes that do not fit each other.
         """
         found = [getattr(self, name, None) for name in self.composed_from]
-        named = {name: p for name, p in zip(self.composed_from, found) if p is not None}
+        self._check(found)
+        return found
+
+    def _check(self, parameters: Sequence[Tensor | None]) -> None:
+        named = {name: p for name, p in zip(self.composed_from, parameters) if p is not None}
         for name, wanted in self.shapes_beside(named).items():
             if name in named and tuple(named[name].shape) != wanted:
                 beside, other = next((n, p) for n, p in named.items() if n != name)
                 raise UnsupportedError(
                     f"{name_among_callers(self)}: beside {beside} of shape {tuple(other.shape)} expected {name} of "
-                    f"shape {wanted}, received {tuple(named[name].shape)}; cut channels off every parameter, or fold first"
+                    f"shape {wanted}, received {tuple(named[name].shape)}; cut channels off every parameter, or fold "
+                    "first"
                 )
-        return found
 
     def composition_tensors(self) -> tuple[Tensor, ...] | None:
         """For a method whose `compose` calls `foldconv.ops`: the tensors that it hands over, by which a path is picked.

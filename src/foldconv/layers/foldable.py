@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules import module as torch_module
 
 from ..algebra import Kernel
@@ -94,6 +95,16 @@ def _noting(build: Callable[..., None]) -> Callable[..., None]:
         self.note_attributes()
 
     return __init__
+
+
+def as_a_call(layer: nn.Module, input: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """For a tracer of torch.fx, the node that calls the layer; None where there is no tracer, or it traces the layer.
+
+    torch's tracers look into every module that is not torch's own, and a kernel is composed by more than they follow.
+    """
+    if not issubclass(type(input), Proxy) or getattr(input.tracer, "root", layer) is layer:
+        return None
+    return input.tracer.create_proxy("call_module", input.tracer.path_of_module(layer), (input, *args), kwargs)
 
 
 def name_among_callers(module: nn.Module) -> str:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..algebra.norms import is_norm
 from ..errors import UnsupportedError
 from ..ops import is_recorded
-from .foldable import Foldable, is_watched
+from .foldable import Foldable, as_a_call, is_watched
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _open: list[dict[Foldable, _Composed]] = []
@@ -63,7 +63,7 @@ def composed_once(model: _Model) -> Iterator[_Model]:
 
 
 def evaluated_once(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorate a layer's forward: inside `composed_once` its plain convolution runs instead.
+    """Decorate a layer's forward: inside `composed_once` its plain convolution runs instead, and torch.fx sees a call.
 
     A subclass with a forward of its own, not decorated, runs that: what it adds may be part of its kernel.
     """
@@ -71,7 +71,12 @@ def evaluated_once(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(forward)
     def evaluated(layer: Foldable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # The compiler comes first, so that it need not look at what is open.
-        if not torch.compiler.is_compiling() and _open and isinstance(input, Tensor):
+        if torch.compiler.is_compiling():
+            return forward(layer, input, *args, **kwargs)
+        traced = as_a_call(layer, input, args, kwargs)
+        if traced is not None:
+            return traced
+        if _open and isinstance(input, Tensor):
             composed = next((context[layer] for context in reversed(_open) if layer in context), None)
             plain = None if composed is None else composed.instead(input)
             if plain is not None:

@@ -54,11 +54,15 @@ class BranchedMethod(Method):
         return own.train(conv.training)
 
     def silence(self, layer: BranchedConv) -> None:
-        """Change the new branches so that they add nothing yet and the layer computes what `main` does."""
+        """Change the new branches so that they add nothing and the layer computes what `main` does.
+
+        Whatever was learned: it is asked again when a plain checkpoint has been loaded into `main`.
+        """
         for name, branch in layer.body.named_children():
             if name != "main":
                 *_, last = (module for module in branch.modules() if is_norm(module))
                 nn.init.zeros_(last.weight)  # pyright: ignore[reportArgumentType]
+                nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]
 
     def reason_against(self, conv: Any, norm: nn.Module | None = None) -> str | None:
         """A shift needs a place after folding, and a norm running statistics."""
@@ -78,7 +82,7 @@ class BranchedMethod(Method):
         own_norm: Any = None if norm is None else norm_only(norm)
         if own_norm is not None:
             main.add_module("norm", own_norm)
-        layer = BranchedConv(self.body(main, own, norm), own, self)
+        layer = BranchedConv(self.body(main, own, norm), own, self, own_norm)
         old = set(main.parameters())
         for parameter in layer.parameters():
             if parameter not in old:

@@ -155,7 +155,8 @@ class _DOConvNd(ComposedConv):
     @evaluated_once
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Convolve; arguments and shapes as in the plain layer."""
-        if self.composition == "feature" and self.D is not None and output_size is None:
+        featured = self.composition == "feature" and isinstance(input, Tensor)  # not a stand-in of torch.fx
+        if featured and self.D is not None and output_size is None:
             return self.feature_forward(input)
         return super().forward(input, output_size)
 

@@ -65,6 +65,7 @@ class QARepVGG(BranchedMethod):
         branches: Any = layer.body.sum
         conv = layer.conv
         if layer.norm is not None:
+            layer.norm.reset_parameters()
             layer.norm.running_var.fill_(1 - layer.norm.eps)
         nn.init.zeros_(branches.point.conv.weight)
         if hasattr(branches, "identity"):
