@@ -684,6 +684,62 @@ def test_what_certainly_is_a_tensor_may_be_asked_for_its_class():
     assert pairs(AsksForMore()) == {}
 
 
+def summed(module, x):
+    return x * module.weight.sum()
+
+
+def by_its_name(self, x):
+    return x * self.conv.weight.sum()
+
+
+def in_a_list(self, x):
+    return x * self.convs[0].bias.sum()
+
+
+def under_another_name(self, x):
+    conv = self.conv
+    return x * conv.weight.sum()
+
+
+def by_getattr(self, x):
+    return x * getattr(self.conv, "weight").sum()  # noqa: B009
+
+
+def with_all_others(self, x):
+    return x * sum(p.sum() for p in self.parameters())
+
+
+def as_a_state(self, x):
+    return x * self.conv.state_dict()["weight"].sum()
+
+
+def in_a_function(self, x):
+    return summed(self.conv, x)
+
+
+def nothing_but_its_type(self, x):
+    return x.to(self.conv.weight.dtype).to(next(self.parameters()).device)
+
+
+READING = [by_its_name, in_a_list, under_another_name, by_getattr, with_all_others, as_a_state, in_a_function]
+
+
+class ReadsUntraceably(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.convs = nn.ModuleList([self.conv])
+
+    def forward(self, x):
+        return x if float(x.sum()) > 1e9 else self.conv(self.read(x))
+
+
+@pytest.mark.parametrize("read", [*READING, nothing_but_its_type], ids=lambda f: f.__name__)
+def test_weights_that_untraceable_code_reads(read):
+    net = type("Made", (ReadsUntraceably,), {"read": read})()
+    assert (net.conv in DataFlow(net).read) == (read in READING)
+
+
 # ---------------------------------------------------------------------- what wraps what it calls
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from ..algebra.convolutions import PLAIN
 from ..layers.foldable import is_watched
 from ._tracing import ABOUT, leaves
 
+_ALL_TENSORS = ("parameters", "named_parameters", "state_dict", "_parameters")
 _INNER = ("__dict__", "_modules", "_parameters", "_buffers")
 
 
@@ -52,17 +54,34 @@ def reads_weights(module: nn.Module) -> set[nn.Module]:
             tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
         except (OSError, TypeError, SyntaxError):
             continue
-        about = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in ABOUT}
+        parent = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
         for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and node.id == "getattr":
+                called = ast.unparse(parent[node])
+                found.update(module.modules() if "'weight'" in called or "'bias'" in called else ())
             if not isinstance(node, ast.Attribute):
                 continue
             if isinstance(node.value, ast.Name) and node.value.id == "self":
                 todo.append(node.attr)
-            elif node.attr in ("weight", "bias") and id(node) not in about:
+            around = parent.get(node)
+            if node.attr in ("weight", "bias", *_ALL_TENSORS) and not _asks_about(node, parent):
                 path = _path(node.value)
                 child = module._modules.get(path[0]) if path else None
                 found.update((module if child is None else child).modules())
+            elif isinstance(around, ast.Call) and node in around.args and "checkpoint" not in ast.unparse(around.func):
+                # A function that gets a convolution may do more than call it.
+                path = _path(node)
+                child = module._modules.get(path[0]) if len(path) == 1 else None
+                found.update([child] if child is not None and isinstance(child, PLAIN) else [])
     return found - {module}
+
+
+def _asks_about(node: ast.AST, parent: dict[ast.AST, ast.AST]) -> bool:
+    """Is only the type or shape of it asked for: ``conv.weight.dtype``, ``next(self.parameters()).device``?"""
+    around = parent.get(node)
+    while isinstance(around, ast.Call):
+        node, around = around, parent.get(around)
+    return isinstance(around, ast.Attribute) and around.attr in ABOUT
 
 
 def _path(node: ast.expr) -> list[str]:
