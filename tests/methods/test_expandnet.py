@@ -1,5 +1,6 @@
 """ExpandNets against the chains of convolutions that define them."""
 
+import copy
 import math
 import re
 
@@ -212,23 +213,44 @@ def test_weight_is_the_composed_kernel(mode):
     assert layer.factor0.grad.abs().max() > 0
     with torch.no_grad():
         assert layer.weight.requires_grad
-        before = layer.weight.clone()
-        layer.weight.zero_()
-        same(layer.weight, before)
     layer.requires_grad_(False)
     assert not layer.weight.requires_grad
     assert "weight" not in dict(layer.named_parameters())
     assert "weight" not in layer.state_dict()
 
 
-def test_weight_cannot_be_set():
+@pytest.mark.parametrize("chain", [{}, {"chain": "CK"}], ids=str)
+def test_what_is_written_into_weight_is_composed(chain):
+    layer = ExpandNetConv2d(4, 6, 5, **chain, **F64)
+    kernel = torch.randn(6, 4, 5, 5, **F64)
+    with torch.no_grad():
+        layer.weight.copy_(kernel)
+        same(layer.kernel(), kernel)
+        layer.weight[0] = 0
+        layer.weight[1].fill_(3)
+        torch._foreach_mul_([layer.weight[2:]], 2)
+    kernel = torch.cat([torch.zeros_like(kernel[:1]), torch.full_like(kernel[:1], 3), 2 * kernel[2:]])
+    same(layer.kernel(), kernel)
+    layer.weight.data.mul_(2)
+    same(layer.kernel(), 2 * kernel)
+    layer.weight.data = kernel
+    same(layer.kernel(), kernel)
+    layer.weight = nn.Parameter(kernel + 1)
+    same(layer.kernel(), kernel + 1)
+    nn.init.constant_(layer.weight, 0.25)
+    same(layer.kernel(), torch.full_like(kernel, 0.25))
+    assert type(layer.weight * 2) is torch.Tensor
+    assert type(copy.deepcopy(layer.weight)) is torch.Tensor
+
+
+def test_another_shape_cannot_be_assigned():
     layer = ExpandNetConv2d(4, 6, 3)
     message = (
-        "ExpandNetConv2d.weight is composed from factor0, factor1, factor2 and cannot be set; use start_from(kernel)"
+        "ExpandNetConv2d: weight is composed from factor0, factor1, factor2 and becomes what is assigned; expected a "
+        "tensor of shape (6, 4, 3, 3), received (6, 1, 3, 3); fold first"
     )
-    for value in (nn.Parameter(torch.zeros(6, 4, 3, 3)), torch.zeros(6, 4, 3, 3)):
-        with pytest.raises(AttributeError, match=re.escape(message)):
-            layer.weight = value
+    with pytest.raises(foldconv.UnsupportedError, match=re.escape(message)):
+        layer.weight = nn.Parameter(torch.zeros(6, 1, 3, 3))
     kernel = torch.randn(6, 4, 3, 3)
     layer.start_from(kernel)
     same(layer.weight, kernel, 1e-6)

@@ -35,8 +35,17 @@ class ComposedConv(Foldable):
     constructor.
     """
 
+    scales_with_weight: bool = False
+    """Is each output channel of the kernel linear in that channel of ``weight``, the other parameters standing?
+
+    Who fuses a norm into a convolution replaces ``weight`` by a scaled one; elsewhere that raises, and says to fold
+    first. Scaling in place (``weight.data``) cannot be seen.
+    """
+
     ranks: ClassVar[dict[type | None, Any]] = {}
     """The rank classes of a mixin by the plain class that each stands for; they enter themselves."""
+
+    _is_loading: bool = False
 
     # Declared for readers and type checkers; set by nn.Conv*d.
     weight: Tensor
@@ -160,6 +169,23 @@ class ComposedConv(Foldable):
 
     # ------------------------------------------------------------------ torch's side
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As torch does; replacing ``weight``, or adding a bias, where the kernel would not follow is refused.
+
+        Raises:
+            UnsupportedError: naming the layer. Loading, moving and sharding a layer replace nothing in this sense.
+        """
+        old = self._parameters.get(name)
+        values = type(old) is type(param) is nn.Parameter and not old.is_meta and param is not old
+        replaced = name == "weight" and values and not self._is_loading
+        added = name == "bias" and old is None and name in self._parameters and param is not None
+        if (replaced or added) and not self.scales_with_weight and "_built_with" in vars(self):
+            raise UnsupportedError(
+                f"{name_among_callers(self)}: its kernel is not {name if replaced else 'weight'} alone, so a fused "
+                f"norm or another {name} set from outside would not be what it says; fold first, or use load_state_dict"
+            )
+        super().register_parameter(name, param)  # pyright: ignore
+
     @evaluated_once
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Convolve; arguments and shapes as in the plain layer (`output_size`: transposed convolutions only)."""
@@ -174,7 +200,11 @@ class ComposedConv(Foldable):
         )
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        vars(self)["_is_loading"] = True  # with assign=True torch replaces the parameters
+        try:
+            super()._load_from_state_dict(state_dict, prefix, *args)
+        finally:
+            del vars(self)["_is_loading"]
         # A plain convolution's checkpoint describes that convolution, whatever this layer had learned before.
         extras = [name for name in self.composed_from if name != "weight"]
         if prefix + "weight" in state_dict and not any(prefix + name in state_dict for name in extras):

@@ -2,7 +2,8 @@
 
     kernel = factor_l ∘ ... ∘ factor_1        taps add:  K[t] = Σ_{j_1 + ... + j_l = t}  F_l[j_l] ··· F_1[j_1]
 
-No parameter has the kernel's shape, so ``weight`` is a property: the composed kernel, to be read. All padding stands
+No parameter has the kernel's shape, so ``weight`` is a property: the composed kernel. What is written into it, or
+assigned to it, is found by the factors (`start_from`). All padding stands
 before the chain and all stride behind it, so the chain is one convolution, borders included, for every padding mode.
 """
 
@@ -21,8 +22,10 @@ from ..algebra import Kernel
 from ..algebra.convolutions import compose_taps
 from ..algebra.rules import conv_geometry
 from ..errors import UnsupportedError
+from ..ops import is_recorded
 from .composed import ComposedConv
-from .foldable import layout_of
+from .foldable import layout_of, name_among_callers
+from .written import Written
 
 
 class FactoredConv(ComposedConv):
@@ -32,6 +35,7 @@ class FactoredConv(ComposedConv):
     """
 
     composed_from = ()
+    scales_with_weight = True  # it is the kernel
     shapes: tuple[tuple[int, ...], ...] = ()
     """Shape of each factor, first to last: ``(width, previous width / groups, *taps)``."""
 
@@ -142,23 +146,30 @@ class FactoredConv(ComposedConv):
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The composed kernel, to be read: what is written into it in place reaches no parameter."""
+        """The composed kernel; the layer composes what is written into it in place, or assigned."""
         if not self.composed_from:  # inside torch's constructor, which makes a plain layer first
             plain = self._parameters.get("weight")
             if plain is None:
                 raise AttributeError("weight")
             return plain
         kernel = self.kernel()
+        if is_recorded() or type(kernel) is not Tensor:
+            return kernel
         trains = any(getattr(self, name).requires_grad for name in self.composed_from)
         # Where no gradients are recorded it still says whether it trains, as a Parameter would.
-        return kernel if kernel.requires_grad == trains else kernel.detach().requires_grad_(trains)
+        kernel = kernel if kernel.requires_grad == trains else kernel.detach().requires_grad_(trains)
+        return Written.of(self, kernel)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight" and self.composed_from:
-            raise AttributeError(
-                f"{type(self).__name__}.weight is composed from {', '.join(self.composed_from)} and cannot be set; "
-                "use start_from(kernel)"
-            )
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            if shape != self._kernel_shape():
+                raise UnsupportedError(
+                    f"{name_among_callers(self)}: weight is composed from {', '.join(self.composed_from)} and becomes "
+                    f"what is assigned; expected a tensor of shape {self._kernel_shape()}, received {shape}; fold first"
+                )
+            self.start_from(value)
+            return
         super().__setattr__(name, value)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:

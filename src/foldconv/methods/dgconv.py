@@ -68,6 +68,7 @@ class _DGConvNd(ComposedConv):
 
     composed_from = ("weight", "gates")
     no_decay = frozenset({"gates"})
+    scales_with_weight = True
     gates: Tensor | None
 
     def __init__(self, *args: Any, sort: bool = False, complexity_weight: float = 0.0, **kwargs: Any):

@@ -79,6 +79,11 @@ class _DOConvNd(ComposedConv):
         self.register_parameter("weight_extra", surplus)
         self.reset_extra_parameters()
 
+    @property
+    def scales_with_weight(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Not where W has taps beside ``weight``."""
+        return self.weight_extra is None
+
     def reset_extra_parameters(self) -> None:
         """D adds nothing yet; the surplus taps of W are drawn like the others, so that D has something to learn."""
         if self.D is not None:
