@@ -325,6 +325,23 @@ def test_what_cannot_be_made_again_is_refused():
     model(x)
     with pytest.raises(UnsupportedError, match="needy: Keras cannot make it again: no config here; define get_config"):
         expand(model)
+
+    class Live(keras.Model):
+        def __init__(self, conv):
+            super().__init__(name="live")
+            self.conv = conv
+
+        def call(self, x):
+            return self.conv(x)
+
+        def get_config(self):
+            return {"conv": self.conv}
+
+    model = Live(layers.Conv2D(2, 3))
+    model(x)
+    with pytest.raises(UnsupportedError, match="live: its config holds layers, which a copy would share"):
+        expand(model)
+    assert type(model.conv) is layers.Conv2D
     model = Loose()
     model(x)
     model.extra = lambda x: model.conv(x)

@@ -65,9 +65,6 @@ class Copier:
         for layer in new._flatten_layers():
             if layer.built:
                 layer._post_build()  # torch's parameters, by path
-        mine, theirs = ({id(x) for x in (*net._flatten_layers(), *net.variables)} for net in (model, new))
-        if mine & theirs:
-            raise UnsupportedError(f"{model.name}: its config holds layers, which a copy would share; {_REMEDY}")
         if self.left:
             gc.collect()
         for name, reference in self.left:
@@ -113,6 +110,8 @@ class Copier:
             raise UnsupportedError(f"{old.name}: {counts}; {_REMEDY}")
         swaps = {}
         for mine, theirs in zip(old._layers, new._layers):
+            if mine is theirs:
+                raise UnsupportedError(f"{old.name}: its config holds layers, which a copy would share; {_REMEDY}")
             if id(mine) not in self.memo and self._stays(mine, theirs):
                 self.memo[id(mine)] = theirs
                 self._fill(mine, theirs)
