@@ -368,6 +368,83 @@ def lora():
     return each(run)
 
 
+class Wrapped(nn.Module):
+    """A network in a module with a forward of its own."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def quantized(quantize, is_integer):
+    """How many of the network's convolutions and linear layers a quantizer takes, expanded and folded first."""
+
+    def run(method, fold=False):
+        net = rich(method).float()
+        if fold:
+            net = foldconv.fold(net, batchnorm=True)
+        quantized = quantize(net)
+        taken = is_integer(quantized)
+        return f"{taken} taken, {off(net(X.float()), quantized(X.float())):.1e}"
+
+    return f"{each(run)}; folded first {outcome(run, 'doconv', True)}"
+
+
+@tool("torchao")
+def pt2e():
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    def quantize(net):
+        quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+        prepared = prepare_pt2e(torch.export.export(net, (X.float(),)).module(), quantizer)
+        prepared(X.float())
+        return convert_pt2e(prepared)
+
+    def is_integer(net):
+        # Weights are dequantized per channel where they are used.
+        return sum("dequantize_per_channel" in str(node.target) for node in net.graph.nodes)
+
+    return quantized(quantize, is_integer)
+
+
+@tool("brevitas")
+def layerwise():
+    from brevitas.graph.quantize import layerwise_quantize
+
+    def is_integer(net):
+        return sum(type(m).__name__ in ("QuantConv2d", "QuantLinear") for m in net.modules())
+
+    return quantized(lambda net: layerwise_quantize(copy.deepcopy(net)), is_integer)
+
+
+@tool("brevitas")
+def preprocess():
+    from brevitas.graph.quantize import preprocess_for_quantize
+
+    def run(method, fold=False):
+        net = foldconv.fold(rich(method)).float() if fold else rich(method).float()
+        return off(net(X.float()), preprocess_for_quantize(copy.deepcopy(net))(X.float()))
+
+    return f"{each(run)}; folded first {outcome(run, 'doconv', True)}"
+
+
+@tool("nncf")
+def post_training():
+    import nncf
+
+    def quantize(net):
+        return nncf.quantize(Wrapped(net), nncf.Dataset([X.float()]), subset_size=1)
+
+    def is_integer(net):
+        return sum("weight" in name for name, m in net.named_modules() if "Quantizer" in type(m).__name__)
+
+    return quantized(quantize, is_integer)
+
+
 @tool("opacus")
 def per_sample_gradients():
     from opacus import GradSampleModule

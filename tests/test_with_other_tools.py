@@ -251,6 +251,20 @@ def test_eager_quantization(rich):
         wrong(X.float())
 
 
+def test_fx_symbolic_trace(rich):
+    traced = torch.fx.symbolic_trace(rich)
+    assert off(rich(X), traced(X)) < 1e-12
+    assert off(rich(X), foldconv.fold(traced)(X)) < 1e-12
+
+
+def test_fx_fuse():
+    from torch.fx.experimental.optimization import fuse
+
+    for method in METHODS:
+        rich = expanded(method)
+        assert off(rich(X), fuse(foldconv.fold(rich))(X)) < 1e-12
+
+
 def test_walking_the_graph_of_gradients():
     x = torch.randn(1, 64, 4, 4)
     for method in METHODS:  # of a size that compiled loops compose
@@ -352,7 +366,18 @@ def test_timm_optimizer_factory():
     assert by_us < by_timm
 
 
-# ---------------------------------------------------------------------- Lightning
+# ---------------------------------------------------------------------- torchvision, Lightning
+
+
+def test_feature_extractor():
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    for method in METHODS:
+        rich = expanded(method, resnet)
+        extractor = create_feature_extractor(rich, ["layer2"]).eval()
+        expected = rich.forward_intermediates(IMAGES, indices=[2], intermediates_only=True)[0]
+        assert off(expected, extractor(IMAGES)["layer2"]) < 1e-12
+        assert off(expected, foldconv.fold(extractor)(IMAGES)["layer2"]) < 1e-12
 
 
 @pytest.mark.filterwarnings("ignore")
