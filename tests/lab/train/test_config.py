@@ -106,6 +106,10 @@ def test_bad_values_are_named(values, message):
     [
         (b"epochs: [", "not a YAML file"),
         (b"\xff\xfe\x00", "not a YAML file"),
+        (b"epochs: " + b"9" * 5000, "not a YAML file: Exceeds the limit"),
+        (b"seed: 2026-02-30", "not a YAML file: day is out of range"),
+        (b"epochs: " + b"[" * 100_000, "not a YAML file: nested over 50 levels deep"),
+        (b"data: " + b"x" * 300_000, "not a YAML file: expected a configuration of at most 262,144 characters"),
         (b"- 1", "expected a mapping .*, received list"),
         (b"!!python/object/apply:os.system ['true']", "not a YAML file: could not determine a constructor"),
     ],
@@ -115,6 +119,17 @@ def test_bad_files_are_named(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(UnsupportedError, match=rf"config\.yaml: {message}"):
         TrainConfig.load(path)
+
+
+def test_values_that_would_fill_a_message(tmp_path):
+    aliases = ["x"]
+    for _ in range(30):
+        aliases = [aliases] * 9
+    for content, received in ((yaml.safe_dump({"epochs": aliases}), r"\[\[\["), ("epochs: 0x" + "f" * 5000, "int$")):
+        (tmp_path / "config.yaml").write_text(content)
+        with pytest.raises(UnsupportedError, match=f"epochs: expected an integer, received {received}") as caught:
+            TrainConfig.load(tmp_path / "config.yaml")
+        assert len(str(caught.value)) < 300
 
 
 def test_empty_file_is_the_default(tmp_path):

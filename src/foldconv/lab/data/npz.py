@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 
 from ...errors import UnsupportedError
+from ...files.archives import check_archive, is_archive
 from .arrays import Arrays, resized
 
 KERAS = "x_train, y_train, x_test, y_test"
@@ -61,15 +60,21 @@ def _read(path: str, _identity: tuple, image_size: int | None) -> Arrays:
 
 def _load(path: str) -> dict[str, np.ndarray]:
     try:
+        if is_archive(path):
+            check_archive(path, compressed=True)
         with open(path, "rb") as stream:  # NumPy leaves a file open that it cannot read
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise UnsupportedError(f"{path}: expected an .npz file with {KERAS}, received a single array")
             with file:
-                return {key: file[key] for key in file.files if key in (*KERAS.split(", "), "classes")}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        if isinstance(error, UnsupportedError):
-            raise
+                arrays = {key: file[key] for key in file.files if key in (*KERAS.split(", "), "classes")}
+            for key, array in arrays.items():
+                if not isinstance(array, np.ndarray):
+                    raise ValueError(f"{key} is no array")
+            return arrays
+    except UnsupportedError:
+        raise
+    except Exception as error:  # NumPy reads headers as Python, and raises what zipfile, zlib and Python's parser do
         if "allow_pickle" in str(error):
             reason = "one with pickled objects, which could run code; save plain arrays with numpy.savez"
         else:

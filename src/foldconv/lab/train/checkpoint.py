@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ...errors import CheckpointError, FoldConvError, UnsupportedError, unknown
+from ...errors import CheckpointError, FoldConvError, UnsupportedError, shown, unknown
 from ...files.native import describe_layers, expand_as_described, is_described, load, load_exactly, read_description
 from ...files.reading import is_safetensors, read_checkpoint, read_safely, read_safetensors
 from ...methods import Method, list_methods, method_from_json
@@ -237,7 +237,7 @@ def _plain(description: Description, path: Path, tensors: dict[str, Any], change
     shape = description.get("input_shape", [1, 1, 1])
     sizes = shape if isinstance(shape, list | tuple) and len(shape) == 3 else [0]
     if not all(type(size) is int and 0 < size < 2**16 for size in sizes) or math.prod(sizes) > _LARGEST:
-        raise CheckpointError(f"{path}: input_shape: expected [channels, height, width], received {str(shape)[:80]}")
+        raise CheckpointError(f"{path}: input_shape: expected [channels, height, width], received {shown(shape)}")
     try:
         _expect_tensors_of(name, options, path, tensors, changed)
         network = zoo.create(name, **options)

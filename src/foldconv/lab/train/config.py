@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -10,7 +11,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from ...errors import UnsupportedError, unknown
+from ...errors import UnsupportedError, shown, unknown
 from ...files.atomic import atomic_path
 
 if typing.TYPE_CHECKING:
@@ -180,7 +181,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not lowest <= value < highest:
                 below = "" if highest == math.inf else f" and < {highest}"
-                raise UnsupportedError(f"{name}: expected a number ≥ {lowest}{below}, received {value}")
+                raise UnsupportedError(f"{name}: expected a number ≥ {lowest}{below}, received {shown(value)}")
         if self.devices == 0:
             raise UnsupportedError("devices: expected how many, or -1 for all, received 0")
         if self.warmup_epochs and self.schedule == "onecycle":
@@ -278,7 +279,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _base_of(file: Path, base: Any, read: list[str]) -> Path:
     """The file that another one names as its base, after those that were read on the way to it."""
     if not isinstance(base, str) or not base:
-        raise UnsupportedError(f"{file}: base: expected the path of a YAML file, received {base!r}")
+        raise UnsupportedError(f"{file}: base: expected the path of a YAML file, received {shown(base)}")
     found = file.parent / base
     if not found.is_file():
         raise FileNotFoundError(
@@ -294,8 +295,10 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+        _check_size(text)
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers that there are not
         raise UnsupportedError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
@@ -304,12 +307,23 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
+def _check_size(text: str) -> None:
+    """PyYAML takes the square of the depth of brackets, and a second for a hundred kilobytes."""
+    if len(text) > _LONGEST:
+        raise ValueError(f"expected a configuration of at most {_LONGEST:,} characters, received {len(text):,}")
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth = depth + 1 if bracket in "[{" else max(0, depth - 1)
+        if depth > _DEEPEST:
+            raise ValueError(f"nested over {_DEEPEST} levels deep")
+
+
 def _convert(name: str, value: Any, hint: Any) -> Any:
     """The value as its field's type; YAML reads ``1e-2`` as text, so text is tried as a number."""
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         if value not in choices:
-            raise UnsupportedError(f"{name}: expected one of {', '.join(choices)}, received {value!r}")
+            raise UnsupportedError(f"{name}: expected one of {', '.join(choices)}, received {shown(value)}")
         return value
     kinds = set(typing.get_args(hint)) or {hint}
     if value is None:
@@ -324,17 +338,19 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             number = kind(value)
         except (TypeError, ValueError, OverflowError):
             number = None
-        if number is not None and float(value) == number:  # 2.5 epochs are not 2
-            return number
+        with contextlib.suppress(OverflowError):
+            if number is not None and float(value) == number:  # 2.5 epochs are not 2
+                return number
     elif str in kinds and isinstance(value, str) and (value or type(None) in kinds):
         return value
     elif hint == Patterns and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return list(value)
     elif typing.get_origin(hint) is dict and isinstance(value, dict):
         return dict(value)
-    raise UnsupportedError(f"{name}: expected {_EXPECTED.get(hint, 'KEY: VALUE pairs')}, received {value!r}")
+    raise UnsupportedError(f"{name}: expected {_EXPECTED.get(hint, 'KEY: VALUE pairs')}, received {shown(value)}")
 
 
+_LONGEST, _DEEPEST = 1 << 18, 50
 _EXPECTED = {
     int: "an integer",
     int | None: "an integer",

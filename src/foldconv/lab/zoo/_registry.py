@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import FoldConvError, UnsupportedError, option_names, refused_option, unknown
+from ...errors import FoldConvError, UnsupportedError, option_names, refused_option, shown, unknown
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 
@@ -146,7 +146,7 @@ def _build(
             message = unknown("option", option, option_names(*where))
             raise UnsupportedError(f"architecture {name!r}: {message}") from error
         reason = str(error) or type(error).__name__
-        raise UnsupportedError(f"{name!r} does not take these options, received {options}: {reason}") from error
+        raise UnsupportedError(f"{name!r} does not take these options, received {shown(options)}: {reason}") from error
 
 
 def _names() -> list[str]:
