@@ -13,9 +13,11 @@ The same seed gives the same cases. A fault is printed with its number; ``--only
 
 import argparse
 import collections
+import contextlib
 import copy
 import functools
 import io
+import itertools
 import json
 import os
 import pickle
@@ -510,6 +512,13 @@ def _read_in_child(read, path, sender):
     os._exit(0)
 
 
+def drawn(change, seed):
+    """A changed file; where a writer refuses the change, the next that is drawn."""
+    for attempt in itertools.count():
+        with contextlib.suppress(Exception):
+            return change(random.Random(f"{seed} {attempt}"))
+
+
 def count(kinds, first, cases, seed):
     """Outcomes by kind of file; faults are printed."""
     torch.set_num_threads(1)
@@ -519,10 +528,9 @@ def count(kinds, first, cases, seed):
         for number in range(first, first + cases):
             kind = kinds[number % len(kinds)]
             change, read = KINDS[kind]
-            rng = random.Random(f"{seed} {number} {kind}")
             torch.manual_seed(number)
             path = Path(folder, f"case.{kind}")
-            path.write_bytes(change(rng))
+            path.write_bytes(drawn(change, f"{seed} {number} {kind}"))
             found, text = outcome(read, str(path))
             counts[kind][found] += 1
             if found in FAULTS:
