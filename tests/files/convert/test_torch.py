@@ -314,3 +314,10 @@ def test_equal_names_go_before_order():
     assert list(found) == ["stem", "skip", "skip_norm", "last", "last_norm"]
     assert all(ours == theirs for theirs, ours in found.items())
     assert torch.equal(target.skip.weight, source.skip.weight)
+
+
+def test_weights_that_are_no_floating_point_numbers(tmp_path):
+    for weight, kind in ((torch.ones(2, 3, 3, 3).long(), "int64"), (torch.ones(2, 3, 3, 3) > 0, "bool")):
+        torch.save({"conv.weight": weight}, tmp_path / "net.pth")
+        with pytest.raises(CheckpointError, match=f"'conv.weight': expected floating point values, received {kind}"):
+            foldconv.convert_weights(tmp_path / "net.pth", nn.Sequential(nn.Conv2d(3, 2, 3, bias=False)))

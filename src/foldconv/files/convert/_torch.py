@@ -17,7 +17,7 @@ from ...network.dataflow import DataFlow
 from ...network.fold import fold
 from ..atomic import atomic_path
 from ..native import is_described, read_description, save
-from ..reading import is_safetensors, read_checkpoint, read_metadata
+from ..reading import check_floating, is_safetensors, read_checkpoint, read_metadata
 from ._layers import Kind, Layer, Network, Values, fitted, follow_in_order
 
 _KERNEL = {"weight", "bias", "D", "weight_extra"}
@@ -27,6 +27,7 @@ _NORM = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 def read_file(path: str) -> Network:
     """A checkpoint's layers, in its order; written to a file of the same tensors, in the format that its name says."""
     tensors = read_checkpoint(path)
+    check_floating(tensors, path)
     header = read_description(path) if is_described(path) else None
     groups = header.get("groups", {}) if header else {}
     order: Any = (header or {}).get("order")
