@@ -740,6 +740,29 @@ def test_weights_that_untraceable_code_reads(read):
     assert (net.conv in DataFlow(net).read) == (read in READING)
 
 
+class Switchable(nn.Module):
+    """Norms that take turns, as an attribute says."""
+
+    def __init__(self, norms):
+        super().__init__()
+        self.conv, self.norms, self.which = nn.Conv2d(3, 3, 1), norms, "0"
+
+    def forward(self, x):
+        return self.norms.get_submodule(self.which)(self.conv(x))
+
+
+def test_norms_that_may_take_their_turn():
+    wrapped = [nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()) for _ in range(2)]
+    for norms in ([nn.BatchNorm2d(3), nn.BatchNorm2d(3)], wrapped):
+        net = Switchable(nn.ModuleList(norms))
+        assert pairs(net) == {}
+        assert "norms.1" in DataFlow(net).why(net.conv)
+    assert pairs(Switchable(nn.ModuleList(norms[:1]))) == {"conv": "norms.0.0"}
+    # A pair that is not called is no rival of one that is.
+    idle = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    assert pairs(Switchable(nn.ModuleList([norms[0], idle]))) == {"conv": "norms.0.0"}
+
+
 # ---------------------------------------------------------------------- what wraps what it calls
 
 

@@ -169,8 +169,9 @@ class DataFlow:
                 if child is not None:
                     for home in homes:
                         around.setdefault(home, []).append(child)
-                    # What stands in a list stands beside the others of the list, and beside what is around it.
-                    place(child, (*homes, child) if isinstance(child, _LISTS) else (child,))
+                    # In a list, or a module without convolutions, it also stands beside what is around that.
+                    inner = isinstance(child, _LISTS) or not any(isinstance(m, PLAIN) for m in child.modules())
+                    place(child, (*homes, child) if inner else (child,))
 
         place(model, (model,))
         called = self.calls.keys() | ({m for run in self.runs for m in run.calls} if self.runs else self.unseen.keys())
