@@ -176,7 +176,7 @@ class ComposedConv(Foldable):
             UnsupportedError: naming the layer. Loading, moving and sharding a layer replace nothing in this sense.
         """
         old = self._parameters.get(name)
-        values = type(old) is type(param) is nn.Parameter and not old.is_meta and param is not old
+        values = old is not None and type(old) is type(param) is nn.Parameter and not old.is_meta and param is not old
         replaced = name == "weight" and values and not self._is_loading
         added = name == "bias" and old is None and name in self._parameters and param is not None
         if (replaced or added) and not self.scales_with_weight and "_built_with" in vars(self):
