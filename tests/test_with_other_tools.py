@@ -257,6 +257,15 @@ def test_fx_symbolic_trace(rich):
     assert off(rich(X), foldconv.fold(traced)(X)) < 1e-12
 
 
+def test_fuse_conv_bn_eval():
+    rich = expanded("doconv")
+    assert off(rich[:2](X), nn.utils.fuse_conv_bn_eval(rich[0], rich[1])(X)) < 1e-12
+    for method in (foldconv.DOConv(depth_multiplier=12), "orepa"):
+        rich = expanded(method)
+        with pytest.raises(foldconv.UnsupportedError, match="fold"):
+            nn.utils.fuse_conv_bn_eval(rich[0], rich[1])(X)
+
+
 def test_fx_fuse():
     from torch.fx.experimental.optimization import fuse
 
