@@ -101,7 +101,7 @@ def _read_h5(content: bytes, path: str) -> dict[str, tuple[str, dict[str, np.nda
     def array(name: str, group: Any, key: str) -> np.ndarray:
         nonlocal allowed
         linked = isinstance(group.get(key, getlink=True), h5py.HardLink)
-        data = group[key] if linked else None
+        data: Any = group[key] if linked else None
         if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
             raise CheckpointError(f"{path}: {name}/{key}: expected an array in this file, received a link or a group")
         allowed -= data.size * data.dtype.itemsize
