@@ -1,8 +1,9 @@
 """What folding DGConv saves: ``python benchmarks/dgconv_folding.py [--help]``.
 
 A G-ResNeXt whose 3×3 convolutions have learned `--groups` groups, interleaved, in evaluation mode: as it was trained
-(dense convolutions with masked kernels, inside `composed_once`), folded, and folded with the permutations absorbed. Each
-round times all three one after the other; printed are medians over the rounds and of the rounds' ratios.
+(dense convolutions with masked kernels, inside `composed_once`), folded, and folded with the permutations absorbed.
+Each round times all three one after the other; printed are medians over the rounds and of the
+rounds' ratios.
 """
 
 import argparse

@@ -67,7 +67,7 @@ def arguments_in_use(conv: Any) -> dict[str, Any]:
 def taps_of(conv: Any) -> tuple[int, ...]:
     """The kernel size; the weight's, if there is one."""
     weight: Any = conv._parameters.get("weight")
-    if weight is None or isinstance(weight, nn.parameter.UninitializedTensorMixin):
+    if weight is None or isinstance(weight, nn.parameter.UninitializedParameter):
         return tuple(conv.kernel_size)
     return tuple(weight.shape[2:])
 
