@@ -54,8 +54,8 @@ def test_a_method_on_a_network(method, name):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(rich(images(4)), torch.arange(4)).backward()
         optimizer.step()
-    with torch.no_grad(), evaluation(rich):
-        trained = rich(x)
+    with torch.no_grad(), evaluation(rich) as running:
+        trained = running(x)
         assert (trained - before).abs().max() > 1e-4 * before.abs().max()
         folded = foldconv.fold(rich, check=False)  # the check runs in the conformance battery
         close(folded.eval()(x), trained, 1e-3)

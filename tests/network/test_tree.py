@@ -312,3 +312,13 @@ def test_wrapped_and_compiled_parts(tmp_path):
             folded = foldconv.fold(rich, inplace=inplace)
             assert list(folded.state_dict()) == keys
             assert torch.allclose(folded(X), rich(X))
+
+
+def test_branches_are_switched_in_place_and_back():
+    rich = foldconv.expand(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)), "repvgg").train()
+    rich[0].own_norm.eval()
+    flags = [module.training for module in rich.modules()]
+    with evaluation(rich) as running:
+        assert running is rich
+        assert not any(module.training for module in rich.modules())
+    assert [module.training for module in rich.modules()] == flags

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedError
-from ..layers import Foldable
+from ..layers import Foldable, NormPlace
 from ._computed import only_computing, without_computing
 from ._holding import Exchange
 
@@ -283,5 +283,7 @@ def evaluation(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _switches_itself(module: nn.Module) -> bool:
+    if type(module) is NormPlace:  # it passes flags on to norms, which get theirs anyway
+        return False
     own = any(name in vars(module) for name in ("train", "eval"))
     return own or type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval

@@ -304,7 +304,7 @@ def test_checkpoints_of_another_structure(fails, tmp_path, content):
         ({"architecture": "resnet_18"}, "unknown architecture 'resnet_18'; did you mean 'resnet18'"),
         ({"architecture_args": {"width": 4, "name": "x"}}, "cannot be built with the options it gives"),
         ({"input_shape": [1, 10**6, 10**6]}, "input_shape: expected [channels, height, width], received [1, 1000000,"),
-        ({"input_shape": "8x8"}, "input_shape: expected [channels, height, width], received 8x8"),
+        ({"input_shape": "8x8"}, "input_shape: expected [channels, height, width], received '8x8'"),
         (
             {"layers": {"stem.0": {"method": "doconv", "depth_multiplier": 10**9}}},
             "stem.0.D (expected (1, 9, 1000000000)",

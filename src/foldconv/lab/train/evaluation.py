@@ -33,10 +33,10 @@ def evaluate(
     """
     right, loss, count = 0, 0.0, 0
     network = network.to(device)
-    with evaluation(network), composed_once(network):
+    with evaluation(network) as running, composed_once(running):
         for images, labels in evaluation_loader(data, device=device, workers=workers):
             images, labels = images.to(device), labels.to(device)
-            logits = network(images)
+            logits = running(images)
             expected = (len(images), data.num_classes)
             if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
                 shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__

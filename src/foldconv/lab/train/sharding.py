@@ -63,6 +63,7 @@ class ShardedStrategy(ModelParallelStrategy):
 def own_share(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor that is split; another tensor as it is.
 
+    >>> import torch
     >>> own_share(torch.ones(2))
     tensor([1., 1.])
     """
