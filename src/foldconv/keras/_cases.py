@@ -66,6 +66,7 @@ def _cases() -> list[Case]:
 def cases(method: Method) -> list[Case]:
     """The convolutions that the method applies to.
 
+    >>> from foldconv.keras._registry import method_of
     >>> len(cases(method_of("doconv", {})))
     12
     """
