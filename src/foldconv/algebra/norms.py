@@ -5,6 +5,7 @@ The one place that knows, for every norm class; absorbing a norm anywhere goes t
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -57,6 +58,12 @@ def norm_only(module: Any) -> Any:
     """
     if type(module).__name__ not in _WITH_ACTIVATION:
         return module
+    if not hasattr(
+        module, "momentum"
+    ):  # a frozen one has nothing to learn, and stays what it is without its activation
+        bare = copy.copy(module)
+        vars(bare)["_modules"] = {name: nn.Identity() for name in module._modules}
+        return bare
     cls = nn.SyncBatchNorm if isinstance(module, nn.SyncBatchNorm) else nn.BatchNorm2d
     plain = cls(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
     plain._parameters.update(module._parameters)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.utils import prune
 
 from ..algebra import Kernel, kernel_of, kernel_rule
 from ..algebra.norms import is_norm, scale_and_shift
@@ -152,6 +153,9 @@ class NormPlace(nn.Module):
         The norm keeps its class, flags and dtype; its statistics become those of a norm that only shifts.
         """
         layer, norm = self.link[0], copy.deepcopy(self.link[1])
+        for name in ("weight", "bias"):
+            if f"{name}_orig" in norm._parameters:  # its hook would write the pruned values over what is set here
+                prune.remove(norm, name)
         # The layer has moved with the model since; the norm it was built from may not have.
         # Other people's fusers may have taken it away.
         like = getattr(self.norm, "running_var", None)

@@ -40,7 +40,7 @@ def difference(expected: Any, received: Any, what: str) -> tuple[float, float]:
     compared = False
     for where, value in left.items():
         if isinstance(value, Tensor):
-            compared |= value.dim() > 0 or value.is_floating_point() or value.is_complex()
+            compared |= value.numel() > 0 and (value.dim() > 0 or value.is_floating_point() or value.is_complex())
             x, y = _numbers(value), _numbers(right[where]).to(value.device)
             if x.shape != y.shape:
                 raise UnsupportedError(f"{what}{where}: expected the shape {tuple(x.shape)}, received {tuple(y.shape)}")

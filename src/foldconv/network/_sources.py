@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import textwrap
 from typing import Any
@@ -14,6 +15,7 @@ from ..layers.foldable import is_watched
 from ._tracing import ABOUT, leaves
 
 _ALL_TENSORS = ("parameters", "named_parameters", "state_dict", "_parameters")
+_HARMLESS = {"super", "getattr", "hasattr", "isinstance", "type", "len", "iter", "enumerate", "zip", "reversed", "id"}
 _INNER = ("__dict__", "_modules", "_parameters", "_buffers")
 
 
@@ -46,34 +48,52 @@ def reads_weights(module: nn.Module) -> set[nn.Module]:
     todo, done = ["forward"], set()
     while todo:
         name = todo.pop()
-        method = getattr(type(module), name, None)
-        if name in done or method is None or method is getattr(nn.Module, name, None):
+        if name in done:
             continue
         done.add(name)
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
-        except (OSError, TypeError, SyntaxError):
-            continue
+        # What a class overrides is read, too: it may be called by `super`.
+        classes = [cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.") and cls is not object]
+        tree = ast.Module([], [])
+        for function in (f for cls in classes if name in vars(cls) for f in _functions(vars(cls)[name])):
+            with contextlib.suppress(OSError, TypeError, SyntaxError):
+                tree.body += ast.parse(textwrap.dedent(inspect.getsource(function))).body
         parent = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and node.id == "getattr":
                 called = ast.unparse(parent[node])
                 found.update(module.modules() if "'weight'" in called or "'bias'" in called else ())
+            if isinstance(node, ast.Name) and node.id == "self" and _is_passed_on(node, parent):
+                found.update(module.modules())
             if not isinstance(node, ast.Attribute):
                 continue
             if isinstance(node.value, ast.Name) and node.value.id == "self":
                 todo.append(node.attr)
             around = parent.get(node)
+            if isinstance(around, ast.keyword):
+                around = parent.get(around)
             if node.attr in ("weight", "bias", *_ALL_TENSORS) and not _asks_about(node, parent):
                 path = _path(node.value)
                 child = module._modules.get(path[0]) if path else None
                 found.update((module if child is None else child).modules())
-            elif isinstance(around, ast.Call) and node in around.args and "checkpoint" not in ast.unparse(around.func):
+            elif (
+                isinstance(around, ast.Call)
+                and around.func is not node
+                and "checkpoint" not in ast.unparse(around.func)
+            ):
                 # A function that gets a convolution may do more than call it.
                 path = _path(node)
                 child = module._modules.get(path[0]) if len(path) == 1 else None
                 found.update([child] if child is not None and isinstance(child, PLAIN) else [])
     return found - {module}
+
+
+def _is_passed_on(node: ast.Name, parent: dict[ast.AST, ast.AST]) -> bool:
+    """Does a function get the module itself, which may then do anything with it?"""
+    around = parent.get(node)
+    if isinstance(around, ast.keyword):
+        around = parent.get(around)
+    named = ast.unparse(around.func) if isinstance(around, ast.Call) else ""
+    return bool(named) and named.rpartition(".")[2] not in _HARMLESS
 
 
 def _asks_about(node: ast.AST, parent: dict[ast.AST, ast.AST]) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import inspect
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ from ..layers import Foldable
 from ..layers.foldable import is_watched
 from ._tracing import DROPOUTS, HARMLESS
 from .tree import shadow_of, uncompiled
+
+_MOST_FLAGS = 3
 
 
 @dataclasses.dataclass
@@ -182,8 +185,8 @@ class _Operations(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def run_of(model: nn.Module, example_inputs: Any, training: bool) -> Run:
-    """Run a copy of the model in one mode and watch.
+def run_of(model: nn.Module, example_inputs: Any, training: bool, **flags: bool) -> Run:
+    """Run a copy of the model in one mode and watch; `flags` are keyword arguments besides.
 
     Raises:
         UnsupportedError: when the model cannot be copied, or fails on these inputs.
@@ -194,6 +197,7 @@ def run_of(model: nn.Module, example_inputs: Any, training: bool) -> Run:
     # Computed tensors refuse to be copied.
     computed = {id(v): v.detach().clone() for v in pytree.tree_leaves(example_inputs) if isinstance(v, Tensor)}
     args, kwargs = arguments_of(copy.deepcopy(example_inputs, computed))
+    kwargs |= flags
     devices = {p.device for p in shadow.parameters() if p.device.type == "cuda"}
     try:
         with (
@@ -227,6 +231,17 @@ def run_of(model: nn.Module, example_inputs: Any, training: bool) -> Run:
             outputs.setdefault(theirs[call.conv], []).append(theirs[to] if isinstance(to, nn.Module) else to)
             calls[theirs[call.conv]] = calls.get(theirs[call.conv], 0) + 1
     return Run(outputs, calls, {theirs[module] for module in watch.read if module in theirs})
+
+
+def other_flags(model: nn.Module, example_inputs: Any) -> list[dict[str, bool]]:
+    """What else a model may be called with: each yes-or-no argument that the inputs leave out, the other way."""
+    args, kwargs = arguments_of(example_inputs)
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+    left = [p for p in parameters[len(args) :] if isinstance(p.default, bool) and p.name not in kwargs]
+    return [{p.name: not p.default} for p in left if p.kind is not p.POSITIONAL_ONLY][:_MOST_FLAGS]
 
 
 def arguments_of(inputs: Any) -> tuple[tuple, dict[str, Any]]:

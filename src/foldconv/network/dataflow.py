@@ -8,6 +8,7 @@ what holds each time counts, in training mode too where `training` asks for it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from ..layers.foldable import is_watched
 from ._sources import held, only_called, reads_weights
 from ._subclasses import why_not
 from ._tracing import Trace, traces_of
-from ._watching import Run, run_of
+from ._watching import Run, other_flags, run_of
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)
 
@@ -81,6 +82,9 @@ class DataFlow:
         if example_inputs is not None and self._failure is None:
             for mode in self._modes:
                 self._add(run_of(model, example_inputs, mode))
+                for flags in other_flags(model, example_inputs) if model in self._opaque else ():
+                    with contextlib.suppress(UnsupportedError):  # a model may have no use for them with these inputs
+                        self._add(run_of(model, example_inputs, mode, **flags))
         self._rivals = dict(self._uncalled_beside(model))
 
     @functools.cached_property
