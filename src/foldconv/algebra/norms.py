@@ -58,9 +58,7 @@ def norm_only(module: Any) -> Any:
     """
     if type(module).__name__ not in _WITH_ACTIVATION:
         return module
-    if not hasattr(
-        module, "momentum"
-    ):  # a frozen one has nothing to learn, and stays what it is without its activation
+    if not hasattr(module, "momentum"):  # a frozen one learns nothing, and stays what it is
         bare = copy.copy(module)
         vars(bare)["_modules"] = {name: nn.Identity() for name in module._modules}
         return bare
