@@ -258,6 +258,7 @@ def test_a_network_that_is_far_larger_than_its_file_is_not_built():
         ({"a": float("nan")}, r"extra\['a'\]: expected what JSON can hold, received nan; give None or text"),
         ({"a": {1: 2}}, r"extra\['a'\]: expected names that are text, as JSON has, received 1"),
         ({"a": b"bytes"}, r"extra\['a'\]: expected what JSON can hold, received bytes"),
+        ({"a": 10**5000}, r"extra\['a'\]: expected a number that JSON readers take, received over 1000 bits"),
         ({"a": "\ud800"}, r"extra\['a'\]: expected text, received .*, which no file can hold"),
         ([1], r"extra: expected a dictionary, received \[1\]"),
     ],

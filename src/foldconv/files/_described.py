@@ -16,6 +16,7 @@ from ..errors import CheckpointError, UnsupportedError, shown
 
 FORMAT = 1
 _DEEPEST = 100
+_WIDEST = 1000  # bits; Python writes no more than 4,300 digits
 
 
 def header_of(text: str, path: Any) -> dict[str, Any]:
@@ -139,6 +140,8 @@ def check_extra(extra: Any, where: str = "extra", levels: int = _DEEPEST) -> Non
         _check_text(extra, where)
     elif isinstance(extra, float) and not math.isfinite(extra):
         raise UnsupportedError(f"{where}: expected what JSON can hold, received {extra}; give None or text")
+    elif isinstance(extra, int) and extra.bit_length() > _WIDEST:
+        raise UnsupportedError(f"{where}: expected a number that JSON readers take, received over {_WIDEST} bits")
     elif extra is not None and not isinstance(extra, (bool, int, float)):
         raise UnsupportedError(
             f"{where}: expected what JSON can hold, received {type(extra).__name__}: {shown(extra)}; convert it first"
