@@ -152,3 +152,11 @@ def test_a_file_is_read_again_only_when_it_changed(tmp_path):
     arrays["x_train"][:] = 7
     saved(tmp_path, **arrays, classes=np.array(["a", "b", "c"]))
     assert read_npz(path).train_images.unique().tolist() == [7]
+
+
+def test_class_names_that_are_no_text_are_refused(tmp_path):
+    pixels, labels = np.zeros((2, 4, 4), np.uint8), np.zeros(2, int)
+    for names in (np.array([0x110001], "<u4").view("<U1"), np.array([b"\xff"])):
+        np.savez(tmp_path / "a.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels, classes=names)
+        with pytest.raises(UnsupportedError, match="classes: expected one text per class, received what is no Unicode"):
+            read_npz(tmp_path / "a.npz")

@@ -89,7 +89,10 @@ def _classes(path: str, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...] | N
     if names.ndim != 1 or names.dtype.kind not in "US" or not len(names):
         received = f"received {names.dtype} of shape {names.shape}"
         raise UnsupportedError(f"{path}: classes: expected one text per class, {received}")
-    return tuple(map(str, np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names))
+    try:
+        return tuple(map(str, np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names))
+    except (UnicodeError, SystemError):  # Python's own, for a code beyond the last character
+        raise UnsupportedError(f"{path}: classes: expected one text per class, received what is no Unicode") from None
 
 
 def _pixels(path: str, key: str, array: np.ndarray) -> torch.Tensor:
