@@ -50,6 +50,45 @@ class ByItself(Net):
         return super().forward(x) + conv_of(self).weight.sum()
 
 
+class ByAFunction(Net):
+    def forward(self, x):
+        return super().forward(x) + decay(self)
+
+
+class ByAnObject(Net):
+    def forward(self, x):
+        return super().forward(x) + Decay(self)()
+
+
+class BesideAnObject(Net):
+    def forward(self, x):
+        return self.loss(x) if isinstance(x, dict) else super().forward(x)
+
+    def loss(self, batch):
+        return Criterion(self)(batch)
+
+
+class Decay:
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self):
+        return sum(p.square().sum() for p in self.net.parameters())
+
+
+class Criterion:
+    def __init__(self, net):
+        self.device = next(net.parameters()).device
+        self.net = net
+
+    def __call__(self, batch):
+        return self.net(batch["x"].to(self.device)).sum()
+
+
+def decay(net):
+    return net.conv.weight.square().sum()
+
+
 def weight_of(x, module):
     return module.weight.sum()
 
@@ -58,10 +97,14 @@ def conv_of(net):
     return net.conv
 
 
-@pytest.mark.parametrize("cls", [ByProperty, Inherited, ByKeyword, ByItself])
+@pytest.mark.parametrize("cls", [ByProperty, Inherited, ByKeyword, ByItself, ByAFunction, ByAnObject])
 def test_a_weight_that_untraceable_code_reads_is_left(cls):
     with pytest.raises(foldconv.NoMatchError, match="reads its"):
         foldconv.expand(cls(), "doconv")
+
+
+def test_an_object_that_asks_for_no_weight_may_have_the_model():
+    assert isinstance(foldconv.expand(BesideAnObject(), "doconv").conv, foldconv.DOConv2d)
 
 
 def test_a_weight_that_is_read_in_training_mode_is_left():
@@ -85,6 +128,13 @@ def test_a_run_also_asks_for_what_a_flag_gives():
     with pytest.raises(foldconv.NoMatchError, match="output"):
         foldconv.expand(Flagged(), "repvgg", example_inputs=X)
     assert isinstance(foldconv.fold(Flagged(), batchnorm=True, example_inputs=X).norm, nn.BatchNorm2d)
+
+
+def test_a_batch_of_one_is_enough_where_norms_stay_as_they_are():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4)).double()
+    assert type(foldconv.expand(net, "doconv", example_inputs=X[:1])[0]) is foldconv.DOConv2d
+    with pytest.raises(foldconv.UnsupportedError, match="batches of at least two"):
+        foldconv.expand(net, "repvgg", example_inputs=X[:1])
 
 
 @pytest.mark.parametrize("method", ["repvgg", "acnet", "qarepvgg", "mobileone"])

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FoldMismatchError, UnsupportedError
-from ..layers.foldable import is_watched
+from ..layers.foldable import is_altered
 from . import copied, timm, ultralytics  # noqa: F401  (they register what they know)
 from ._recipes import RECIPES, Recipe, channels_read, recipe_of
 
@@ -116,7 +116,7 @@ def _refuse_watched(block: nn.Module, new: nn.Module) -> None:
         raise UnsupportedError(f"the forward of {_name(block)} was replaced on the instance")
     kept = set(new.modules())
     for name, part in block.named_modules():
-        if part is not block and part not in kept and (is_watched(part) or "forward" in vars(part)):
+        if part is not block and part not in kept and is_altered(part):
             raise UnsupportedError(f"{name} in it has a hook or another forward, which the fold would lose; remove it")
 
 

@@ -166,12 +166,17 @@ def in_double() -> Iterator[None]:
 
 def compiled(layer: Any) -> Callable[[np.ndarray], np.ndarray]:
     """A layer's evaluation; TensorFlow convolves channels_first on a CPU only where that is compiled."""
-    evaluate = lambda x: layer(x, training=False) if trains_otherwise(layer) else layer(x)  # noqa: E731
+
+    def evaluate(x: Any) -> Any:
+        return layer(x, training=False) if trains_otherwise(layer) else layer(x)
+
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        evaluate = tf.function(evaluate, jit_compile=True)
-    return lambda x: keras.ops.convert_to_numpy(evaluate(keras.ops.convert_to_tensor(x)))
+        run = tf.function(evaluate, jit_compile=True)
+    else:
+        run = evaluate
+    return lambda x: keras.ops.convert_to_numpy(run(keras.ops.convert_to_tensor(x)))
 
 
 def trains_otherwise(layer: Any) -> bool:

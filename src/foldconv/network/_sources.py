@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import inspect
 import textwrap
 from typing import Any
@@ -14,7 +15,7 @@ from ..algebra.convolutions import PLAIN
 from ..layers.foldable import is_watched
 from ._tracing import ABOUT, leaves
 
-_ALL_TENSORS = ("parameters", "named_parameters", "state_dict", "_parameters")
+_OF_WEIGHTS = ("weight", "bias", "parameters", "named_parameters", "state_dict", "_parameters")
 _HARMLESS = {"super", "getattr", "hasattr", "isinstance", "type", "len", "iter", "enumerate", "zip", "reversed", "id"}
 _INNER = ("__dict__", "_modules", "_parameters", "_buffers")
 
@@ -53,16 +54,17 @@ def reads_weights(module: nn.Module) -> set[nn.Module]:
         done.add(name)
         # What a class overrides is read, too: it may be called by `super`.
         classes = [cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.") and cls is not object]
-        tree = ast.Module([], [])
+        tree, known = ast.Module([], []), {}
         for function in (f for cls in classes if name in vars(cls) for f in _functions(vars(cls)[name])):
             with contextlib.suppress(OSError, TypeError, SyntaxError):
                 tree.body += ast.parse(textwrap.dedent(inspect.getsource(function))).body
+                known |= getattr(function, "__globals__", {})
         parent = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and node.id == "getattr":
                 called = ast.unparse(parent[node])
                 found.update(module.modules() if "'weight'" in called or "'bias'" in called else ())
-            if isinstance(node, ast.Name) and node.id == "self" and _is_passed_on(node, parent):
+            if isinstance(node, ast.Name) and node.id == "self" and _is_read_by_callee(node, parent, known):
                 found.update(module.modules())
             if not isinstance(node, ast.Attribute):
                 continue
@@ -71,7 +73,7 @@ def reads_weights(module: nn.Module) -> set[nn.Module]:
             around = parent.get(node)
             if isinstance(around, ast.keyword):
                 around = parent.get(around)
-            if node.attr in ("weight", "bias", *_ALL_TENSORS) and not _asks_about(node, parent):
+            if node.attr in _OF_WEIGHTS and not _asks_about(node, parent):
                 path = _path(node.value)
                 child = module._modules.get(path[0]) if path else None
                 found.update((module if child is None else child).modules())
@@ -87,13 +89,22 @@ def reads_weights(module: nn.Module) -> set[nn.Module]:
     return found - {module}
 
 
-def _is_passed_on(node: ast.Name, parent: dict[ast.AST, ast.AST]) -> bool:
-    """Does a function get the module itself, which may then do anything with it?"""
+def _is_read_by_callee(node: ast.Name, parent: dict[ast.AST, ast.AST], known: dict[str, Any]) -> bool:
+    """Does a function or a class get the module itself, and its source ask for weights, or is not to be had?"""
     around = parent.get(node)
     if isinstance(around, ast.keyword):
         around = parent.get(around)
-    named = ast.unparse(around.func) if isinstance(around, ast.Call) else ""
-    return bool(named) and named.rpartition(".")[2] not in _HARMLESS
+    if not isinstance(around, ast.Call) or (first := ast.unparse(around.func)).rpartition(".")[2] in _HARMLESS:
+        return False
+    first, *rest = first.split(".")
+    try:
+        callee = functools.reduce(getattr, rest, known[first])
+        tree = ast.parse(textwrap.dedent(inspect.getsource(callee)))
+    except (KeyError, AttributeError, OSError, TypeError, SyntaxError):
+        return True
+    parent = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    asked = (n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in _OF_WEIGHTS)
+    return any(not _asks_about(n, parent) for n in asked)
 
 
 def _asks_about(node: ast.AST, parent: dict[ast.AST, ast.AST]) -> bool:

@@ -20,7 +20,7 @@ from ..algebra.convolutions import PLAIN
 from ..algebra.norms import is_norm
 from ..errors import UnsupportedError
 from ..layers import Foldable
-from ..layers.foldable import is_watched
+from ..layers.foldable import is_altered, is_watched
 from ._sources import held, only_called, reads_weights
 from ._subclasses import why_not
 from ._tracing import Trace, traces_of
@@ -37,6 +37,7 @@ class DataFlow:
         example_inputs: what the model is called with (a tensor, a tuple of arguments, or a dictionary of keyword
             arguments); it then also runs, as a copy.
         training: look at training mode, too: for who changes what trains.
+        tolerant: a run in training mode may fail: norms refuse a batch of one, which matters only to who changes norms.
 
     Attributes:
         calls: how often one run calls each module that nobody looks into.
@@ -60,7 +61,7 @@ class DataFlow:
         ('1 alone reads its output', 'its output goes to ReLU, no batch norm module')
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any = None, *, training: bool = False):
+    def __init__(self, model: nn.Module, example_inputs: Any = None, *, training: bool = False, tolerant: bool = False):
         self.calls: Counter[nn.Module] = Counter()
         self.read: set[nn.Module] = set()
         self.unseen: dict[nn.Module, str] = {}
@@ -81,7 +82,8 @@ class DataFlow:
             self._failure = error
         if example_inputs is not None and self._failure is None:
             for mode in self._modes:
-                self._add(run_of(model, example_inputs, mode))
+                with contextlib.suppress(UnsupportedError) if tolerant and mode else contextlib.nullcontext():
+                    self._add(run_of(model, example_inputs, mode))
                 for flags in other_flags(model, example_inputs) if model in self._opaque else ():
                     with contextlib.suppress(UnsupportedError):  # a model may have no use for them with these inputs
                         self._add(run_of(model, example_inputs, mode, **flags))
@@ -249,11 +251,6 @@ class DataFlow:
                 self._trace(module, who)
             else:
                 self.unseen.update(dict.fromkeys(module.modules(), f"{who}, may use it in any way"))
-
-
-def is_altered(module: nn.Module) -> bool:
-    """Does anything watch the module, or stand for its forward?"""
-    return is_watched(module) or "forward" in vars(module)
 
 
 def _tied(model: nn.Module) -> Iterator[nn.Module]:

@@ -22,11 +22,11 @@ from torch import Tensor, fx, nn
 from ..algebra import Scale
 from ..algebra.convolutions import CONVOLUTIONS
 from ..algebra.norms import after_norm, is_norm
-from ..layers.foldable import conv_arguments, plain_class
+from ..layers.foldable import conv_arguments, is_altered, plain_class
 from ..layers.permuted import PERMUTED
 from ._subclasses import is_plain
 from ._tracing import Trace
-from .dataflow import DataFlow, is_altered
+from .dataflow import DataFlow
 from .tree import carry_over, copy_of, replace_modules
 
 _POOLS = ("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "Dropout")

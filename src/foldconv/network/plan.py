@@ -137,7 +137,7 @@ class Choice:
         example_inputs: Any,
     ):
         self._model, self._config, self._where = model, config, where
-        self._flow = DataFlow(model, example_inputs, training=True)
+        self._flow = DataFlow(model, example_inputs, training=True, tolerant=not config.takes_norm)
         self.pairs = self._flow.pairs if config.takes_norm else {}
         self.names: dict[nn.Module, list[str]] = {}
         for name, module in walk(model):

@@ -13,6 +13,7 @@ from ..algebra.convolutions import PLAIN
 from ..algebra.norms import is_norm
 from ..layers import Foldable, NormPlace
 from ._outputs import difference
+from ._watching import arguments_of
 from .table import align
 from .tree import evaluation, walk
 
@@ -88,7 +89,7 @@ def verify(before: nn.Module, after: nn.Module, inputs: Any) -> Report:
         >>> report.ok(1e-5), [layer.name for layer in report.layers]
         (True, ['0'])
     """
-    args, kwargs = _arguments(inputs)
+    args, kwargs = arguments_of(inputs)
     with evaluation(before) as ours, evaluation(after) as theirs:
         named = dict(theirs.named_modules(remove_duplicate=False)) | dict(walk(theirs))
         watch = _Watch(ours, {name: module for name, module in named.items() if _can_be_called(module)})
@@ -174,9 +175,3 @@ def _changed(module: nn.Module, other: nn.Module | None) -> bool:
     return ours.keys() != theirs.keys() or any(
         x.shape != theirs[key].shape or not torch.equal(x, theirs[key].to(x)) for key, x in ours.items()
     )
-
-
-def _arguments(inputs: Any) -> tuple[tuple, dict]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
