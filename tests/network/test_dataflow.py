@@ -763,6 +763,19 @@ def test_norms_that_may_take_their_turn():
     assert pairs(Switchable(nn.ModuleList([norms[0], idle]))) == {"conv": "norms.0.0"}
 
 
+def test_forwards_that_ask_for_the_grad_mode():
+    class Asking(Net):
+        def forward(self, x):
+            y = self.conv1(x)
+            return (self.norm1(y), y) if self.ask() else self.norm1(y)
+
+    for ask in (torch.is_grad_enabled, torch.is_inference_mode_enabled):
+        Asking.ask = staticmethod(ask)
+        for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+            with mode():
+                assert DataFlow(Asking()).pairs == {}
+
+
 # ---------------------------------------------------------------------- what wraps what it calls
 
 

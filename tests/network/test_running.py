@@ -74,6 +74,20 @@ def checkpointed(self, x):
     return checkpoint(lambda z: self.norm2(self.conv2(z)), y, use_reentrant=False)
 
 
+def checkpointed_between(self, x):
+    y = checkpoint(self.norm1, self.conv1(x), use_reentrant=True)
+    return checkpoint(self.norm2, self.conv2(y), use_reentrant=False)
+
+
+def asks_for_gradients(self, x):
+    """A gradient within the forward, which writes to its input and leaves torch first."""
+    x *= x.detach().numpy().max()
+    y = self.norm1(self.conv1(x))
+    with torch.enable_grad():
+        z = self.conv2.weight.sum() * y.detach().clone()
+        return torch.autograd.grad(z.sum(), self.conv2.weight)[0].mean() + y
+
+
 def twice(self, x):
     return self.norm1(self.conv1(x)) + self.norm1(self.conv1(x + 1))
 
@@ -89,6 +103,8 @@ PROVEN = {
     asks_what_is_no_use: {"conv1": "norm1"},
     in_an_object: {"conv1": "norm1"},
     checkpointed: BOTH,
+    checkpointed_between: BOTH,
+    asks_for_gradients: {"conv1": "norm1"},
     twice: {"conv1": "norm1"},
     identity_between: {"conv1": "norm1"},
 }
@@ -219,6 +235,21 @@ def no_norm_in_training(self, x):
     return y.relu() if self.training else self.norm1(y)
 
 
+def only_with_gradients(self, x):
+    y = self.conv1(x)
+    return (self.norm1(y), y) if torch.is_grad_enabled() else self.norm1(y)
+
+
+def only_in_inference_mode(self, x):
+    y = self.conv1(x)
+    return (self.norm1(y), y) if torch.is_inference_mode_enabled() else self.norm1(y)
+
+
+def only_for_adversaries(self, x):
+    y = self.conv1(x)
+    return self.norm1(y) + y if x.requires_grad else self.norm1(y)
+
+
 def never(self, x):
     return x
 
@@ -246,6 +277,9 @@ ELSEWHERE = {
     by_keyword: "its output is read by batch_norm in norm1",
     only_in_training: "its output is read by whoever keeps it or gets the model's output",
     no_norm_in_training: "its output is read by relu in the root",
+    only_with_gradients: "its output is read by whoever keeps it or gets the model's output",
+    only_in_inference_mode: "its output is read by whoever keeps it or gets the model's output",
+    only_for_adversaries: "its output is read by add in the root",
     never: "it is not called on example_inputs",
 }
 

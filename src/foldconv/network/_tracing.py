@@ -9,6 +9,7 @@ Two questions cannot be refused: ``x is None`` and ``type(x)`` get the answer fo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import dis
 import inspect
@@ -29,6 +30,7 @@ from ..algebra.convolutions import PLAIN
 from ..algebra.norms import is_norm
 from ..layers import Foldable
 from ..layers.foldable import is_watched
+from ._surroundings import put_back
 from .tree import shadow_of, uncompiled, unwrapped
 
 ABOUT = ("dtype", "device", "shape", "ndim", "is_cuda", "requires_grad", "layout")
@@ -233,11 +235,28 @@ def _asks_about(node: fx.Node) -> bool:
 def traces_of(model: nn.Module, training: bool = False) -> list[Trace]:
     """The model's traces in one mode, for each choice of omitted arguments and each answer; none if one of them fails.
 
-    Arguments that are True or False by default are traced with both, others omitted and given.
+    Arguments that are True or False by default are traced with both, others omitted and given; all of it with gradients
+    and without.
     """
     if "forward" in vars(model):
         return []
     shadow, originals = shadow_of(model, training)
+    traces: list[Trace] = []
+    for grad_mode in (without_gradients(training), torch.enable_grad):
+        with torch.inference_mode(False), grad_mode(), put_back(model):
+            found = _traces_of(model, shadow, originals, training)
+        if not found:
+            return []
+        traces += found
+    return traces
+
+
+def without_gradients(training: bool) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """How a model runs without gradients: in evaluation mode nothing is recorded at all."""
+    return torch.no_grad if training else torch.inference_mode
+
+
+def _traces_of(model: nn.Module, shadow: nn.Module, originals: dict[int, int], training: bool) -> list[Trace]:
     try:
         parameters = inspect.signature(type(model).forward).parameters.values()
     except ValueError:

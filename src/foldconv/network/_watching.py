@@ -7,6 +7,7 @@ was returned or kept somewhere.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import gc
@@ -27,7 +28,8 @@ from ..algebra.norms import is_norm
 from ..errors import UnsupportedError
 from ..layers import Foldable
 from ..layers.foldable import is_watched
-from ._tracing import DROPOUTS, HARMLESS
+from ._surroundings import put_back
+from ._tracing import DROPOUTS, HARMLESS, without_gradients
 from .tree import shadow_of, uncompiled
 
 _MOST_FLAGS = 3
@@ -70,6 +72,7 @@ class _Watch(TorchFunctionMode):
         self.training = training
         self.names = {module: name or "the root" for name, module in model.named_modules()}
         self.stack: list[nn.Module] = []
+        self.packing = False
         self.calls: list[_Call] = []
         self.by_output: dict[int, _Call] = {}
         self.fed: dict[nn.Module, list[nn.Module | None]] = {}
@@ -103,15 +106,15 @@ class _Watch(TorchFunctionMode):
         return not self.training and bool(self.stack) and type(self.stack[-1]) in DROPOUTS
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in HARMLESS and not self.passes_on():
+        if func not in HARMLESS:
             self.see(func, args, kwargs)
         return func(*args, **kwargs or {})
 
     def see(self, func: Any, args: Any, kwargs: Any) -> None:
         """A function of torch's, or an operation that perhaps none has begun (a script's, an extension's)."""
         inside = self.inside()
-        for value in pytree.tree_leaves((args, kwargs)):
-            if isinstance(value, Tensor):
+        for value in pytree.tree_leaves((args, kwargs)) if not self.passes_on() else ():
+            if isinstance(value, Tensor) and not self.packing:
                 self.meet(value, func, inside)
 
     def meet(self, value: Tensor, func: Any, inside: nn.Module | None) -> None:
@@ -128,6 +131,14 @@ class _Watch(TorchFunctionMode):
     def here(self) -> str:
         """The module that runs now."""
         return self.names.get(self.stack[-1], type(self.stack[-1]).__name__) if self.stack else "the root"
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """What autograd saves, which is no use of it: the values, so that no tensor of the forward's is kept alive."""
+        self.packing = True
+        try:
+            return tensor.data
+        finally:
+            self.packing = False
 
     def pass_hooks(self, module: nn.Module, values: Any) -> None:
         """A module that others watch gets or gives values."""
@@ -185,24 +196,47 @@ class _Operations(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def run_of(model: nn.Module, example_inputs: Any, training: bool, **flags: bool) -> Run:
-    """Run a copy of the model in one mode and watch; `flags` are keyword arguments besides.
+def runs_of(model: nn.Module, example_inputs: Any, training: bool, **flags: bool) -> list[Run]:
+    """Run copies of the model in one mode and watch, without gradients and with; `flags` are keyword arguments besides.
 
     Raises:
-        UnsupportedError: when the model cannot be copied, or fails on these inputs.
+        UnsupportedError: when the model cannot be copied, or fails on these inputs both without gradients and with.
     """
+    runs, failures = [], []
+    # The first of each row that succeeds. Who must not run inside inference mode may run without gradients; who writes
+    # to its input, or leaves torch, cannot do so while that needs a gradient.
+    for row in (
+        [(without_gradients(training), False), (torch.no_grad, False)],
+        [(torch.enable_grad, True), (torch.enable_grad, False)],
+    ):
+        for grad_mode, to_inputs in row:
+            try:
+                runs.append(_run_of(model, example_inputs, training, grad_mode, to_inputs, flags))
+                break
+            except UnsupportedError as error:
+                failures.append(error)
+    if not runs:
+        raise failures[0]
+    return runs
+
+
+def _run_of(
+    model: nn.Module, example_inputs: Any, training: bool, grad_mode: Any, to_inputs: bool, flags: dict[str, bool]
+) -> Run:
+    """One run; `to_inputs` asks for the gradients of the inputs, too."""
     shadow = shadow_of(model, training)[0]
     theirs = dict(zip(shadow.modules(), model.modules()))
     watch = _Watch(shadow, training)
     # Computed tensors refuse to be copied.
-    computed = {id(v): v.detach().clone() for v in pytree.tree_leaves(example_inputs) if isinstance(v, Tensor)}
+    computed = {id(v): _fresh(v, to_inputs) for v in pytree.tree_leaves(example_inputs) if isinstance(v, Tensor)}
     args, kwargs = arguments_of(copy.deepcopy(example_inputs, computed))
     kwargs |= flags
-    devices = {p.device for p in shadow.parameters() if p.device.type == "cuda"}
     try:
         with (
-            torch.random.fork_rng(devices),
-            torch.no_grad(),
+            torch.inference_mode(False),
+            grad_mode(),
+            torch.autograd.graph.saved_tensors_hooks(watch.pack, lambda tensor: tensor),
+            put_back(shadow),
             uncompiled(),
             warnings.catch_warnings(),
             _Operations(watch),
@@ -217,6 +251,10 @@ def run_of(model: nn.Module, example_inputs: Any, training: bool, **flags: bool)
             f"{' '.join(str(error).split())[:200]}); give what its forward takes, in batches of at least two"
         ) from error
     del args, kwargs, computed
+    for value in pytree.tree_leaves(result):
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            with contextlib.suppress(RuntimeError):  # views stay as they are
+                value.detach_()  # what would compute a part again (checkpoints) keeps what it was given until then
     if any(call.lives() for call in watch.calls):
         gc.collect()  # reference cycles of the forward's own keep nothing
     for call in watch.calls:
@@ -231,6 +269,14 @@ def run_of(model: nn.Module, example_inputs: Any, training: bool, **flags: bool)
             outputs.setdefault(theirs[call.conv], []).append(theirs[to] if isinstance(to, nn.Module) else to)
             calls[theirs[call.conv]] = calls.get(theirs[call.conv], 0) + 1
     return Run(outputs, calls, {theirs[module] for module in watch.read if module in theirs})
+
+
+def _fresh(tensor: Tensor, with_gradient: bool) -> Tensor:
+    """A copy; with a gradient one that something computed, for leaves cannot be written to."""
+    with torch.inference_mode(False), torch.enable_grad():
+        copied = tensor.detach().clone()
+        numbers = copied.is_floating_point() or copied.is_complex()
+        return copied.requires_grad_().clone() if with_gradient and numbers else copied
 
 
 def other_flags(model: nn.Module, example_inputs: Any) -> list[dict[str, bool]]:

@@ -24,7 +24,7 @@ from ..layers.foldable import is_altered, is_watched
 from ._sources import held, only_called, reads_weights
 from ._subclasses import why_not
 from ._tracing import Trace, traces_of
-from ._watching import Run, other_flags, run_of
+from ._watching import Run, other_flags, runs_of
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)
 
@@ -83,10 +83,10 @@ class DataFlow:
         if example_inputs is not None and self._failure is None:
             for mode in self._modes:
                 with contextlib.suppress(UnsupportedError) if tolerant and mode else contextlib.nullcontext():
-                    self._add(run_of(model, example_inputs, mode))
+                    self._add(runs_of(model, example_inputs, mode))
                 for flags in other_flags(model, example_inputs) if model in self._opaque else ():
                     with contextlib.suppress(UnsupportedError):  # a model may have no use for them with these inputs
-                        self._add(run_of(model, example_inputs, mode, **flags))
+                        self._add(runs_of(model, example_inputs, mode, **flags))
         self._rivals = dict(self._uncalled_beside(model))
 
     @functools.cached_property
@@ -203,14 +203,15 @@ class DataFlow:
 
     # ------------------------------------------------------------------ evidence by running
 
-    def _add(self, run: Run) -> None:
-        """Add what a run has shown; who called what a trace could not follow is seen by it."""
-        self.runs.append(run)
-        self.read |= run.read
-        self._take([(conv, to) for conv, seen in run.outputs.items() for to in seen], run.calls)
-        for module, count in run.calls.items():
-            # Runs and traces count the same calls, unless nobody could follow them.
-            self.calls[module] = max(self.calls[module], count)
+    def _add(self, runs: list[Run]) -> None:
+        """Add what runs have shown; who called what a trace could not follow is seen by them."""
+        self.runs += runs
+        for run in runs:
+            self.read |= run.read
+            self._take([(conv, to) for conv, seen in run.outputs.items() for to in seen], run.calls)
+            for module, count in run.calls.items():
+                # Runs and traces count the same calls, unless nobody could follow them.
+                self.calls[module] = max(self.calls[module], count)
 
     # ------------------------------------------------------------------ evidence by tracing
 
