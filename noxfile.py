@@ -7,19 +7,31 @@ import nox
 # uv makes environments in seconds; plain virtualenv does as well.
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["keras", "tests", "lint", "core", "gluon"]  # what takes longest, first
+
+# Two sessions at a time, each shown when it has ended; versions of nox that cannot, run one after the other.
+if hasattr(nox.options, "parallel"):
+    nox.options.parallel = 2
+    nox.options.allow_parallel = True
 
 # uv compiles nothing unless told to; where Python may not write bytecode, every process would compile torch anew.
 os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
 
+# Processes share the processors; a pool of threads in each would wait for the others.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
-CORE = ["tests/test_dependencies.py", "tests/conformance", "tests/files/originals"]
-CORE += ["tests/files/test_native.py", "tests/network/test_verify.py", "tests/network/test_costs.py"]
+# The examples of the core's rooms, which import all of its modules; every method expanded and folded once;
+# files, checks and counts.
+ROOMS = ["algebra", "ops", "layers", "methods", "blocks", "network", "files", "testing"]
+CORE = [*(f"src/foldconv/{room}" for room in ROOMS), "--ignore=src/foldconv/ops/_numba_kernels.py"]
+CORE += ["tests/conformance/test_methods.py", "tests/files/test_native.py"]
+CORE += ["-k", "not test_conformance or folds_to_a_plain_network"]
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, formatting and types."""
-    session.install("-e", ".[train,tensorboard,cpu,test,lint]", "nox")
+    session.install("-e", ".[train,tensorboard,cpu,test,lint]", "nox", env={"UV_COMPILE_BYTECODE": "0"})
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("pyright")
@@ -27,16 +39,16 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole suite, doctests included."""
+    """The whole suite, doctests included, by two processes; a file's tests by one of them."""
     session.install(".[train,tensorboard,cpu,test]")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def core(session: nox.Session) -> None:
-    """The core works, and imports lightly, with torch and safetensors alone."""
+    """The core works with torch and safetensors alone; that it imports nothing else, `tests` reads from the source."""
     session.install(".[test]")
-    session.run("pytest", *CORE)
+    session.run("pytest", *(session.posargs or CORE), env=ONE_THREAD)
 
 
 @nox.session
@@ -53,7 +65,7 @@ def keras(session: nox.Session) -> None:
     for backend in ("tensorflow", "jax", "torch"):
         env = {"KERAS_BACKEND": backend, "FOLDCONV_ALL_EXPORTS": "1", "XLA_FLAGS": quick if backend == "jax" else ""}
         left = [f"--ignore=tests/keras/test_{name}.py" for name in once if backend != "torch"]
-        session.run("pytest", *paths, *left, env=env)
+        session.run("pytest", *paths, *left, env=env | ONE_THREAD)
 
 
 @nox.session(python="3.11")
@@ -63,4 +75,4 @@ def gluon(session: nox.Session) -> None:
     session.install("mxnet==1.9.1", "numpy<1.24", "pytest>=8", "pillow", "portalocker", "scipy", "tqdm")
     session.install("--no-deps", "gluoncv==0.10.5.post0", ".")
     paths = session.posargs or ["tests/gluon", "src/foldconv/gluon"]
-    session.run("pytest", "-p", "no:cacheprovider", "-W", "ignore::DeprecationWarning", *paths)
+    session.run("pytest", "-p", "no:cacheprovider", "-W", "ignore::DeprecationWarning", *paths, env=ONE_THREAD)

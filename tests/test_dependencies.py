@@ -26,6 +26,8 @@ HEAVY = {
     "mxnet",
 }
 
+CORE = {"foldconv", "torch", "safetensors", "numpy"}  # NumPy is what safetensors writes tensors with
+
 
 def rows_of(text):
     """ARCHITECTURE's list: each row's rooms by the row's name, and the rows that it stands on."""
@@ -92,6 +94,34 @@ def test_arrows_point_up_the_list(path):
     own = room(".".join(path.relative_to(SOURCE).with_suffix("").parts))
     wrong = {name for name in imports(path) if name and room(name) not in allowed(own)}
     assert not wrong, f"{own} may not import {wrong}"
+
+
+# What the core takes where it is there: compilers of the fast paths, what reads files of Keras, other frameworks.
+OPTIONAL = {
+    "ops._numba_kernels": "numba",
+    "ops._triton_kernels": "triton",
+    "files.convert._keras_files": "h5py",
+    "files.convert._keras": "keras",
+    "files.convert._gluon": "mxnet",
+    "testing.battery": "pytest",
+}
+
+
+def others_imported(path):
+    """The packages beside Python's own and the core's dependencies that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            named = [alias.name for alias in node.names]
+        else:
+            named = [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+        yield from {name.partition(".")[0] for name in named} - sys.stdlib_module_names - CORE
+
+
+def test_the_core_imports_only_what_it_depends_on():
+    """Imports inside functions count, which running the core with its dependencies alone might never reach."""
+    modules = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in FILES}
+    core = {name for name in modules if room(name) in ROWS["foundation"] + ROWS["torch"]}
+    assert {name: other for name in core for other in others_imported(modules[name])} == OPTIONAL
 
 
 def test_no_circles():
