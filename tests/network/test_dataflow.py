@@ -758,9 +758,82 @@ def test_norms_that_may_take_their_turn():
         assert pairs(net) == {}
         assert "norms.1" in DataFlow(net).why(net.conv)
     assert pairs(Switchable(nn.ModuleList(norms[:1]))) == {"conv": "norms.0.0"}
-    # A pair that is not called is no rival of one that is.
-    idle = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
-    assert pairs(Switchable(nn.ModuleList([norms[0], idle]))) == {"conv": "norms.0.0"}
+    # A path of another domain's takes its turn with convolutions of its own.
+    path = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    net = Switchable(nn.ModuleList([norms[0], path]))
+    assert pairs(net) == {}
+    assert "norms.1 stands beside it" in DataFlow(net).why(net.conv)
+    # What takes another number of channels cannot.
+    assert pairs(Switchable(nn.ModuleList([norms[0], nn.Sequential(nn.Conv2d(4, 3, 1))]))) == {"conv": "norms.0.0"}
+
+
+class Choosing(nn.Module):
+    """Convolutions and norms side by side, of which the first are called."""
+
+    def __init__(self, **more):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+        for name, module in more.items():
+            setattr(self, name, module)
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+class FilterResponseNorm(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(1, channels, 1, 1))
+
+
+def test_who_may_take_a_turn_by_its_place_and_its_channels():
+    def conv(channels=3):
+        return nn.Conv2d(3, channels, 3)
+
+    pair = {"conv": "norm"}
+    for more, expected in (
+        ({"other": nn.BatchNorm2d(3)}, {}),
+        ({"other": nn.GroupNorm(1, 3)}, {}),
+        ({"other": nn.InstanceNorm2d(3)}, {}),
+        ({"other": FilterResponseNorm(3)}, {}),
+        ({"other": nn.Sequential(nn.GroupNorm(3, 3), nn.ReLU())}, {}),
+        ({"others": nn.ModuleDict({"b": nn.GroupNorm(3, 3)})}, {}),
+        ({"other": nn.BatchNorm2d(3), "skip": conv()}, {}),
+        ({"other": conv()}, {}),
+        ({"others": nn.ModuleList([conv()])}, {}),
+        ({"other": nn.BatchNorm2d(4)}, pair),
+        ({"other": conv(4)}, pair),
+        ({"other": nn.PReLU(3), "drop": nn.Dropout(), "same": nn.Identity()}, pair),
+        ({"skip": conv(), "skip_norm": nn.BatchNorm2d(3)}, pair),
+        ({"skips": nn.ModuleList([conv(), nn.GroupNorm(1, 3)])}, pair),
+        ({"other": nn.Sequential(conv(), nn.BatchNorm2d(3))}, pair),
+    ):
+        net = Choosing(**more)
+        assert pairs(net) == expected, more
+        assert bool(DataFlow(net, torch.randn(2, 3, 4, 4)).pairs) is bool(expected), more
+
+
+def test_a_weight_that_the_source_names():
+    class Named(Choosing):
+        raw = False
+
+        def forward(self, x):
+            y = self.conv(x)
+            return y * self.scale() if self.raw else self.norm(y)
+
+        def scale(self):
+            return self.norm.weight.view(1, -1, 1, 1)
+
+    net = Named()
+    assert pairs(net) == {}
+    why = "norm alone reads its output; but of norm, the model reads its tensors outside of it"
+    assert DataFlow(net).why(net.conv) == why
+
+    class Sized(Named):
+        def scale(self):
+            return self.norm.weight.shape[0]
+
+    assert pairs(Sized()) == {"conv": "norm"}
 
 
 def test_forwards_that_ask_for_the_grad_mode():

@@ -16,6 +16,8 @@ from ..layers.foldable import is_watched
 from ._tracing import ABOUT, leaves
 
 _OF_WEIGHTS = ("weight", "bias", "parameters", "named_parameters", "state_dict", "_parameters")
+_NAMED = ("weight", "bias", "running_mean", "running_var")
+_LISTS = (nn.ModuleList, nn.ModuleDict)
 _HARMLESS = {"super", "getattr", "hasattr", "isinstance", "type", "len", "iter", "enumerate", "zip", "reversed", "id"}
 _INNER = ("__dict__", "_modules", "_parameters", "_buffers")
 
@@ -87,6 +89,46 @@ def reads_weights(module: nn.Module) -> set[nn.Module]:
                 child = module._modules.get(path[0]) if len(path) == 1 else None
                 found.update([child] if child is not None and isinstance(child, PLAIN) else [])
     return found - {module}
+
+
+def reads_by_name(module: nn.Module) -> set[nn.Module]:
+    """The modules whose weights or statistics the forward's source names (``self.norm.weight``), run or not.
+
+    For who follows the forward otherwise: what is read only with another attribute is seen by nobody else.
+    """
+    found: set[nn.Module] = set()
+    for path in _named_in(type(module)):
+        inner: Any = functools.reduce(lambda m, name: getattr(m, name, None), path, module)
+        if isinstance(inner, nn.Module):
+            found.update(inner.modules() if isinstance(inner, _LISTS) else [inner])
+    return found
+
+
+@functools.lru_cache(maxsize=512)
+def _named_in(cls: type) -> frozenset[tuple[str, ...]]:
+    """The paths from ``self`` to what has its weights or statistics read in the forward, or in what that calls."""
+    found: set[tuple[str, ...]] = set()
+    todo, done = ["forward"], set()
+    while todo:
+        name = todo.pop()
+        if name in done:
+            continue
+        done.add(name)
+        for function in _functions(inspect.getattr_static(cls, name, None)):
+            if (getattr(function, "__module__", None) or "torch").partition(".")[0] == "torch":
+                continue
+            with contextlib.suppress(OSError, TypeError, SyntaxError):
+                tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+                parent = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+                for node in ast.walk(tree):
+                    if not isinstance(node, ast.Attribute):
+                        continue
+                    if isinstance(node.value, ast.Name) and node.value.id == "self":
+                        todo.append(node.attr)
+                    asked = isinstance(parent[node], ast.Compare) or _asks_about(node, parent)
+                    if node.attr in _NAMED and not asked and (path := _path(node.value)):
+                        found.add(tuple(path))
+    return frozenset(found)
 
 
 def _is_read_by_callee(node: ast.Name, parent: dict[ast.AST, ast.AST], known: dict[str, Any]) -> bool:

@@ -43,11 +43,13 @@ class Run:
         outputs: for each convolution, call by call, the norm that alone got its output; or in words, where it went.
         calls: how often each convolution and norm was called.
         read: modules whose tensors somebody else read.
+        entered: all modules that were called.
     """
 
     outputs: dict[nn.Module, list[nn.Module | str]]
     calls: dict[nn.Module, int]
     read: set[nn.Module]
+    entered: set[nn.Module]
 
 
 @dataclasses.dataclass
@@ -73,6 +75,7 @@ class _Watch(TorchFunctionMode):
         self.names = {module: name or "the root" for name, module in model.named_modules()}
         self.stack: list[nn.Module] = []
         self.packing = False
+        self.entered: set[nn.Module] = set()
         self.calls: list[_Call] = []
         self.by_output: dict[int, _Call] = {}
         self.fed: dict[nn.Module, list[nn.Module | None]] = {}
@@ -157,6 +160,7 @@ class _Watch(TorchFunctionMode):
                 if call is not None:
                     call.norms.append(module)
         self.stack.append(module)
+        self.entered.add(module)
 
     def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """A module returns."""
@@ -268,7 +272,8 @@ def _run_of(
             to = watch.destination(call)
             outputs.setdefault(theirs[call.conv], []).append(theirs[to] if isinstance(to, nn.Module) else to)
             calls[theirs[call.conv]] = calls.get(theirs[call.conv], 0) + 1
-    return Run(outputs, calls, {theirs[module] for module in watch.read if module in theirs})
+    read, entered = ({theirs[m] for m in found if m in theirs} for found in (watch.read, watch.entered))
+    return Run(outputs, calls, read, entered)
 
 
 def _fresh(tensor: Tensor, with_gradient: bool) -> Tensor:

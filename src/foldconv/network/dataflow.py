@@ -21,12 +21,11 @@ from ..algebra.norms import is_norm
 from ..errors import UnsupportedError
 from ..layers import Foldable
 from ..layers.foldable import is_altered, is_watched
-from ._sources import held, only_called, reads_weights
+from ._rivals import Rivals
+from ._sources import held, only_called, reads_by_name, reads_weights
 from ._subclasses import why_not
 from ._tracing import Trace, traces_of
 from ._watching import Run, other_flags, runs_of
-
-_LISTS = (nn.ModuleList, nn.ModuleDict)
 
 
 class DataFlow:
@@ -75,6 +74,8 @@ class DataFlow:
         self._root = model
         self._names = {module: name for name, module in model.named_modules()}
         self._opaque: set[nn.Module] = set()
+        for module in model.modules():
+            self.read |= reads_by_name(module)
         self._failure: UnsupportedError | None = None
         try:
             self._trace(model)
@@ -87,7 +88,8 @@ class DataFlow:
                 for flags in other_flags(model, example_inputs) if model in self._opaque else ():
                     with contextlib.suppress(UnsupportedError):  # a model may have no use for them with these inputs
                         self._add(runs_of(model, example_inputs, mode, **flags))
-        self._rivals = dict(self._uncalled_beside(model))
+        seen = {module for run in self.runs for module in run.entered} if self.runs else self.unseen.keys()
+        self._rivals = Rivals(model, self.calls.keys() | self.read | seen)
 
     @functools.cached_property
     def free(self) -> set[nn.Module]:
@@ -139,9 +141,11 @@ class DataFlow:
         if any(other is not norm for other in others):
             return "its output goes to different norms for different arguments"
         assert isinstance(norm, nn.Module)
-        reason = self._against(norm) or self._rivals.get(norm)
+        reason = self._against(norm)
         if norm in self._mixed or len(self._feeders[norm]) > 1:
             reason = "it is also called with other inputs"
+        if reason is None and (rival := self._rivals.of(conv, norm)) is not None:
+            reason = f"{rival} stands beside it and is called by nothing, so it may take its turn"
         return (
             norm
             if reason is None
@@ -162,35 +166,6 @@ class DataFlow:
 
     def _name(self, module: nn.Module) -> str:
         return self._names.get(module, type(module).__name__) or "the root"
-
-    def _uncalled_beside(self, model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-        """Norms beside which another stands that nothing calls: it may take its turn when an attribute changes.
-
-        Unless as many convolutions are called by nothing: then the two belong together, and do so elsewhere.
-        """
-        around: dict[nn.Module, list[nn.Module]] = {}
-
-        def place(parent: nn.Module, homes: tuple[nn.Module, ...]) -> None:
-            for child in parent._modules.values():
-                if child is not None:
-                    for home in homes:
-                        around.setdefault(home, []).append(child)
-                    # In a list, or a module without convolutions, it also stands beside what is around that.
-                    inner = isinstance(child, _LISTS) or not any(isinstance(m, PLAIN) for m in child.modules())
-                    place(child, (*homes, child) if inner else (child,))
-
-        place(model, (model,))
-        called = self.calls.keys() | ({m for run in self.runs for m in run.calls} if self.runs else self.unseen.keys())
-        for beside in around.values():
-            norms = [module for module in beside if is_norm(module)]
-            idle = [norm for norm in norms if norm not in called]
-            convs = [m for m in beside if isinstance(m, (*PLAIN, Foldable)) and m not in called]
-            for norm in norms:
-                if norm in called and len(idle) > len(convs):
-                    yield (
-                        norm,
-                        f"{self._name(idle[0])} stands beside it and is called by nothing, so it may take its turn",
-                    )
 
     def _take(self, outputs: list[tuple[nn.Module, nn.Module | str]], counts: Mapping[nn.Module, int]) -> None:
         """Add what one look has shown: where each call of a convolution leads, and how often each module is called."""
