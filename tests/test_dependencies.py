@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,18 @@ import pytest
 import foldconv
 
 SOURCE = Path(foldconv.__file__).parent
-LOADED = "import json, sys; print(json.dumps(sorted(m for m in sys.modules)))"
+FORKS = """
+import json, os, sys
+import torch
+while code := sys.stdin.readline():
+    if os.fork():
+        if os.wait()[1]:
+            print("null", flush=True)
+    else:
+        exec(json.loads(code))
+        print(json.dumps(sorted(sys.modules)), flush=True)
+        os._exit(0)
+"""
 HEAVY = {
     "torchvision",
     "timm",
@@ -42,9 +54,20 @@ def rows_of(text):
 ROWS, BELOW = rows_of((Path(__file__).parents[1] / "ARCHITECTURE.md").read_text(encoding="utf-8"))
 
 
-def modules_after(code):
-    result = subprocess.run([sys.executable, "-c", f"{code}; {LOADED}"], capture_output=True, text=True, check=True)
-    return set(json.loads(result.stdout.splitlines()[-1]))
+@pytest.fixture(scope="module")
+def modules_after():
+    """What is loaded after some code, in an interpreter that had loaded torch alone, once for all of them."""
+    if os.name == "nt":
+        pytest.skip("interpreters are forked")
+    with subprocess.Popen([sys.executable, "-c", FORKS], stdin=-1, stdout=-1, text=True) as process:
+
+        def run(code):
+            process.stdin.write(json.dumps(code) + "\n")
+            process.stdin.flush()
+            return set(json.loads(process.stdout.readline()))
+
+        yield run
+        process.stdin.close()
 
 
 def imports(path):
@@ -145,26 +168,26 @@ def test_no_circles():
         visit(name)
 
 
-def test_importing_foldconv_loads_torch_and_nothing_heavier():
+def test_importing_foldconv_loads_torch_and_nothing_heavier(modules_after):
     # Counted, not timed: on top of torch there are these two modules, so importing takes no longer than torch's.
-    assert modules_after("import torch, foldconv") - modules_after("import torch") == {"foldconv", "foldconv._lazy"}
-    assert "torch" in modules_after("from foldconv import expand")
+    assert modules_after("import foldconv") - modules_after("") == {"foldconv", "foldconv._lazy"}
+    assert "foldconv.network.expand" in modules_after("from foldconv import expand")
 
 
-def test_all_of_the_core_needs_torch_and_safetensors_only():
+def test_all_of_the_core_needs_torch_and_safetensors_only(modules_after):
     names = "import foldconv; [getattr(foldconv, name) for name in foldconv.__all__]"
     assert not {name.partition(".")[0] for name in modules_after(names)} & HEAVY
 
 
 @pytest.mark.parametrize("part", ROWS["torch"][:-1])
-def test_a_part_does_not_load_what_stands_on_it(part):
+def test_a_part_does_not_load_what_stands_on_it(part, modules_after):
     loaded = modules_after(f"import foldconv.{part}")
     above = {f"foldconv.{name}" for name in [*ROWS["torch"][ROWS["torch"].index(part) + 1 :], "lab"]}
     # The room of files holds the foundation's writing, too.
     assert not loaded & above - {"foldconv.files"}
 
 
-def test_public_parts_are_found_without_an_import_of_their_own():
+def test_public_parts_are_found_without_an_import_of_their_own(modules_after):
     assert "foldconv.algebra.kernel" in modules_after("import foldconv; foldconv.algebra.Kernel")
     assert "foldconv.testing.checks" in modules_after("import foldconv; foldconv.testing.CHECKS")
     assert "foldconv.lab.zoo" in modules_after("import foldconv; foldconv.zoo.create")
