@@ -152,12 +152,18 @@ def keras_file():
 
 
 @functools.cache
-def gluon_file():
+def gluon_arrays():
+    """A convolution and its norm, as Gluon's `save_parameters` names them."""
+    norm = {f"1.{name}": np.ones(4, "float32") for name in ("gamma", "beta", "running_mean", "running_var")}
+    return {"0.weight": np.ones((4, 3, 3, 3), "float32"), **norm}
+
+
+def gluon_file(arrays):
     """The bytes of a .params file."""
     from foldconv.files.convert._params import write_params
 
     with tempfile.TemporaryDirectory() as folder:
-        write_params(f"{folder}/a.params", {"0.weight": np.ones((4, 3, 3, 3), "float32"), "0.bias": np.ones(4)})
+        write_params(f"{folder}/a.params", arrays)
         return Path(folder, "a.params").read_bytes()
 
 
@@ -430,7 +436,19 @@ def changed_keras(rng):
 
 
 def changed_gluon(rng):
-    return changed_bytes(rng, gluon_file())
+    arrays = dict(gluon_arrays())
+    if rng.random() < 0.6:
+        return changed_bytes(rng, gluon_file(arrays))
+    name = rng.choice(list(arrays))
+    made = [
+        lambda a: a.astype(rng.choice(["float64", "float16", "int8", "uint8", "int32", "bool"])),
+        lambda a: a[:0],
+        lambda a: a[..., None],
+        lambda a: a[rng.choice([0, slice(1), slice(None, None, -1)])],
+        lambda a: a * rng.choice([float("nan"), float("inf"), 1e38, -1]),
+    ]
+    arrays[rng.choice([name, name[:-1], "", name * 1000, name.upper()])] = rng.choice(made)(arrays.pop(name))
+    return gluon_file(arrays)
 
 
 def converted(path):
@@ -450,6 +468,23 @@ KINDS = {
     "keras": (changed_keras, converted),
     "params": (changed_gluon, converted),
 }
+
+
+def good_npz():
+    np.savez(buffer := io.BytesIO(), **arrays())
+    return buffer.getvalue()
+
+
+GOOD = {
+    "pth": lambda: torch_file(original()),
+    "ckpt": lambda: torch_file(run()),
+    "safetensors": described,
+    "yaml": lambda: yaml.safe_dump(TrainConfig().to_dict()).encode(),
+    "npz": good_npz,
+    "keras": keras_file,
+    "params": lambda: gluon_file(gluon_arrays()),
+}
+"""What is changed, unchanged: refusals of it would say nothing."""
 
 # ---------------------------------------------------------------------- reading
 
@@ -525,6 +560,12 @@ def count(kinds, first, cases, seed):
     counts = {kind: collections.Counter() for kind in kinds}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
+        for kind in kinds:
+            path = Path(folder, f"good.{kind}")
+            path.write_bytes(GOOD[kind]())
+            found, text = outcome(KINDS[kind][1], str(path))
+            if found != "loaded":
+                raise SystemExit(f"the good {kind} file that the cases are made of: {found}: {text}")
         for number in range(first, first + cases):
             kind = kinds[number % len(kinds)]
             change, read = KINDS[kind]

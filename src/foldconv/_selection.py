@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from ._arguments import expect
 from .errors import NoMatchError, UnsupportedError, nearest
 
 Patterns = str | Iterable[str] | None
@@ -20,8 +21,8 @@ class Selection:
     """
 
     def __init__(self, include: Patterns, exclude: Patterns):
-        self._include = None if include is None else _as_list(include)
-        self._exclude = [] if exclude is None else _as_list(exclude)
+        self._include = None if include is None else _as_list("include", include)
+        self._exclude = [] if exclude is None else _as_list("exclude", exclude)
 
     def check(self, names: Sequence[str], model: str) -> None:
         """Refuse a pattern that matches none of the convolutions' names: it is most likely misspelt.
@@ -73,6 +74,7 @@ def weigh(
     >>> weigh({3: ["a"], 4: ["b"]}, Selection(None, "b"), lambda layer: None, model="Net")
     {3: None, 4: 'it is not selected by include, exclude and where'}
     """
+    expect("where", where, (Callable, type(None)), "a function of name and module")
     selection.check([name for group in names.values() for name in group], model)
     return {
         layer: reason_against(layer)
@@ -155,8 +157,13 @@ def pick(
     )
 
 
-def _as_list(patterns: str | Iterable[str]) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+def _as_list(name: str, patterns: str | Iterable[str]) -> list[str]:
+    expected = "a pattern on names, or several"
+    expect(name, patterns, (str, Iterable), expected)
+    found = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in found:
+        expect(name, pattern, str, expected)
+    return found
 
 
 def _any_match(names: Sequence[str], patterns: Sequence[str]) -> bool:

@@ -80,6 +80,15 @@ def check_archive(path: str | os.PathLike[str], *, compressed: bool = False) -> 
         raise CheckpointError(f"{path}: damaged: {reason}; take another copy of the file") from None
 
 
+def count_records(path: str | os.PathLike[str]) -> int:
+    """How many records an archive lists, from its directory alone; 0 for what is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return len(archive.infolist())
+    except Exception:  # `check_archive` says what is wrong
+        return 0
+
+
 def _check_sizes(records: list[zipfile.ZipInfo], size: int, compressed: bool, path: object) -> None:
     names: set[str] = set()
     for info in records:

@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .._arguments import expect_path
+from ..errors import shown
+
 _TEMPORARY = re.compile(r"\.tmp-(?P<place>[0-9a-f]{8})-(?P<process>[0-9]{1,10})-[0-9a-f]{8}(?:\.[^/]*)?")
 _LONG_AGO = 7 * 24 * 3600
 _looked_through: set[Path] = set()
@@ -47,6 +50,9 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     ...     target.read_text(), os.listdir(folder)
     ('whole', ['notes.txt'])
     """
+    expect_path(path)
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "cannot write a file here: no file has such a name", shown(str(path)))
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise OSError(errno.EINVAL, "cannot write a file here: not a regular file", str(path))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._arguments import expect_path
 from ..errors import CheckpointError, shown
 from ._pickles import check_pickle, inert_values
 from .archives import check_archive, is_archive
@@ -238,5 +239,6 @@ def _refused_if_damaged(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _expect_file(path: str | os.PathLike[str]) -> None:
+    expect_path(path)
     if "\0" in str(path) or not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file; expected a checkpoint (.pth, .pth.tar or .safetensors)")

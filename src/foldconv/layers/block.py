@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .._arguments import expect
 from ..algebra import Kernel, kernel_of
 from ..errors import UnsupportedError
 from .branched import BranchTree
@@ -36,6 +37,7 @@ class FoldableBlock(BranchTree):
 
     def __init__(self, body: nn.Module, *, in_channels: int | None = None, ndim: int | None = None):
         super().__init__()
+        expect("body", body, nn.Module, "a torch.nn.Module")
         self.body = body
         self.in_channels, self.ndim = in_channels, ndim
         if next(body.parameters(), None) is None:

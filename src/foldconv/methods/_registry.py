@@ -8,10 +8,16 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 
-from ..errors import UnsupportedError, unknown
+from ..errors import UnsupportedError, shown, unknown
 from ..layers import Foldable
 
 Init = Literal["preserve", "paper"]
+
+
+def expect_init(init: object) -> None:
+    """Raise an UnsupportedError for an unknown way to begin."""
+    if not isinstance(init, str) or init not in ("preserve", "paper"):
+        raise UnsupportedError(f"init: expected 'preserve' or 'paper', received {shown(init)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +101,7 @@ def get_method(name: str) -> type[Method]:
     >>> get_method("doconv")(depth_multiplier=12)
     DOConv(depth_multiplier=12, composition='kernel')
     """
-    if name not in _METHODS:
+    if not isinstance(name, str) or name not in _METHODS:
         raise UnsupportedError(unknown("method", name, list_methods()))
     return _METHODS[name]
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ..algebra import Kernel, Sum, kernel_of, kernel_rule, scale_and_shift
 from ..algebra.convolutions import CONV, CONVOLUTIONS, as_tuple
 from ..algebra.rules import conv_geometry
+from ..errors import UnsupportedError, shown
 from ..formulas import POINT_BESIDE_ONE_TAP
 from ..layers.foldable import all_are_watched, is_altered
 from ..ops import is_recorded
@@ -146,6 +147,9 @@ class DBB(BranchedMethod):
         internal_width: channels between the 1×1 and the k×k of the last branch; None: as many as the input has, twice
             as many for depthwise convolutions.
 
+    Raises:
+        UnsupportedError: for a width that is no integer ≥ 1.
+
     Source: Ding et al., CVPR 2021, section 3.
 
     Example:
@@ -163,6 +167,11 @@ class DBB(BranchedMethod):
     paper: ClassVar[str] = "Ding et al., CVPR 2021, arXiv 2103.13425"
     adds: ClassVar[str] = "1×1, 1×1-average and 1×1-k×k branches, each with norms"
     gain: ClassVar[str] = "ImageNet top-1, ResNet-18: 71.21 → 71.77 (as measured by OREPA's authors)"
+
+    def __post_init__(self) -> None:
+        width = self.internal_width
+        if width is not None and (type(width) is not int or not 0 < width < 1 << 31):
+            raise UnsupportedError(f"internal_width: expected an integer ≥ 1 or None, received {shown(width)}")
 
     def branches(self, conv: Any, norm: nn.Module | None) -> dict[str, nn.Module]:
         """1×1, 1×1-average and 1×1-k×k, as far as the convolution has them."""

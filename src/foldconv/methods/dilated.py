@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, shown
 from ._branched import BranchedMethod, conv_norm
 from ._registry import register
 
@@ -62,9 +62,13 @@ class Dilated(BranchedMethod):
     gain: ClassVar[str] = "not reported apart from the architecture"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.depthwise_only, bool):
+            raise UnsupportedError(f"depthwise_only: expected True or False, received {shown(self.depthwise_only)}")
         for name in ("kernel_sizes", "dilations"):
             # JSON has lists; a frozen config compares by value.
             value = getattr(self, name)
+            if value is not None and not (isinstance(value, (tuple, list)) and all(type(n) is int for n in value)):
+                raise UnsupportedError(f"{name}: expected a list of integers, received {shown(value)}")
             object.__setattr__(self, name, None if value is None else tuple(value))
         if len(self.kernel_sizes or ()) != len(self.dilations or ()):
             raise UnsupportedError(

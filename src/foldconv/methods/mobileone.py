@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, shown
 from ._branched import BranchedMethod, conv_norm, has_identity, identity_norm
 from ._registry import register
+
+_MOST = 1000  # copies; the paper has up to four
 
 
 @register
@@ -49,8 +51,10 @@ class MobileOne(BranchedMethod):
     gain: ClassVar[str] = "ImageNet top-1, MobileOne-S0: 71.4"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.conv_branches, int) or self.conv_branches < 1:
-            raise UnsupportedError(f"conv_branches: expected an integer ≥ 1, received {self.conv_branches!r}")
+        if type(self.conv_branches) is not int or not 1 <= self.conv_branches <= _MOST:
+            raise UnsupportedError(
+                f"conv_branches: expected an integer from 1 to {_MOST}, received {shown(self.conv_branches)}"
+            )
 
     def branches(self, conv: Any, norm: nn.Module | None) -> dict[str, nn.Module]:
         """Copies, scale and identity."""

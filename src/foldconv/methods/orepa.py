@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..algebra.rules import conv_geometry
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, shown
 from ..formulas import OrepaParts
 from ..layers import ComposedConv, Foldable
 from ..layers.factored import FactoredConv, stack_sizes
@@ -309,6 +309,8 @@ class OREPA(Method):
     kind: ClassVar[Literal["composable", "statistical"]] = "composable"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.point, bool):
+            raise UnsupportedError(f"point: expected True or False, received {shown(self.point)}")
         if self.large not in (None, "orepa", "plain"):
             raise UnsupportedError(f"large: expected None, 'orepa' or 'plain', received {self.large!r}")
 

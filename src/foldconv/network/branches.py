@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._arguments import expect
 from ..errors import UnsupportedError
 from .table import align
 from .tree import foldable_layers
@@ -120,6 +121,7 @@ def branches(network: nn.Module, dtype: torch.dtype = torch.float64) -> BranchRe
         share: of the folded kernel, negative where a branch works against it; norm: relative to its norm; \
 similarity: mean cosine with the layer's other branches
     """
+    expect("dtype", dtype, torch.dtype, "a floating point type")
     layers = foldable_layers(network)
     if not layers:
         raise UnsupportedError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra.convolutions import PLAIN, TRANSPOSED
+from ..errors import shown
 from ..layers import BranchedConv, ComposedConv, Foldable, FoldableBlock, NormPlace
 from .table import align, some
 from .tree import evaluation, first_names, unwrapped, usual_conditions, walk
@@ -128,6 +129,9 @@ def _folded_parameters(module: nn.Module, place: NormPlace | None) -> int:
 def _example(model: nn.Module, shape: Sequence[int] | None) -> Tensor | None:
     """Zeros of the given shape, or of a guessed one; None when there is nothing to guess from."""
     first: Any = next((m for m in model.modules() if isinstance(m, PLAIN)), None)
+    text = isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence)
+    if shape is not None and (text or not all(hasattr(size, "__index__") and size > 0 for size in shape)):
+        raise TypeError(f"inputs: expected a tensor or a shape, received {shown(shape)}")
     if shape is None and first is None:
         return None
     if shape is None:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._arguments import expect_flags
 from .._selection import Patterns
 from ..algebra.norms import after_norm
 from ..errors import UnsupportedError
 from ..layers import Foldable, NormPlace
 from ..methods import Method, as_method
-from ..methods._registry import Init
+from ..methods._registry import Init, expect_init
 from ._subclasses import as_plain
 from .plan import Choice
 from .tree import carry_over, changeable, copy_of, first_names, replace_modules, usual_conditions, walk
@@ -69,8 +70,8 @@ def expand(
         True
     """
     config = as_method(method)
-    if init not in ("preserve", "paper"):
-        raise UnsupportedError(f"init: expected 'preserve' or 'paper', received {init!r}")
+    expect_init(init)
+    expect_flags(inplace=inplace)
     model = changeable(model)
     # Chosen on the caller's own model, so that `where` may compare modules by identity.
     choice = Choice(model, config, include, exclude, where, example_inputs)

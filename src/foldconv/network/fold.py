@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._arguments import expect, expect_flags
 from ..algebra import Kernel, kernel_of, norms
 from ..algebra.convolutions import PLAIN
 from ..errors import FoldMismatchError, UnsupportedError
@@ -68,6 +69,8 @@ def fold(
           (2): ReLU()
         )
     """
+    expect_flags(batchnorm=batchnorm, inplace=inplace, check=check)
+    expect("blocks", blocks, (bool, type(None)), "True, False or None")
     model = changeable(model)
     work = model if inplace else copy_of(model)
     if blocks is None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._arguments import expect_number
 from ..layers import Foldable
 from .tree import unwrapped
 
@@ -33,6 +34,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         >>> [(len(g["params"]), g["weight_decay"]) for g in groups]
         [(2, 0.0001), (3, 0.0)]
     """
+    expect_number("weight_decay", weight_decay, 0)
     model = unwrapped(model)
     exempt = {
         id(parameter)

@@ -6,6 +6,7 @@ from torch import nn
 
 from .. import ops
 from ..layers import ComposedConv, Foldable
+from .tree import expect_module
 
 
 def explain(module: nn.Module) -> str:
@@ -23,6 +24,7 @@ def explain(module: nn.Module) -> str:
         ...     print(explain(foldconv.expand(net, "doconv")))
         0: torch: asked for by foldconv.ops.using
     """
+    expect_module(module)
     lines = {name: path_of(m) for name, m in module.named_modules() if isinstance(m, Foldable)}
     return "\n".join(f"{name}: {line}" if name else line for name, line in lines.items())
 

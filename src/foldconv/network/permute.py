@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .._arguments import expect_flags
 from ..algebra import Scale
 from ..algebra.convolutions import CONVOLUTIONS
 from ..algebra.norms import after_norm, is_norm
@@ -27,7 +28,7 @@ from ..layers.permuted import PERMUTED
 from ._subclasses import is_plain
 from ._tracing import Trace
 from .dataflow import DataFlow
-from .tree import carry_over, copy_of, replace_modules
+from .tree import carry_over, copy_of, expect_module, replace_modules
 
 _POOLS = ("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "Dropout")
 _ALIKE = (
@@ -79,6 +80,8 @@ def absorb_permutations(model: nn.Module, *, inplace: bool = False) -> nn.Module
         >>> torch.allclose(plain(x), rich(x), atol=1e-6)
         True
     """
+    expect_module(model)
+    expect_flags(inplace=inplace)
     if not any(_is_permuted(module) for module in model.modules()):
         return model
     work = model if inplace else copy_of(model)

@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from .._arguments import expect_flags
 from .._selection import UNSELECTED, Patterns, Selection, pick, weigh
 from ..algebra.convolutions import PLAIN
 from ..errors import UnsupportedError
 from ..layers import Foldable
 from ..methods import Method, as_method
-from ..methods._registry import Init
+from ..methods._registry import Init, expect_init
 from ._subclasses import as_plain, why_not
 from .dataflow import DataFlow
 from .table import align
@@ -111,6 +112,8 @@ def plan(
         2            left: its kernel has one tap, which a 1×1 branch would only repeat
         1 of 2 convolutions of Sequential taken
     """
+    expect_init(init)
+    expect_flags(inplace=inplace)
     choice = Choice(changeable(model), as_method(method), include, exclude, where, example_inputs)
     if any(reason is None for reason in choice.reasons.values()):
         choice.check_ties({conv: names[0] for conv, names in choice.names.items() if choice.reasons[conv] is None})

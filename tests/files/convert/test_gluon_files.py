@@ -1,5 +1,7 @@
 """MXNet's files without MXNet; tests/gluon/test_convert.py reads and writes the same with it."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -89,3 +91,24 @@ def test_unknown_names_are_refused(tmp_path):
         UnsupportedError, match=r"0.alpha: no rule to convert it; expected names ending in weight_extra"
     ):
         foldconv.convert_weights(tmp_path / "odd.params", nn.Sequential(nn.Linear(1, 1)))
+
+
+def test_arrays_of_shapes_that_no_layer_has_are_refused(tmp_path):
+    one, kernel = np.ones(4, "float32"), np.ones((4, 3, 3, 3), "float32")
+    norm = {f"1.{name}": one for name in ("gamma", "beta", "running_mean", "running_var")}
+    target = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
+    wrong = [
+        {"1.running_mean": np.ones((), "float32")},
+        {"1.gamma": one[:2]},
+        {"0.D": one},
+        {"0.D": np.ones((3, 9, 2))},
+    ]
+    for number, arrays in enumerate(wrong):
+        write_params(tmp_path / f"{number}.params", {"0.weight": kernel, **norm, **arrays})
+        with pytest.raises(CheckpointError, match=r"^[01]: a (norm|kernel) cannot have arrays of the shapes"):
+            foldconv.convert_weights(tmp_path / f"{number}.params", target)
+    write_params(tmp_path / "good.params", {"0.weight": kernel, **norm})
+    empty = struct.pack("<2q", 0, 1 << 62).join((tmp_path / "good.params").read_bytes().split(struct.pack("<2q", 4, 3)))
+    (tmp_path / "empty.params").write_bytes(empty)
+    with pytest.raises(CheckpointError, match=r"an array has the shape \(0, 4611686018427387904, 3, 3\)"):
+        foldconv.convert_weights(tmp_path / "empty.params", target)

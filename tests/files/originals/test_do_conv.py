@@ -1,6 +1,7 @@
 """The original's goldens: same function in both modes, same gradients, same logits."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,15 @@ def test_a_missing_file_and_an_unknown_source(tmp_path):
         foldconv.import_checkpoint(tmp_path / "none.pth", demo(), source="do-conv")
     with pytest.raises(UnsupportedError, match=r"unknown checkpoint source 'doconv'; did you mean 'do-conv'\?"):
         foldconv.import_checkpoint(tmp_path / "none.pth", demo(), source="doconv")
+
+
+def test_a_file_of_far_too_many_tensors_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    def read(path):
+        raise AssertionError("read")
+
+    monkeypatch.setattr("foldconv.files.originals.read_checkpoint", read)
+    with zipfile.ZipFile(tmp_path / "net.pth", "w") as archive:
+        for number in range(2000):
+            archive.writestr(f"net/data/{number}", b"")
+    with pytest.raises(CheckpointError, match=r"holds 2,000 records, far more than Conv2d with 1 tensors could take"):
+        foldconv.import_checkpoint(tmp_path / "net.pth", nn.Conv2d(1, 1, 3, bias=False), source="do-conv")

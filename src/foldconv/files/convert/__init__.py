@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import CheckpointError, UnsupportedError, unknown
+from ..._arguments import expect, expect_number
+from ...errors import CheckpointError, UnsupportedError, shown, unknown
 from ._layers import KERNELS, Layer, Network, converted, eps_of, reordered
 from ._match import match
 
@@ -109,6 +110,13 @@ def convert_weights(
         >>> torch.allclose(target["stem"].weight, net[0].weight)
         True
     """
+    for name, value in {"names": names, "flatten": flatten}.items():
+        expect(name, value, (Mapping, type(None)), "a dictionary by names of layers")
+    for theirs in (names or {}).values():
+        expect("names", theirs, str, "a layer's name for each")
+    for name, eps in {"source_eps": source_eps, "target_eps": target_eps}.items():
+        if eps is not None:
+            expect_number(name, eps, 0)
     to_file = isinstance(target, (str, os.PathLike))
     if to_file and os.path.lexists(target):
         raise FileExistsError(f"{target}: file exists and is not overwritten; choose another name")
@@ -183,7 +191,7 @@ def _network(thing: Any) -> Network:
         from ._gluon import read_block
 
         return read_block(thing)
-    if "torch" in homes:
+    if "torch" in homes and hasattr(thing, "state_dict"):
         from ._torch import read_module
 
         return read_module(thing)
@@ -212,10 +220,11 @@ def _say_flattened(flatten: Mapping[str, tuple[int, ...] | None], source: Networ
         if name not in known:
             raise UnsupportedError(f"flatten: {unknown('dense layer of Keras', name, known)}")
         features = known[name].shape[1]
-        if rows is not None and math.prod(rows) != features:
+        whole = isinstance(rows, (tuple, list)) and all(type(size) is int and size > 0 for size in rows)
+        if rows is not None and not (whole and math.prod(rows) == features):
             raise UnsupportedError(
                 f"flatten: {name}: expected (height, width, channels) with a product of {features}, its inputs, "
-                f"received {tuple(rows)}"
+                f"received {shown(rows)}"
             )
         for layer in layers:
             if layer.name == name and layer.kind == "dense":

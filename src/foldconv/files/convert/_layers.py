@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ... import formulas
-from ...errors import CheckpointError, UnsupportedError
+from ...errors import CheckpointError, UnsupportedError, shown
 
 Kind = Literal["conv", "transposed", "kernel", "dense", "norm", "affine"]
 """``kernel``: a convolution, transposed or not, in a file that does not tell; ``affine``: a norm without statistics."""
@@ -47,6 +47,20 @@ class Layer:
     norm: str | None = None
     rows: tuple[int, ...] | Literal["unknown"] | None = None
     track: str = ""
+
+    def __post_init__(self) -> None:
+        shapes = {role: array.shape for role, array in self.arrays.items()}
+        D, weight = shapes.get("D"), shapes.get("weight", ())
+        good = True
+        if self.kind == "norm":
+            good = all(len(shape) == 1 and shape == shapes["running_mean"] for shape in shapes.values())
+        elif D is not None:
+            taps = math.prod(weight[2:])
+            extra = shapes.get("weight_extra", (*weight[:2], 0))
+            good = len(D) == 3 and 0 < taps == D[1] <= D[2] and extra == (*weight[:2], D[2] - taps)
+            good = good and D[0] > 0 and 0 in (D[0] % weight[0], D[0] % weight[1])
+        if not good:
+            raise CheckpointError(f"{shown(self.name)[1:-1]}: a {self.kind} cannot have arrays of the shapes {shapes}")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, shown
 from ..atomic import atomic_path
 
 _LIST, _V2, _V3 = 0x112, 0xF993FAC9, 0xF993FACA
@@ -115,6 +115,8 @@ class _Reader:
         if not 0 <= kind < len(DTYPES):
             raise CheckpointError(f"{self.path}: an array has the unknown type {kind}; expected one of {len(DTYPES)}")
         dtype = np.dtype(DTYPES[kind])
+        if max(shape, default=0) > len(self.content):  # of no values, beside a dimension of 0
+            raise CheckpointError(f"{self.path}: an array has the shape {shown(shape)}; is the file whole?")
         count = 1
         for size in shape:
             count *= size

@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from ..._arguments import expect_path
 from ...errors import CheckpointError, UnsupportedError, unknown
+from ...network.tree import expect_module
+from ..archives import count_records
 from ..reading import read_checkpoint
 from . import acnet, dbb, dgconv, orepa, repvgg
 from ._blocks import Blocks, owners
@@ -22,6 +25,8 @@ _BLOCKS: dict[str, Blocks] = {
 }
 SOURCES = ("do-conv", *_BLOCKS)
 """What `import_checkpoint` can read, by name."""
+_MOST = 100
+"""Tensors in a file for each of the plain network's: branches, averages and an optimizer's make less than 60."""
 
 
 def import_checkpoint(path: str | os.PathLike[str], model: nn.Module, source: str, **options: Any) -> nn.Module:
@@ -57,8 +62,16 @@ def import_checkpoint(path: str | os.PathLike[str], model: nn.Module, source: st
         >>> net.stage0.conv
         Conv2d(3, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
     """
+    expect_module(model)
+    expect_path(path)
     if source not in SOURCES:
         raise UnsupportedError(unknown("checkpoint source", source, SOURCES))
+    records, own = count_records(path), len(model.state_dict())
+    if records > 1000 + _MOST * own:  # seconds, to read what cannot fit
+        raise CheckpointError(
+            f"{path}: holds {records:,} records, far more than {type(model).__name__} with {own} tensors could take; "
+            "is it the checkpoint of this network?"
+        )
     tensors = read_checkpoint(path)
     recognized = {name for name, blocks in _BLOCKS.items() if blocks.recognize(tensors)[0]}
     recognized |= {"do-conv"} if owners("W", tensors) else set()
