@@ -352,14 +352,43 @@ def test_timm_grad_checkpointing():
 
 
 def test_timm_reparameterize_model():
-    plain = stirred(timm.create_model("repghostnet_050", num_classes=3).double()).eval()
-    rich = stirred(foldconv.expand(plain, "doconv")).eval()
-    folded = foldconv.fold(rich)  # folds timm's blocks, too
-    assert not any("fusion_conv" in name for name in folded.state_dict())
-    assert off(rich(IMAGES), folded(IMAGES)) < 1e-9
-    assert off(rich(IMAGES), timm.utils.model.reparameterize_model(folded)(IMAGES)) < 1e-9
-    # By itself it reads `weight` as the kernel.
-    assert off(rich(IMAGES), timm.utils.model.reparameterize_model(rich)(IMAGES)) > 1e-3
+    from timm.models.repghost import RepGhostModule
+
+    stem = (nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+    plain = stirred(nn.Sequential(*stem, RepGhostModule(4, 8), RepGhostModule(8, 4)).double()).eval()
+    for method in ("doconv", "repvgg"):
+        rich = stirred(foldconv.expand(plain, method)).eval()
+        expected = rich(IMAGES)
+        folded = foldconv.fold(rich, blocks=True)  # timm's blocks, too
+        assert not any("fusion_conv" in name for name in folded.state_dict())
+        assert off(expected, folded(IMAGES)) < 1e-9
+        for net in (folded, foldconv.fold(rich, blocks=False), rich):
+            fused = timm.utils.model.reparameterize_model(net)
+            assert {type(m).__module__.partition(".")[0] for m in fused.modules()} == {"torch", "timm"}
+            assert off(expected, fused(IMAGES)) < 1e-9
+        assert torch.equal(rich(IMAGES), expected)  # the copy was changed
+        assert not any(set(vars(m)) & {"fuse", "switch_to_deploy"} for m in folded.modules())
+
+
+def test_blocks_that_fuse_themselves_fold_first():
+    class Block(nn.Sequential):
+        def reparameterize(self):
+            self[0] = nn.utils.fuse_conv_bn_eval(self[0], self.pop(1))
+
+        def fuse(self, features):
+            raise AssertionError("takes features, so it is something else")
+
+    plain = stirred(nn.Sequential(Block(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)), nn.ReLU()).double())
+    for method in ("orepa", "repvgg"):
+        rich = stirred(foldconv.expand(plain, method)).eval()
+        copied = copy.deepcopy(rich)
+        for module in copied:
+            if hasattr(module, "reparameterize"):
+                module.reparameterize()
+        assert [type(m) for m in copied.modules() if not [*m.children()]] == [nn.Conv2d, nn.ReLU]
+        assert off(rich(IMAGES), copied(IMAGES)) < 1e-9
+        assert set(vars(rich[0])) - set(vars(plain[0])) == {"reparameterize"}
+        assert set(vars(foldconv.fold(rich)[0])) == set(vars(plain[0]))
 
 
 def test_timm_optimizer_factory():

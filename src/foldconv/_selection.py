@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from ._arguments import expect
-from .errors import NoMatchError, UnsupportedError, nearest
+from .errors import NoMatchError, UnsupportedError, nearest, shown
 
 Patterns = str | Iterable[str] | None
 
@@ -74,7 +74,8 @@ def weigh(
     >>> weigh({3: ["a"], 4: ["b"]}, Selection(None, "b"), lambda layer: None, model="Net")
     {3: None, 4: 'it is not selected by include, exclude and where'}
     """
-    expect("where", where, (Callable, type(None)), "a function of name and module")
+    if where is not None and not callable(where):
+        raise TypeError(f"where: expected a function of name and module, received {shown(where)}")
     selection.check([name for group in names.values() for name in group], model)
     return {
         layer: reason_against(layer)

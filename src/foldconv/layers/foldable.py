@@ -85,6 +85,10 @@ class Foldable(nn.Module):
         """The plain convolution with this layer's evaluation-mode function, composed in float64, cast last."""
         return self.realize(self.to_kernel())
 
+    def fuse(self) -> nn.Module:
+        """`fold`, by the name that timm's ``reparameterize_model`` looks for; a `NormPlace` then leaves its norm out."""
+        return self.fold()
+
 
 def _noting(build: Callable[..., None]) -> Callable[..., None]:
     """A constructor that ends by noting the attributes; where several are nested, the outermost ends last."""

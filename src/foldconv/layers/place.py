@@ -123,6 +123,10 @@ class NormPlace(nn.Module):
                         state_dict[f"{prefix}rest.{key[len(prefix) + len(name) + 1 :]}"] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def fuse(self) -> nn.Module:
+        """What came after the norm: timm's ``reparameterize_model`` puts this here, and the layer's fold there."""
+        return self.rest
+
     # ------------------------------------------------------------------ what the layer gave
 
     def _expect(self, input: Tensor) -> None:

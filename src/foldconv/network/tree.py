@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import UnsupportedError
 from ..layers import Foldable, NormPlace
 from ._computed import only_computing, without_computing
+from ._fusers import guard_fusers
 from ._holding import Exchange
 
 
@@ -229,6 +230,7 @@ def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) 
     except RecursionError:
         raise UnsupportedError(f"{type(model).__name__} holds values in too many levels to look through") from None
     exchange.commit()
+    guard_fusers(new)
     return new
 
 
