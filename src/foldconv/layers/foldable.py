@@ -86,7 +86,7 @@ class Foldable(nn.Module):
         return self.realize(self.to_kernel())
 
     def fuse(self) -> nn.Module:
-        """`fold`, by the name that timm's ``reparameterize_model`` looks for; a `NormPlace` then leaves its norm out."""
+        """`fold`, by the name that timm's ``reparameterize_model`` looks for."""
         return self.fold()
 
 
