@@ -19,10 +19,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..algebra import Sum
 from ..algebra.norms import scale_and_shift
 from ..formulas import POINT_BESIDE_ONE_TAP, middle
 from ..layers import BranchedConv
 from ._branched import BranchedMethod, conv_norm, identity_norm
+from ._moments import MomentSum
 from ._registry import register
 
 
@@ -34,6 +36,9 @@ class RepVGG(BranchedMethod):
     Args:
         custom_l2: factor of the penalty on the folded kernel that `foldconv.regularization` returns (0: none). With
             it, the weight decay of the k×k and 1×1 kernels is meant to be zero.
+        moments: while training on a CPU, compute the 1×1 branch and the identity as one convolution, from the moments
+            of their input (ops/_moments.py derives it): the same sum, gradients and running statistics without a map
+            per branch. False always runs the branches of section 3.2 one by one.
 
     Source: Ding et al., CVPR 2021, section 3.
 
@@ -52,12 +57,17 @@ class RepVGG(BranchedMethod):
     """
 
     custom_l2: float = 0.0
+    moments: bool = True
 
     name: ClassVar[str] = "repvgg"
     title: ClassVar[str] = "RepVGG"
     paper: ClassVar[str] = "Ding et al., CVPR 2021, arXiv 2101.03697"
     adds: ClassVar[str] = "a 1×1 branch and an identity, each with a norm"
     gain: ClassVar[str] = "ImageNet top-1, RepVGG-A0: 72.41"
+
+    def body(self, main: nn.Sequential, conv: Any, norm: nn.Module | None) -> nn.Module:
+        """The sum, by moments where that is exact."""
+        return (MomentSum if self.moments else Sum)(main=main, **self.branches(conv, norm))
 
     def branches(self, conv: Any, norm: nn.Module | None) -> dict[str, nn.Module]:
         """1×1 and identity."""
