@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -63,6 +64,12 @@ def _cases() -> list[Case]:
     ]
 
 
+@functools.cache
+def _to_look_at() -> list[tuple[Case, Any, Any]]:
+    """Each case with a convolution and a norm that methods only look at, made once."""
+    return [(case, *case.network().layers) for case in _cases()]
+
+
 def cases(method: Method) -> list[Case]:
     """The convolutions that the method applies to.
 
@@ -71,8 +78,7 @@ def cases(method: Method) -> list[Case]:
     12
     """
     found = []
-    for case in _cases():
-        conv, norm = case.network().layers
+    for case, conv, norm in _to_look_at():
         if case.plain in method.layers and method.reason_against(conv, norm if _taken_in(case) else None) is None:
             found.append(case)
     assert found, f"{method.name} applies to none of the convolutions"

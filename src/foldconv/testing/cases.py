@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import OrderedDict
 from typing import Any
 
@@ -86,6 +87,12 @@ def _cases() -> list[Case]:
     return [Case(cls, tuple(arguments.items()), spatial) for cls, arguments, spatial in make]
 
 
+@functools.cache
+def _to_look_at() -> list[tuple[Case, Any, Any]]:
+    """Each case with a convolution and a norm that methods only look at, made once."""
+    return [(case, *case.network()) for case in _cases()]
+
+
 def cases(method: Method) -> list[Case]:
     """The sweep: the convolutions that the method applies to, over rank, stride, dilation, groups, padding and size.
 
@@ -93,11 +100,7 @@ def cases(method: Method) -> list[Case]:
     >>> len(cases(get_method("doconv")())) > 30
     True
     """
-    found = []
-    for case in _cases():
-        net = case.network()
-        if method.reason_against(net.conv, net.norm) is None:
-            found.append(case)
+    found = [case for case, conv, norm in _to_look_at() if method.reason_against(conv, norm) is None]
     assert found, f"{method.name} applies to none of the convolutions of the sweep"
     return found
 
