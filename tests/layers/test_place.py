@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import foldconv
 from foldconv.testing import randomize
@@ -165,49 +165,54 @@ WRONG = {
     "activated": lambda y, x: y.relu(),
     "another": lambda y, x: x,
     "part": lambda y, x: y[:, :2],
+    "read besides": lambda y, x: (y, y.mean())[0],
+    "an array": lambda y, x: torch.from_numpy(y.detach().numpy()),
+    "its data written to": lambda y, x: (y.data.mul_(2), y)[1],
+    "dropped out": lambda y, x: nn.functional.dropout(y, 0.5, True),
+    "reordered": lambda y, x: y.flip(0),
 }
 RIGHT = {
     "nothing": lambda y, x: y,
     "identity": lambda y, x: nn.Identity()(nn.Dropout().eval()(y)),
     "detached": lambda y, x: y.detach(),
     "viewed": lambda y, x: y.view_as(y),
+    "all of it": lambda y, x: y[...].reshape(y.shape),
+    "copied": lambda y, x: y.clone().contiguous(memory_format=torch.channels_last).to("cpu"),
+    "asked about": lambda y, x: y if y.shape[1] == 4 and y.dtype.is_floating_point and y.dim() == 4 else None,
 }
+BOTH = r"^bn \(NormPlace\): expected the output of conv \(BranchedConv\), .*exclude= for this convolution"
 
 
 @pytest.mark.parametrize("how", WRONG)
 def test_another_way_raises_at_the_first_forward_naming_both(how):
     for mode in (True, False):
         for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
-            if how == "written to" and context is torch.inference_mode:
-                continue  # nothing counts writing there
             net = nn.ModuleDict({"stem": Between(WRONG[how])}).train(mode)["stem"]
-            with (
-                context(),
-                pytest.raises(foldconv.UnsupportedError, match=r"^bn \(NormPlace\): .* conv \(BranchedConv\)"),
-            ):
+            with context(), pytest.raises(foldconv.UnsupportedError, match=BOTH):
                 net(X)
 
 
 @pytest.mark.parametrize("how", RIGHT)
 def test_the_same_tensor_passes_whoever_looks_on(how):
     net = Between(RIGHT[how])
+    expected = net.bn(net.conv(X))
     for _ in range(2):
         net.train()(X.clone().requires_grad_())
         net.eval()(X)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         net(X)
-    y = checkpoint(net, X.clone().requires_grad_(), use_reentrant=False).sum()
-    if how != "detached":
-        y.backward()
-    y = checkpoint(net, X.clone().requires_grad_(), use_reentrant=True).sum()
-    if how != "detached":
-        y.backward()
+    for reentrant in (False, True):
+        y = checkpoint(net, X.clone().requires_grad_(), use_reentrant=reentrant).sum()
+        if how != "detached":
+            y.backward()
     net.to(memory_format=torch.channels_last)(X.contiguous(memory_format=torch.channels_last))
     with foldconv.composed_once(net), torch.no_grad():
         net(X)
     hooks = [
         net.conv.register_forward_hook(lambda m, a, y: y),
+        net.conv.register_forward_hook(lambda m, a, y: y.contiguous(memory_format=torch.channels_last)),
         net.conv.register_full_backward_hook(lambda m, i, o: None),
+        net.bn.register_full_backward_pre_hook(lambda m, o: None),
         net.bn.register_full_backward_hook(lambda m, i, o: None),
     ]
     y = net(X.clone().requires_grad_()).sum()
@@ -216,8 +221,109 @@ def test_the_same_tensor_passes_whoever_looks_on(how):
     for hook in hooks:
         hook.remove()
     copy.deepcopy(net)(X)
-    net.conv(X)  # a look at the layer alone
-    net(X)
+    net.conv(X).mean()  # a look at the layer alone, from no module's code
+    received = net(X)
+    assert type(received) is torch.Tensor
+    assert expected.shape == received.shape
+
+
+class Ways(nn.Module):
+    """May leave the norm out, or begin with it."""
+
+    def __init__(self):
+        super().__init__()
+        net = pair()
+        self.conv, self.bn, self.skips = *net, False
+
+    def forward(self, x):
+        y = self.conv(x)
+        return (y if self.skips else self.bn(y)).relu()
+
+    def logits(self, x):
+        return self.conv(x).relu()
+
+    def embed(self, y):
+        return self.bn(y)
+
+
+def test_an_output_that_does_not_reach_its_place_or_another_that_does_is_seen():
+    net = foldconv.expand(Ways().double().eval(), "repvgg")
+    right = net(X)
+    for wrong in (net.logits, net.embed):
+        with pytest.raises(foldconv.UnsupportedError, match=r"NormPlace\): .* conv \(BranchedConv\)"):
+            wrong(X)
+    net.skips = True
+    for context in (torch.enable_grad, torch.inference_mode):
+        with context(), pytest.raises(foldconv.UnsupportedError, match=BOTH):
+            net(X)
+    net.skips = False  # who raised leaves nothing behind
+    assert torch.equal(net(X), right)
+    net.conv.register_forward_hook(lambda module, args, y: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        net(X)
+    net.conv._forward_hooks.clear()
+    assert torch.equal(net(X), right)
+    for other in (nn.BatchNorm2d(4).double(), nn.Identity()):
+        net.bn = other
+        with pytest.raises(foldconv.UnsupportedError, match=r"^conv \(BranchedConv\): .*NormPlace .* is gone"):
+            net(X)
+    pieces = foldconv.expand(nn.Sequential(*pair(), nn.ReLU()), "repvgg")
+    with pytest.raises(foldconv.UnsupportedError, match="NormPlace: expected the output of BranchedConv"):
+        pieces[:1](X).mean()
+    with pytest.raises(foldconv.UnsupportedError, match=r"1 \(NormPlace\): expected the output of BranchedConv"):
+        pieces[1:](X)
+
+
+def test_layers_copied_one_by_one_say_so():
+    net = expanded("repvgg").eval()
+    apart = nn.Sequential(*[copy.deepcopy(module) for module in net])
+    with pytest.raises(foldconv.UnsupportedError, match="copy the network as a whole"):
+        apart(X)
+    with pytest.raises(foldconv.UnsupportedError, match=r"^1: the norm .* not in this model; copy or cut"):
+        foldconv.fold(apart)
+    both = nn.Sequential(net[0], copy.deepcopy(net[1]))
+    with pytest.raises(foldconv.UnsupportedError, match=r"^1 \(NormPlace\): .* received that of another layer"):
+        both(X)
+    for whole in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), nn.Sequential(*copy.deepcopy(list(net)))):
+        assert off(whole(X), net(X)) < 1e-12
+        assert off(foldconv.fold(whole)(X), net(X)) < 1e-10
+    shallow = copy.copy(net[1])
+    del shallow
+    assert off(net(X), foldconv.fold(net)(X)) < 1e-10
+
+
+def test_gradients_flow_where_the_network_is_split_between_the_two():
+    for reentrant in (False, True):
+        net = nn.Sequential(*expanded("repvgg").train(), nn.ReLU())
+        twin = copy.deepcopy(net)
+        gradients = []
+        for split in (False, True):
+            run = twin if split else net
+            x = X.clone().requires_grad_()
+            (checkpoint_sequential(run, 3, x, use_reentrant=reentrant) if split else run(x)).pow(2).sum().backward()
+            gradients.append([x.grad, *(p.grad for p in run.parameters())])
+        assert max(off(a, b) for a, b in zip(*gradients)) < 1e-12
+
+
+def test_replicas_and_what_is_compiled_traced_or_scripted_in_parts():
+    net = expanded("repvgg").eval()
+    expected = net(X)
+    replica = nn.Sequential()
+    replica._modules = {name: module._replicate_for_data_parallel() for name, module in net.named_children()}
+    assert torch.equal(replica(X), expected)
+    function = torch.compile(net[0], backend="eager")
+    assert off(net[1](function(X)), expected) < 1e-12
+    again = copy.deepcopy(net)
+    again[0].forward = torch.compiler.disable(again[0].forward)
+    with torch.no_grad():  # the compiler itself warns of a tensor with a history
+        assert off(torch.compile(again, backend="eager")(X), expected) < 1e-12
+    again = copy.deepcopy(net)
+    again[0] = torch.jit.trace(again[0], X)
+    assert off(again(X), expected) < 1e-12
+    traced = torch.fx.symbolic_trace(net)
+    assert off(copy.deepcopy(traced)(X), expected) < 1e-12
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1"]
+    assert off(torch.vmap(lambda x: net(x[None])[0])(X), expected) < 1e-12
 
 
 def test_several_calls_and_copies():

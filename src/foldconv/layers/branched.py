@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ..algebra import Kernel, kernel_of
 from ..errors import UnsupportedError
 from .foldable import Foldable, name_among_callers, realize_like
+from .handover import Handover
 from .once import evaluated_once
-from .place import note_output
 from .terms import terms_of
 
 _OF_THE_CONV = (
@@ -76,6 +76,7 @@ class BranchedConv(BranchTree):
         self._path = paths[conv]
         self._norm_path = None if norm is None else paths[norm]
         self._method = method
+        self.handover: Handover | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """The sum of the branches; shapes as in the convolution, without a batch as of a batch of one."""
@@ -83,9 +84,7 @@ class BranchedConv(BranchTree):
             output = super().forward(input.unsqueeze(0)).squeeze(0)
         else:
             output = super().forward(input)
-        if self._norm_path is not None:
-            note_output(self, output)
-        return output
+        return output if self.handover is None else self.handover.give(self, output)
 
     forward.is_evaluated_once = True  # pyright: ignore[reportFunctionMemberAccess]  # its super is
 

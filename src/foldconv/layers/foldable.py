@@ -111,9 +111,13 @@ def as_a_call(layer: nn.Module, input: Any, args: tuple[Any, ...], kwargs: dict[
     return input.tracer.create_proxy("call_module", input.tracer.path_of_module(layer), (input, *args), kwargs)
 
 
-def name_among_callers(module: nn.Module) -> str:
-    """For a message: the module's name in the outermost module whose code is running, and its class."""
-    name, frame = "", sys._getframe(1)
+def name_among_callers(module: nn.Module, otherwise: nn.Module | None = None) -> str:
+    """For a message: the module's name in the outermost module whose code is running, and its class.
+
+    Where none is running the name is that in the module `otherwise`.
+    """
+    name = "" if otherwise is None else next((path for path, m in otherwise.named_modules() if m is module), "")
+    frame = sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, nn.Module):

@@ -3,35 +3,28 @@
 Who still speaks to the norm at its old place is passed on: its mode, flags and parameters are those of the norms inside
 the layer, its tensors and numbers those of the one that was taken in, and a plain checkpoint finds it there.
 
-While torch runs eagerly each forward is compared with the layer's: the norm's place must get what the layer gave, for
-the norm is applied already. A compiler, tracer or transform that looks on is shown the function alone.
+While torch runs eagerly the place must get what the layer gave, for the norm is applied already (`Handover`).
 """
 
 from __future__ import annotations
 
 import copy
-import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import prune
 
 from ..algebra import Kernel, kernel_of, kernel_rule
 from ..algebra.norms import is_norm, scale_and_shift
-from ..errors import UnsupportedError
 from ..ops import is_recorded
-from .foldable import name_among_callers
+from .foldable import as_a_call
+from .handover import Handover, Unplaced
 
 _OF_ALL = ("eps", "momentum", "track_running_stats")
 _OF_THE_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked", "num_features", "affine")
-_MOST = 64
-"""Outputs of one layer that wait for their place at once: a head shared over levels has a few."""
-
-_thread = threading.local()
 
 
 class NormPlace(nn.Module):
@@ -58,11 +51,24 @@ class NormPlace(nn.Module):
         self.rest = rest
         # In a list: neither the layer nor the norm is a child, and both are found again in copies.
         self.link: list[Any] = [layer, norm]
+        self.handover = layer.handover = Handover()
+        self.handover.place = weakref.ref(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.handover.place() is None:  # else this is a shallow copy
+            self.handover.place = weakref.ref(self)
 
     def forward(self, input: Tensor) -> Tensor:
         """What came after the norm."""
-        if type(input) is Tensor and not is_recorded():
-            self._expect(input)
+        if torch.compiler.is_compiling():
+            # The layer may be one that the compiler leaves out.
+            return self.rest(input.as_subclass(Tensor) if isinstance(input, Unplaced) else input)
+        traced = as_a_call(self, input, (), {})
+        if traced is not None:
+            return traced
+        if type(input) is Unplaced or (type(input) is Tensor and not is_recorded()):
+            input = self.handover.take(self, input)
         return self.rest(input)
 
     # ------------------------------------------------------------------ the norm, for who looks for it here
@@ -127,28 +133,6 @@ class NormPlace(nn.Module):
         """What came after the norm: timm's ``reparameterize_model`` puts this here, and the layer's fold there."""
         return self.rest
 
-    # ------------------------------------------------------------------ what the layer gave
-
-    def _expect(self, input: Tensor) -> None:
-        layer = self.link[0]
-        given = _given().get(layer)
-        if not given:  # where nobody looked on while the layer ran
-            return
-        storage, place = input.untyped_storage()._cdata, _place_of(input)
-        for number, (reference, where, version) in enumerate(given):
-            if reference.cdata == storage and where == place:
-                del given[number]
-                if version == _version(input):
-                    return
-                break
-        given.clear()
-        ours, theirs = name_among_callers(self), name_among_callers(layer)
-        raise UnsupportedError(
-            f"{ours}: expected the output of {theirs}, which applies the norm that was here, and received another "
-            f"tensor: what is done between them would come before the norm in the plain network; expand with "
-            "exclude= for this convolution"
-        )
-
     # ------------------------------------------------------------------ the fold
 
     def restore(self, kernel: Kernel) -> tuple[Kernel, Any]:
@@ -184,26 +168,3 @@ class NormPlace(nn.Module):
 @kernel_rule(NormPlace)
 def _place(place: NormPlace, channels: int, ndim: int) -> Kernel:
     return kernel_of(place.rest, in_channels=channels, ndim=ndim)
-
-
-def note_output(layer: nn.Module, output: Any) -> None:
-    """Remember that a layer gave this, until its `NormPlace` gets it; no tensor is kept alive."""
-    if type(output) is Tensor and not is_recorded():
-        given = _given().setdefault(layer, [])
-        del given[: 1 - _MOST]
-        given.append((StorageWeakRef(output.untyped_storage()), _place_of(output), _version(output)))
-
-
-def _given() -> weakref.WeakKeyDictionary[nn.Module, list[Any]]:
-    """For each layer what it gave in this thread."""
-    if not hasattr(_thread, "given"):
-        _thread.given = weakref.WeakKeyDictionary()
-    return _thread.given
-
-
-def _place_of(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.storage_offset()
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

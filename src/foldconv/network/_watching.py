@@ -28,6 +28,7 @@ from ..algebra.norms import is_norm
 from ..errors import UnsupportedError
 from ..layers import Foldable
 from ..layers.foldable import is_watched
+from ..layers.handover import unchecked
 from ._surroundings import put_back
 from ._tracing import DROPOUTS, HARMLESS, without_gradients
 from .tree import shadow_of, uncompiled
@@ -242,6 +243,7 @@ def _run_of(
             torch.autograd.graph.saved_tensors_hooks(watch.pack, lambda tensor: tensor),
             put_back(shadow),
             uncompiled(),
+            unchecked(),
             warnings.catch_warnings(),
             _Operations(watch),
             watch,

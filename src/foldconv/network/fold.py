@@ -87,6 +87,7 @@ def _fold(work: nn.Module, batchnorm: bool, example_inputs: Any, check: bool) ->
     """The model itself, changed, once everything has been computed and checked."""
     pairs = _pairs(work, example_inputs) if batchnorm else {}
     places = {place.link[0]: place for _, place in walk(work) if isinstance(place, NormPlace)}
+    refuse_strays(work)
     replacements: dict[nn.Module, nn.Module] = {}
     folded: list[tuple[nn.Module, nn.Module]] = []
     for name, layer in walk(work):
@@ -134,6 +135,21 @@ def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, nn.Module]:
             *(len(left), len(left) + len(set(pairs.values())), some(left), some(reasons, "; ", most=3)),
         )
     return {ours[names[conv]]: ours[names[norm]] for conv, norm in pairs.items()}
+
+
+def refuse_strays(model: nn.Module) -> None:
+    """Refuse places of norms whose layer is not in the model.
+
+    Raises:
+        UnsupportedError: naming the place.
+    """
+    there = set(model.modules())
+    for name, module in walk(model):
+        if isinstance(module, NormPlace) and module.link[0] not in there:
+            raise UnsupportedError(
+                f"{name or 'the root'}: the norm that was here is inside a {type(module.link[0]).__name__} that is not "
+                "in this model; copy or cut the network as a whole, or fold it before"
+            )
 
 
 def _folds(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import UnsupportedError
 from ..layers import Foldable, NormPlace
+from ..layers.handover import unchecked
 from ._computed import only_computing, without_computing
 from ._fusers import guard_fusers
 from ._holding import Exchange
@@ -69,8 +70,11 @@ def _inside(model: nn.Module) -> nn.Module | None:
 
 @contextlib.contextmanager
 def usual_conditions() -> Iterator[None]:
-    """New tensors are made where they belong and can be trained, whatever device and mode the caller works with."""
-    with torch.inference_mode(False), torch.device("cpu"):
+    """New tensors are made where they belong and can be trained, whatever device and mode the caller works with.
+
+    Layers whose norm has its place elsewhere may be run alone.
+    """
+    with torch.inference_mode(False), torch.device("cpu"), unchecked():
         yield
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from ..algebra.convolutions import PLAIN
 from ..algebra.norms import is_norm
 from ..layers import Foldable, NormPlace
+from ..layers.handover import unchecked
 from ._outputs import difference
 from ._watching import arguments_of
 from .table import align
@@ -90,7 +91,7 @@ def verify(before: nn.Module, after: nn.Module, inputs: Any) -> Report:
         (True, ['0'])
     """
     args, kwargs = arguments_of(inputs)
-    with evaluation(before) as ours, evaluation(after) as theirs:
+    with evaluation(before) as ours, evaluation(after) as theirs, unchecked():
         named = dict(theirs.named_modules(remove_duplicate=False)) | dict(walk(theirs))
         watch = _Watch(ours, {name: module for name, module in named.items() if _can_be_called(module)})
         with watch:

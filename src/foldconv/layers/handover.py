@@ -1,0 +1,243 @@
+"""`Handover`: what a branched layer gives must reach the place of its norm, and nobody else.
+
+The norm is applied already when the layer's output is on its way. A layer that is called by another module's code
+therefore gives an `Unplaced` tensor, which tells who it is, takes what changes no value (a copy, a cast, a view of all
+of it) and refuses to be computed with; `NormPlace` makes an ordinary tensor of it. Some of torch's machinery hands on
+the memory alone (backward hooks, checkpoints): that is known by its storage.
+
+A layer that nobody's forward calls, from a script for a look, gives an ordinary tensor. So it does where a compiler,
+tracer or function transform looks on: they are shown the function alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from ..errors import UnsupportedError
+from ..ops import is_recorded
+from .foldable import name_among_callers
+
+_MOST = 64
+"""Outputs of one layer that are known by their storage: a head shared over levels has a few."""
+_CALLS = nn.Module._call_impl.__code__
+_aside = threading.local()
+
+
+def _attributes(names: str) -> set[Any]:
+    return {getattr(Tensor, name).__get__ for name in names.split()}
+
+
+def _methods(names: str) -> set[Any]:
+    return {getattr(Tensor, name) for name in names.split()}
+
+
+_ABOUT = _attributes(
+    "shape dtype device layout ndim requires_grad grad grad_fn is_leaf output_nr retains_grad _version"
+)
+_ABOUT |= _attributes("is_cpu is_cuda is_mps is_xpu is_meta is_sparse is_quantized is_nested itemsize nbytes")
+_ABOUT |= _attributes("_backward_hooks")
+_ABOUT |= {Tensor.requires_grad.__set__, Tensor.grad.__set__}  # pyright: ignore
+_ABOUT |= _methods("size dim numel nelement stride storage_offset element_size untyped_storage data_ptr get_device")
+_ABOUT |= _methods("is_floating_point is_complex is_contiguous is_inference is_set_to is_pinned is_shared dim_order")
+_ABOUT |= _methods("__hash__ __len__ register_hook retain_grad record_stream new_zeros new_ones new_empty new_full")
+_ABOUT |= {torch.numel, torch.is_floating_point, torch.is_complex, torch.is_inference, torch.result_type}
+_ABOUT |= {torch.zeros_like, torch.ones_like, torch.empty_like, torch.rand_like, torch.randn_like, torch.full_like}
+"""Read no value."""
+_KEEPING = _methods("detach detach_ clone contiguous to cpu cuda float double half bfloat16 type type_as")
+_KEEPING |= _methods("requires_grad_ __deepcopy__") | _attributes("data") | {torch.clone, torch.detach}
+"""Leave every value as it is, but for its type."""
+_PERHAPS: set[Any] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+_PERHAPS |= {torch.dropout, torch.feature_dropout, torch.alpha_dropout, torch.reshape, torch.squeeze, torch.flatten}
+_PERHAPS |= _methods("view view_as reshape reshape_as expand expand_as squeeze flatten narrow __getitem__")
+"""Nothing is done if what comes back lies where the tensor does, all of it."""
+
+
+class Handover:
+    """What is on its way from a layer to its `NormPlace`; both hold it, and copies made together hold one of theirs.
+
+    Attributes:
+        place: weakly, the norm's place.
+        given: outputs by storage, for those that lose their class on the way.
+        unseen: a compiler or another onlooker has run the layer, whose outputs are any tensors since.
+    """
+
+    def __init__(self) -> None:
+        self.place: Any = lambda: None
+        self.given: deque[tuple[StorageWeakRef, tuple[Any, ...], int]] = deque(maxlen=_MOST)
+        self.unseen = False
+
+    def __deepcopy__(self, memo: Any) -> Handover:
+        return Handover()
+
+    def __reduce__(self) -> Any:
+        return Handover, ()
+
+    def give(self, layer: Any, output: Any) -> Any:
+        """The layer's output, as it leaves the layer."""
+        if is_recorded():
+            self.unseen = True
+            return output
+        if type(output) is not Tensor or getattr(_aside, "depth", 0):
+            return output
+        caller, compiled = _caller_of(layer)
+        if compiled:
+            self.unseen = True
+            return output
+        if caller is not None:
+            place = self.place()
+            if place is None:
+                raise UnsupportedError(
+                    f"{name_among_callers(layer)}: its norm is inside, and the NormPlace that stood for it is gone: "
+                    "another module in its place, or a copy of the layer alone, is not the plain network; fold first, "
+                    "copy the network as a whole, or expand with exclude= for this convolution"
+                )
+        self.given.append((StorageWeakRef(output.untyped_storage()), _place_of(output), _version(output)))
+        return output if caller is None else Unplaced.of(output, self, weakref.ref(caller))
+
+    def take(self, place: Any, input: Tensor) -> Tensor:
+        """What the place of the norm gets, as an ordinary tensor if it is what the layer gave."""
+        if type(input) is Unplaced:
+            if input._handover is not self:
+                self.refuse(place, "received that of another layer")
+            return input.ordinary()
+        if getattr(_aside, "depth", 0):
+            return input
+        storage, where = input.untyped_storage()._cdata, _place_of(input)
+        for number, (reference, given, version) in enumerate(self.given):
+            if reference.cdata == storage and given == where:
+                del self.given[number]
+                if version == _version(input):
+                    return input
+                break
+        else:
+            layer = place.link[0]
+            if self.unseen or "forward" in vars(layer) or vars(layer).get("_compiled_call_impl") is not None:
+                return input
+        self.given.clear()
+        self.refuse(place, "received another tensor")
+
+    def refuse(self, place: Any, received: str, parent: nn.Module | None = None) -> NoReturn:
+        """Raise, naming the place and the layer."""
+        layer = place.link[0]
+        raise UnsupportedError(
+            f"{name_among_callers(place, parent)}: expected the output of {name_among_callers(layer, parent)}, which "
+            f"applies the norm that was here, and {received}: what is done between them would come before the norm in "
+            "the plain network; expand with exclude= for this convolution, or copy and cut the folded network"
+        )
+
+
+class Unplaced(Tensor):
+    """The output of a branched layer whose norm's place has not had it yet."""
+
+    _given: Tensor
+    _handover: Handover
+    _caller: Any
+
+    @staticmethod
+    def of(output: Tensor, handover: Handover, caller: Any) -> Unplaced:
+        """The same tensor, watched."""
+        made: Any = output.as_subclass(Unplaced)
+        made._given, made._handover, made._caller = output, handover, caller
+        return made
+
+    def ordinary(self) -> Tensor:
+        """The same tensor, no longer watched."""
+        with torch._C.DisableTorchFunctionSubclass():
+            given, node = self._given, self.grad_fn
+            # An autograd function may have given this object a history of its own.
+            known = node.next_functions[0][0] if node is not None and node.next_functions else None
+            if self.requires_grad == given.requires_grad and known is given.grad_fn and node is not given.grad_fn:
+                return given
+            if not self.requires_grad and not given.requires_grad:
+                return given
+            return self.as_subclass(Tensor)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer questions, pass on what leaves every value as it is, refuse anything else."""
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in _ABOUT:
+                return func(*args, **kwargs)
+            first = args[0] if args else None
+            if func in _KEEPING or func in _PERHAPS:
+                result = func(*args, **kwargs)
+                if not isinstance(first, cls) or not isinstance(result, Tensor):
+                    return result
+                if result is first:
+                    return first
+                if func in _KEEPING or _is_same(result, first):
+                    return cls.of(result.as_subclass(Tensor), first._handover, first._caller)
+        ours = first if isinstance(first, cls) else next(iter(_unplaced_in((args, kwargs))), None)
+        if ours is None:
+            return NotImplemented
+        place = ours._handover.place()
+        if place is None:
+            return super().__torch_function__(func, types, args, kwargs)
+        ours._handover.refuse(place, f"it went to {getattr(func, '__name__', func)}", ours._caller())
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Layers and the places of norms are run one by one in here, by somebody who knows."""
+    _aside.depth = getattr(_aside, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _aside.depth -= 1
+
+
+def _caller_of(layer: Any) -> tuple[nn.Module | None, bool]:
+    """The module whose code called a layer, None for a script's; and is it run by compiled code that left it out?"""
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    theirs = None if compiler is None else compiler.__file__
+    found, frame = None, sys._getframe(2)
+    start = frame
+    while frame is not None:
+        code = frame.f_code
+        if code is _CALLS and found is None and (module := frame.f_locals["self"]) is not layer:
+            found = module
+            if theirs is None:
+                break
+        if code.co_filename == theirs:
+            return None, True
+        frame = frame.f_back
+    while found is None and start is not None:  # a method that is no forward: a training step
+        module = start.f_locals.get("self")
+        found = module if isinstance(module, nn.Module) and module is not layer else None
+        start = start.f_back
+    return found, False
+
+
+def _unplaced_in(value: Any) -> Iterator[Unplaced]:
+    if isinstance(value, Unplaced):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _unplaced_in(item)
+    elif isinstance(value, dict):
+        yield from _unplaced_in(list(value.values()))
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    alike = _place_of(a) == _place_of(b) and a.stride() == b.stride()
+    return alike and a.untyped_storage()._cdata == b.untyped_storage()._cdata
+
+
+def _place_of(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.storage_offset()
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
