@@ -6,12 +6,14 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import foldconv
 from foldconv.testing import randomize
 
 BRANCHED = ("repvgg", "acnet", "dbb", "mobileone", "qarepvgg", "orepa_vgg", foldconv.Dilated(depthwise_only=False))
+COMPOSED = ("doconv", "dgconv", "orepa", "expandnet", foldconv.DOConv(depth_multiplier=130))
 X = torch.randn(3, 4, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
@@ -34,7 +36,7 @@ def off(a, b):
 
 
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("method", BRANCHED, ids=str)
+@pytest.mark.parametrize("method", [*BRANCHED, *COMPOSED], ids=str)
 def test_plain_checkpoints_load(method, strict):
     shapes = [{}, {"groups": 4}, {"norm": False}, {"channels": 8, "stride": 2}, {"ndim": 3, "groups": 2}, {"ndim": 1}]
     for shape in shapes:
@@ -70,6 +72,17 @@ def test_a_plain_checkpoint_that_does_not_fit_is_refused():
         rich.load_state_dict(pair().state_dict() | {"1.weight": torch.zeros(5)})
     with pytest.raises(RuntimeError, match=r"1\.running_var"):
         rich.load_state_dict({k: v for k, v in pair().state_dict().items() if k != "1.running_var"})
+
+
+@pytest.mark.parametrize("method", [*BRANCHED, *COMPOSED], ids=str)
+def test_a_plain_checkpoint_has_no_values_for_layers_without(method):
+    rich = foldconv.expand(pair(), method).to("meta")
+    with pytest.raises(RuntimeError, match=r"0\.\S+ is on the meta device, .*load the plain network, then expand it"):
+        rich.load_state_dict(pair().state_dict(), assign=True)
+    other = expanded(method)
+    rich = foldconv.expand(pair(), method).to("meta")
+    rich.load_state_dict(other.state_dict(), assign=True)
+    assert torch.equal(rich.eval()(X), other.eval()(X))
 
 
 # ---------------------------------------------------------------------- the norm at its old place
@@ -144,6 +157,56 @@ def test_an_unbatched_input_is_a_batch_of_one(ndim):
     assert off(rich(x), net(x)) < 1e-12
     with foldconv.composed_once(rich), torch.no_grad():
         assert off(rich(x), net(x)) < 1e-12
+
+
+@pytest.mark.parametrize("method", [*BRANCHED, "doconv"], ids=str)
+def test_parameters_by_children_are_those_of_the_plain_network(method):
+    rich = nn.Sequential(nn.Sequential(*foldconv.expand(pair(), method), nn.PReLU().double()), nn.Conv2d(4, 2, 1))
+    for net in (rich, copy.deepcopy(rich)):
+        groups = [{"params": child.parameters()} for child in (*net[0], net[1])]
+        optimizer = torch.optim.SGD(groups, lr=0.1)  # which refuses a parameter in two groups
+        grouped = [p for group in optimizer.param_groups for p in group["params"]]
+        assert {id(p) for p in grouped} == {id(p) for p in net.parameters()}
+        assert len(grouped) == len(list(net.parameters())) == len(list(net.named_parameters()))
+        net[0][0].requires_grad_(False)
+        inside = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert all(p.requires_grad for m in inside for p in m.parameters())
+        assert not net[0][0].weight.requires_grad
+    assert foldconv.summary(rich).parameters_training == sum(p.numel() for p in rich.parameters())
+    alone = copy.deepcopy(rich[0][0])
+    assert len(list(alone.parameters())) == len(list(alone.named_parameters()))
+
+
+UTILITIES = {
+    "prune": lambda m: prune.l1_unstructured(m, "weight", 0.5),
+    "mask": lambda m: prune.random_unstructured(m, "weight", 2),
+    "weight_norm": parametrizations.weight_norm,
+    "weight_norm by a hook": torch.nn.utils.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "spectral_norm by a hook": torch.nn.utils.spectral_norm,
+    "parametrization": lambda m: parametrize.register_parametrization(m, "weight", nn.Softplus()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("how", UTILITIES)
+def test_utilities_for_weights_are_told_where_they_are(how):
+    use = UTILITIES[how]
+    for index, where in ((0, "conv"), (1, "norm")):
+        rich = expanded("repvgg").eval()
+        before, keys = rich(X), list(rich.state_dict())
+        with pytest.raises(
+            foldconv.UnsupportedError, match=rf"^weight: .* inside a branched layer; .* its \.{where} .*fold"
+        ):
+            use(rich[index])
+        assert list(rich.state_dict()) == keys
+        assert torch.equal(rich(X), before)
+        use(getattr(rich[index], where))
+        assert (off(rich(X), before) > 1e-3) == ("weight_norm" not in how)  # which keeps the weight as it is
+        for batchnorm in (False, True):
+            folded = foldconv.fold(rich, batchnorm=batchnorm)
+            assert off(folded(X), rich(X)) < 1e-10
+            assert batchnorm or folded.state_dict().keys() == pair().state_dict().keys()
 
 
 # ---------------------------------------------------------------------- the layer and its place check each other
@@ -305,6 +368,7 @@ def test_gradients_flow_where_the_network_is_split_between_the_two():
         assert max(off(a, b) for a, b in zip(*gradients)) < 1e-12
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 def test_replicas_and_what_is_compiled_traced_or_scripted_in_parts():
     net = expanded("repvgg").eval()
     expected = net(X)

@@ -12,6 +12,7 @@ The branches run in both modes. To evaluate as one convolution, fold, or open `c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 from ..algebra import Kernel, kernel_of
 from ..errors import UnsupportedError
-from .foldable import Foldable, name_among_callers, realize_like
+from .borrowed import Borrowed
+from .foldable import Foldable, lacks_values, name_among_callers, realize_like
 from .handover import Handover
 from .once import evaluated_once
 from .terms import terms_of
@@ -49,7 +51,7 @@ class BranchTree(Foldable):
         return terms_of(self.body, self.to_kernel(dtype))
 
 
-class BranchedConv(BranchTree):
+class BranchedConv(Borrowed, BranchTree):
     """A tree of branches in the place of a convolution.
 
     Args:
@@ -68,6 +70,8 @@ class BranchedConv(BranchTree):
         UnsupportedError: from `fold`, when the tree has no exact kernel; when one of the convolution's attributes is
             set.
     """
+
+    held_in = ("convolution", "conv")
 
     def __init__(self, body: nn.Module, conv: nn.Module, method: Any, norm: nn.Module | None = None):
         super().__init__()
@@ -109,6 +113,16 @@ class BranchedConv(BranchTree):
         """The network's norm that was taken in, or None."""
         return None if self._norm_path is None else self.body.get_submodule(self._norm_path)
 
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """As of any module; those of its norms are left to the `NormPlace`, if there is one.
+
+        So each child of a network has what it had in the plain one, for who groups or freezes parameters by children.
+        ``named_parameters`` names them all.
+        """
+        place = None if self.handover is None or not recurse else self.handover.place()
+        theirs = set() if place is None else {id(p) for norm in place.norms() for p in norm.parameters()}
+        return (parameter for parameter in super().parameters(recurse) if id(parameter) not in theirs)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.conv, name) if name in _OF_THE_CONV else super().__getattr__(name)
 
@@ -128,6 +142,7 @@ class BranchedConv(BranchTree):
             strict, missing, *lists = args
             self.conv._load_from_state_dict(values, prefix, metadata, strict, absent := [], *lists)
             missing += [key for key in absent if key in (prefix + "weight", prefix + "bias")]
+            lacks_values(self, prefix, plain.values(), lists[-1])
             with torch.no_grad():
                 self._method.silence(self)
             for key in plain:

@@ -21,7 +21,7 @@ from torch.fx import Proxy
 from ..algebra import Kernel
 from ..algebra.convolutions import CONV_TRANSPOSE, PLAIN
 from ..errors import UnsupportedError
-from .foldable import Foldable, conv_arguments, describe_rank, layout_of, name_among_callers, plain_class
+from .foldable import Foldable, conv_arguments, describe_rank, lacks_values, layout_of, name_among_callers, plain_class
 from .once import evaluated_once
 
 
@@ -206,9 +206,12 @@ class ComposedConv(Foldable):
         finally:
             del vars(self)["_is_loading"]
         # A plain convolution's checkpoint describes that convolution, whatever this layer had learned before.
-        extras = [name for name in self.composed_from if name != "weight"]
-        if prefix + "weight" in state_dict and not any(prefix + name in state_dict for name in extras):
+        extras = {prefix + name for name in self.composed_from if name != "weight"}
+        if prefix + "weight" in state_dict and extras.isdisjoint(state_dict):
             self.start_from(self.weight)
+            missing, _, errors = args[-3:]
+            missing[:] = [key for key in missing if key not in extras]
+            lacks_values(self, prefix, [state_dict[prefix + "weight"]], errors)
 
     # ------------------------------------------------------------------ from a plain convolution
 

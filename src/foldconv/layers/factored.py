@@ -24,7 +24,7 @@ from ..algebra.rules import conv_geometry
 from ..errors import UnsupportedError
 from ..ops import is_recorded
 from .composed import ComposedConv
-from .foldable import layout_of, name_among_callers
+from .foldable import lacks_values, layout_of, name_among_callers
 from .written import Written
 
 
@@ -180,7 +180,10 @@ class FactoredConv(ComposedConv):
         # A plain convolution's checkpoint.
         rest = {key: value for key, value in state_dict.items() if key != prefix + "weight"}
         super()._load_from_state_dict(rest, prefix, *args)
-        errors: list[str] = args[-1]
+        missing, _, errors = args[-3:]
+        missing[:] = [key for key in missing if key not in {prefix + name for name in self.composed_from}]
+        if lacks_values(self, prefix, [plain], errors):
+            return
         if tuple(plain.shape) != self._kernel_shape():
             errors.append(
                 f"size mismatch for {prefix}weight: copying a param with shape {tuple(plain.shape)} from checkpoint, "

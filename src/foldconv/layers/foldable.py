@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -124,6 +124,21 @@ def name_among_callers(module: nn.Module, otherwise: nn.Module | None = None) ->
             name = next((path for path, child in caller.named_modules() if child is module), name)
         frame = frame.f_back
     return f"{name} ({type(module).__name__})" if name else type(module).__name__
+
+
+def lacks_values(layer: nn.Module, prefix: str, loaded: Iterable[Tensor], errors: list[str]) -> bool:
+    """Is the layer on the meta device, where the checkpoint of a plain convolution gives no values for all of it?
+
+    Then that is noted as torch does for ``load_state_dict``.
+    """
+    empty = [name for name, t in (*layer.named_parameters(), *layer.named_buffers()) if t.is_meta]
+    found = bool(empty) and not any(tensor.is_meta for tensor in loaded)
+    if found:
+        errors.append(
+            f"{prefix}{empty[0]} is on the meta device, and a plain convolution's checkpoint has no values for it; "
+            "load the plain network, then expand it"
+        )
+    return found
 
 
 def plain_class(module: nn.Module) -> type | None:

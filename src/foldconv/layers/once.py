@@ -121,7 +121,7 @@ class _Composed:
             return None
         if any(vars(m) != attributes or m._modules != children for m, attributes, children in self.structure):
             return None
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.layer.parameters()):
+        if torch.is_grad_enabled() and any(p.requires_grad for _, p in self.layer.named_parameters()):
             raise UnsupportedError(
                 f"{self.name}: gradients are recorded for its parameters inside composed_once; use torch.no_grad(), or "
                 "leave the context to train"
@@ -154,7 +154,8 @@ def _state(tensor: Tensor | None) -> list[int]:
 def _plain(layer: Foldable) -> nn.Module | None:
     """The plain convolution of a layer's evaluation function, composed in float32 at least, without gradients."""
     modules = list(layer.modules())
-    parameters, tensors = list(layer.parameters()), [*layer.parameters(), *layer.buffers()]
+    parameters = [p for _, p in layer.named_parameters()]
+    tensors = [*parameters, *layer.buffers()]
     types = {p.dtype for m in modules if not is_norm(m) for p in m._parameters.values() if p is not None}
     if (
         not hasattr(type(layer).forward, "is_evaluated_once")

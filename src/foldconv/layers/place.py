@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
 from ..algebra import Kernel, kernel_of, kernel_rule
 from ..algebra.norms import is_norm, scale_and_shift
 from ..ops import is_recorded
+from .borrowed import Borrowed
 from .foldable import as_a_call
 from .handover import Handover, Unplaced
 
@@ -27,7 +27,7 @@ _OF_ALL = ("eps", "momentum", "track_running_stats")
 _OF_THE_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked", "num_features", "affine")
 
 
-class NormPlace(nn.Module):
+class NormPlace(Borrowed):
     """Where a norm was before a `BranchedConv` took it in: passes on what it gets (to the norm's activation, if any).
 
     Args:
@@ -45,6 +45,8 @@ class NormPlace(nn.Module):
         >>> place.weight.shape, [m.training for m in place.eval().norms()]
         (torch.Size([4]), [False, False])
     """
+
+    held_in = ("norm", "norm")
 
     def __init__(self, layer: Any, norm: nn.Module, rest: nn.Module):
         super().__init__()
@@ -135,15 +137,16 @@ class NormPlace(nn.Module):
 
     # ------------------------------------------------------------------ the fold
 
-    def restore(self, kernel: Kernel) -> tuple[Kernel, Any]:
+    def restore(self, kernel: Kernel, norm: Any = None) -> tuple[Kernel, Any]:
         """A kernel without bias and a norm after it that compute `kernel` together.
 
         The norm keeps its class, flags and dtype; its statistics become those of a norm that only shifts.
+
+        Args:
+            kernel: of the layer.
+            norm: a copy of the norm, to be changed, in which nothing computes its weights; None: a copy is made.
         """
-        layer, norm = self.link[0], copy.deepcopy(self.link[1])
-        for name in ("weight", "bias"):
-            if f"{name}_orig" in norm._parameters:  # its hook would write the pruned values over what is set here
-                prune.remove(norm, name)
+        layer, norm = self.link[0], copy.deepcopy(self.link[1]) if norm is None else norm
         # The layer has moved with the model since; the norm it was built from may not have.
         # Other people's fusers may have taken it away.
         like = getattr(self.norm, "running_var", None)

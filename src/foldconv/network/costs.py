@@ -14,7 +14,7 @@ from ..algebra.convolutions import PLAIN, TRANSPOSED
 from ..errors import shown
 from ..layers import BranchedConv, ComposedConv, Foldable, FoldableBlock, NormPlace
 from .table import align, some
-from .tree import evaluation, first_names, unwrapped, usual_conditions, walk
+from .tree import evaluation, first_names, restore, unwrapped, usual_conditions, walk
 
 _BRANCHED = (BranchedConv, FoldableBlock)
 
@@ -95,7 +95,7 @@ def summary(model: nn.Module, inputs: Tensor | Sequence[int] | None = None) -> S
     rows = []
     places = {place.link[0]: place for _, place in walk(model) if isinstance(place, NormPlace)}
     for module, name in layers.items():
-        training = sum(p.numel() for p in module.parameters())
+        training = sum(p.numel() for _, p in module.named_parameters())
         folded = _folded_parameters(module, places.get(module))
         macs = counted.get(name) if counted is not None else None
         method = module.method.name if isinstance(module, Foldable) and module.method else ""
@@ -121,7 +121,7 @@ def _folded_parameters(module: nn.Module, place: NormPlace | None) -> int:
     with torch.no_grad():
         kernel, norm = module.to_kernel(), None
         if place is not None:
-            kernel, norm = place.restore(kernel)
+            kernel, norm = restore(place, kernel)
         parts = [module.realize(kernel), *([] if norm is None else [norm])]
     return sum(p.numel() for part in parts for p in part.parameters())
 

@@ -20,7 +20,17 @@ from ._computed import bake, cast_plain, is_computed, refuse_unknown
 from ._subclasses import as_plain
 from .dataflow import DataFlow
 from .table import some
-from .tree import carry_over, changeable, copy_of, first_names, quiet_copy, replace_modules, usual_conditions, walk
+from .tree import (
+    carry_over,
+    changeable,
+    copy_of,
+    first_names,
+    quiet_copy,
+    replace_modules,
+    restore,
+    usual_conditions,
+    walk,
+)
 
 _LOG = logging.getLogger(__name__)
 TOLERANCE = 1e-10
@@ -177,7 +187,7 @@ def _fold_one(
         if check and not kernel.weight.is_meta:
             _compare(name, layer, exact, norm, kernel)
         if place is not None:
-            kernel, restored = place.restore(kernel)
+            kernel, restored = restore(place, kernel)
         source = layer if exact is layer else bake(quiet_copy(layer))
         plain = source.realize(kernel) if isinstance(source, Foldable) else realize_like(as_plain(source), kernel)
         for part, values in plain.named_parameters():

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..algebra import Kernel
 from ..errors import UnsupportedError
 from ..layers import Foldable, NormPlace
 from ..layers.handover import unchecked
-from ._computed import only_computing, without_computing
+from ._computed import bake, is_computed, only_computing, without_computing
 from ._fusers import guard_fusers
 from ._holding import Exchange
 
@@ -155,6 +156,13 @@ def quiet_copy(layer: nn.Module) -> nn.Module:
     for part in copied.modules():
         _set_mode(part, False)
     return copied
+
+
+def restore(place: NormPlace, kernel: Kernel) -> tuple[Kernel, Any]:
+    """A kernel without bias, and a norm to be put back into a place, that compute `kernel` together."""
+    norm = place.link[1]
+    # What computes the norm's weights would write over those that are set.
+    return place.restore(kernel, bake(copy_of(norm).eval()) if is_computed(norm) else None)
 
 
 class _Leftover(Exchange):

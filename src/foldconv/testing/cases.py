@@ -139,5 +139,5 @@ def randomize(model: nn.Module, *, parameters: bool = True) -> None:
                     module.bias.normal_(std=0.3)  # pyright: ignore
         if parameters:
             for layer in foldable_layers(model).values():
-                for p in layer.parameters():
+                for _, p in layer.named_parameters():
                     p.add_(torch.randn_like(p), alpha=0.3)

@@ -151,7 +151,7 @@ def gradients_are_the_features(method: Method) -> None:
         rich, x = expand(case.network(), method), case.input().requires_grad_()
         randomize(rich)
         layer = only_layer(rich.train() if method.kind == "composable" else rich.eval())
-        wrt = [x, *(p for p in layer.parameters() if p.requires_grad)]
+        wrt = [x, *(p for _, p in layer.named_parameters() if p.requires_grad)]
         probe = torch.randn_like(layer(x))
         received = torch.autograd.grad((layer(x) * probe).sum(), wrt, allow_unused=True)
         expected = torch.autograd.grad((layer.feature_forward(x) * probe).sum(), wrt, allow_unused=True)
@@ -190,7 +190,7 @@ def evaluates_at_the_folds_cost(method: Method) -> None:
     assert_close(output, expected, EXACT, "inside composed_once")
     assert_close(layer(x), expected, EXACT, "outside")
     assert inside.names == wanted.names, f"inside composed_once: expected {wanted.names}, received {inside.names}"
-    for p in layer.parameters():
+    for _, p in layer.named_parameters():
         p.data.mul_(1.5)  # which raises no version counter
     assert_close(layer(x), fold(layer)(x), EXACT, "after a change of the parameters")
 
