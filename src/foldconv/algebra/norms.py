@@ -16,6 +16,7 @@ from ..errors import UnsupportedError
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 # Norms of other people's libraries, by class name so that none of them is imported: same attributes, other forward.
+_OTHERS = {"_BatchNormXd"}  # what mmengine makes of SyncBatchNorm on one device
 _FROZEN = {"FrozenBatchNorm2d", "FrozenBatchNorm3d"}
 _WITH_ACTIVATION = {"BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d"}
 _REFUSED = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
@@ -23,7 +24,7 @@ _REFUSED = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.Local
 
 def is_norm(module: nn.Module) -> bool:
     """Can `scale_and_shift` describe this module (its norm part, if it also has an activation)?"""
-    return type(module) in _BATCH_NORMS or type(module).__name__ in _FROZEN | _WITH_ACTIVATION
+    return type(module) in _BATCH_NORMS or type(module).__name__ in _FROZEN | _WITH_ACTIVATION | _OTHERS
 
 
 def is_statistical_norm(module: nn.Module) -> bool:

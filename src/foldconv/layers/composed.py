@@ -209,9 +209,7 @@ class ComposedConv(Foldable):
         extras = {prefix + name for name in self.composed_from if name != "weight"}
         if prefix + "weight" in state_dict and extras.isdisjoint(state_dict):
             self.start_from(self.weight)
-            missing, _, errors = args[-3:]
-            missing[:] = [key for key in missing if key not in extras]
-            lacks_values(self, prefix, [state_dict[prefix + "weight"]], errors)
+            lacks_values(self, prefix, [state_dict[prefix + "weight"]], args[-1])
 
     # ------------------------------------------------------------------ from a plain convolution
 

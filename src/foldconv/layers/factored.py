@@ -180,8 +180,7 @@ class FactoredConv(ComposedConv):
         # A plain convolution's checkpoint.
         rest = {key: value for key, value in state_dict.items() if key != prefix + "weight"}
         super()._load_from_state_dict(rest, prefix, *args)
-        missing, _, errors = args[-3:]
-        missing[:] = [key for key in missing if key not in {prefix + name for name in self.composed_from}]
+        errors: list[str] = args[-1]
         if lacks_values(self, prefix, [plain], errors):
             return
         if tuple(plain.shape) != self._kernel_shape():

@@ -5,8 +5,9 @@ therefore gives an `Unplaced` tensor, which tells who it is, takes what changes 
 of it) and refuses to be computed with; `NormPlace` makes an ordinary tensor of it. Some of torch's machinery hands on
 the memory alone (backward hooks, checkpoints): that is known by its storage.
 
-A layer that nobody's forward calls, from a script for a look, gives an ordinary tensor. So it does where a compiler,
-tracer or function transform looks on: they are shown the function alone.
+A layer that a script calls for a look gives an ordinary tensor, and what a part of the network gives that was cut off
+between the two is the script's to judge. A compiler, tracer or function transform that looks on is shown the function
+alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-import weakref
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -103,7 +103,7 @@ class Handover:
                     "copy the network as a whole, or expand with exclude= for this convolution"
                 )
         self.given.append((StorageWeakRef(output.untyped_storage()), _place_of(output), _version(output)))
-        return output if caller is None else Unplaced.of(output, self, weakref.ref(caller))
+        return output if caller is None else Unplaced.of(output, self, caller)
 
     def take(self, place: Any, input: Tensor) -> Tensor:
         """What the place of the norm gets, as an ordinary tensor if it is what the layer gave."""
@@ -182,10 +182,14 @@ class Unplaced(Tensor):
         ours = first if isinstance(first, cls) else next(iter(_unplaced_in((args, kwargs))), None)
         if ours is None:
             return NotImplemented
-        place = ours._handover.place()
-        if place is None:
-            return super().__torch_function__(func, types, args, kwargs)
-        ours._handover.refuse(place, f"it went to {getattr(func, '__name__', func)}", ours._caller())
+        place, caller = ours._handover.place(), ours._caller
+        # A part of the network, cut off before the place, may have been run by a script, which knows.
+        if place is None or (
+            all(m is not place for m in caller.modules()) and _whose_method(sys._getframe(1), None) is None
+        ):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        ours._handover.refuse(place, f"it went to {getattr(func, '__name__', func)}", caller)
 
 
 @contextlib.contextmanager
@@ -199,25 +203,29 @@ def unchecked() -> Iterator[None]:
 
 
 def _caller_of(layer: Any) -> tuple[nn.Module | None, bool]:
-    """The module whose code called a layer, None for a script's; and is it run by compiled code that left it out?"""
+    """The outermost module whose code called a layer, None for a script's; and is it compiled code that left it out?"""
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     theirs = None if compiler is None else compiler.__file__
-    found, frame = None, sys._getframe(2)
+    outermost, frame = None, sys._getframe(2)
     start = frame
     while frame is not None:
-        code = frame.f_code
-        if code is _CALLS and found is None and (module := frame.f_locals["self"]) is not layer:
-            found = module
-            if theirs is None:
-                break
-        if code.co_filename == theirs:
+        if frame.f_code is _CALLS:
+            outermost = frame
+        elif frame.f_code.co_filename == theirs:
             return None, True
         frame = frame.f_back
-    while found is None and start is not None:  # a method that is no forward: a training step
-        module = start.f_locals.get("self")
-        found = module if isinstance(module, nn.Module) and module is not layer else None
-        start = start.f_back
-    return found, False
+    found = None if outermost is None else outermost.f_locals["self"]
+    return (_whose_method(start, layer) if found is None or found is layer else found), False
+
+
+def _whose_method(frame: Any, layer: Any) -> nn.Module | None:
+    """The module whose method runs, no forward perhaps, but a training step."""
+    while frame is not None:
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and module is not layer:
+            return module
+        frame = frame.f_back
+    return None
 
 
 def _unplaced_in(value: Any) -> Iterator[Unplaced]:

@@ -171,8 +171,10 @@ def _fold_one(
     name: str, layer: nn.Module, norm: nn.Module | None, place: NormPlace | None, check: bool
 ) -> tuple[nn.Module, nn.Module | None]:
     """The plain convolution, with `norm` absorbed; and the norm to put back into `place`, if there is one."""
-    if "forward" in vars(layer):
-        raise UnsupportedError("its forward was replaced on the instance; remove that before folding")
+    for part, module in layer.named_modules():
+        if "forward" in vars(module):  # accelerate's hooks do so, for one
+            whose = f"the forward of its {part}" if part else "its forward"
+            raise UnsupportedError(f"{whose} was replaced on the instance; remove that before folding")
     restored = None
     with torch.no_grad():
         # Its own weights are what evaluation mode computes, here in float64 and below in the layer's type.
