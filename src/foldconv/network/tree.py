@@ -125,7 +125,8 @@ def _copy(model: nn.Module, otherwise: str, known: dict[int, Any] | None = None)
         raise UnsupportedError(f"{type(model).__name__} cannot be copied: {error}{otherwise}") from None
     except Exception as error:
         for name, module in model.named_modules():
-            if any(map(nn.parameter.is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            tensors: list[Any] = [*module._parameters.values(), *module._buffers.values()]
+            if any(map(nn.parameter.is_lazy, tensors)):
                 raise UnsupportedError(
                     f"{name or 'the root'} ({type(module).__name__}) is lazy and has no values yet; run the model once "
                     "on an input before"
