@@ -10,6 +10,6 @@ def test_explain_names_every_layer_and_its_reason(monkeypatch):
     monkeypatch.setattr(_cpu, "_has_numba", lambda: True)
     plain = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Conv2d(64, 8, 3), nn.ConvTranspose2d(8, 8, 3))
     lines = foldconv.explain(foldconv.expand(plain, "doconv")).split("\n")
-    assert [line.split(": ")[1] for line in lines] == ["cpu", "torch", "torch"]
+    assert [line.split(": ")[1] for line in lines] == ["cpu", "blocks", "torch"]
     assert "4608 weights are too few" in lines[1]
     assert "what torch computes well" in lines[2]

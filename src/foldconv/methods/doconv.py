@@ -106,6 +106,8 @@ class _DOConvNd(ComposedConv):
         """``K = W + D·W`` (eq. 4): D is a residual, the identity is the first term."""
         if D is None:
             return weight
+        if weight_extra is None and not self.transposed:
+            return ops.compose_depthwise(weight, D, self.groups)
         taps = _taps_of(weight, weight_extra)
         if self.transposed:  # the input channel comes first: a product per channel as it lies
             return weight + torch.matmul(D, taps.transpose(1, 2)).transpose(1, 2).reshape(weight.shape)

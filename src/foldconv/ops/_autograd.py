@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedError
 from . import _torch
-from ._paths import choose
+from ._paths import decide
 from ._torch import Orepa
 
 
@@ -17,12 +19,13 @@ def compose_depthwise(taps: Tensor, D: Tensor, groups: int = 1) -> Tensor:
     """A depthwise kernel chained with a convolution's: ``K[o, i, m] = taps[o, i, m] + Σ_s D[c, m, s] · taps[o, i, s]``
 
     Args:
-        taps: ``(O, I, S)``, S ≥ k; the convolution's kernel, its positions flattened.
+        taps: ``(O, I, S)``, S ≥ k; the convolution's kernel, its positions flattened; ``(O, I, *size)`` where S = k.
         D: ``(G·I, k, S)``, what is added to the identity.
         groups: G; output o reads the channels ``c = ⌊o·G/O⌋·I + i``.
 
     Returns:
-        ``(O, I, k)``, in the memory layout of `taps` where the path can. Differentiable any number of times.
+        ``(O, I, k)``, or ``(O, I, *size)`` as `taps`, in their memory layout where the path can. Differentiable any
+        number of times.
 
     Raises:
         UnsupportedError: for shapes that do not fit each other; here and below, before a path is picked.
@@ -34,12 +37,18 @@ def compose_depthwise(taps: Tensor, D: Tensor, groups: int = 1) -> Tensor:
         >>> torch.equal(compose_depthwise(taps, D), taps)
         True
     """
-    out, per_group, multiplier = taps.shape
-    _expect("taps", taps, {"D": (D, (groups * per_group, None, multiplier))}, out, groups)
-    path = choose(taps, D)
+    path = decide(_check_depthwise, groups, taps, D)
     if path is None:
-        return _torch.depthwise(taps, D, groups)
-    return _OnPath.apply(path, "depthwise", groups, taps, D)  # pyright: ignore[reportReturnType]
+        kernel = _torch.depthwise(taps.flatten(2), D, groups)
+        return kernel if taps.dim() == 3 else kernel.reshape(taps.shape)
+    return _OnPath.apply(path, "depthwise", groups, None, taps, D)  # pyright: ignore[reportReturnType]
+
+
+def _check_depthwise(taps: Tensor, D: Tensor, groups: int) -> None:
+    out, per_group, *size = taps.shape
+    multiplier = math.prod(size)
+    k = None if len(size) == 1 else multiplier
+    _expect("taps", taps, {"D": (D, (groups * per_group, k, multiplier))}, out, groups)
 
 
 def compose_pointwise(first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
@@ -58,11 +67,14 @@ def compose_pointwise(first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
         >>> torch.equal(compose_pointwise(torch.eye(4)[None], second), second)
         True
     """
-    _expect("second", second, {"first": (first, (groups, second.shape[1], None))}, second.shape[0], groups)
-    path = choose(second, first)
+    path = decide(_check_pointwise, groups, second, first)
     if path is None or not hasattr(path, "pointwise"):  # a GPU's products are torch's
         return _torch.pointwise(first, second, groups)
-    return _OnPath.apply(path, "pointwise", groups, first, second)  # pyright: ignore[reportReturnType]
+    return _OnPath.apply(path, "pointwise", groups, None, first, second)  # pyright: ignore[reportReturnType]
+
+
+def _check_pointwise(second: Tensor, first: Tensor, groups: int) -> None:
+    _expect("second", second, {"first": (first, (groups, second.shape[1], None))}, second.shape[0], groups)
 
 
 def compose_orepa(p: Orepa, groups: int = 1) -> Tensor:
@@ -74,6 +86,16 @@ def compose_orepa(p: Orepa, groups: int = 1) -> Tensor:
 
     Source: Hu et al., "Online Convolutional Re-parameterization", CVPR 2022, section 3.2.
     """
+    *tensors, centre = p
+    path = decide(_check_orepa, groups, *tensors)
+    if path is None:
+        return _torch.orepa(p, groups)
+    return _OnPath.apply(path, "orepa", groups, centre, *tensors)  # pyright: ignore[reportReturnType]
+
+
+def _check_orepa(*fields: Any) -> None:
+    *tensors, groups = fields
+    p = Orepa(*tensors, centre=0)
     out, per_group, taps = p.weight.shape
     filters = p.pointwise.shape[-1]
     kernel, point = (out, per_group, taps), (out, per_group)
@@ -88,10 +110,6 @@ def compose_orepa(p: Orepa, groups: int = 1) -> Tensor:
         "cosines": (p.cosines, (out, taps)),
     }
     _expect("weight", p.weight, wanted, out, groups)
-    path = choose(*(t for t in p if isinstance(t, Tensor)))
-    if path is None:
-        return _torch.orepa(p, groups)
-    return _OnPath.apply(path, "orepa", groups, *p)  # pyright: ignore[reportReturnType]
 
 
 def _expect(name: str, first: Tensor, others: dict[str, Any], out: int, groups: int) -> None:
@@ -112,39 +130,47 @@ def _expect(name: str, first: Tensor, others: dict[str, Any], out: int, groups: 
 
 
 class _OnPath(torch.autograd.Function):
-    """A composition by a path; `fields` are what it is composed from, tensors and others."""
+    """A composition by a path, from tensors (None for one that is missing); `centre` is OREPA's."""
 
     @staticmethod
-    def forward(ctx: Any, path: Any, name: str, groups: int, *fields: Any) -> Tensor:
-        # Not ctx.name: that is what a node of the graph is called, for those who walk it.
-        ctx.path, ctx.composition, ctx.groups = path, name, groups
-        ctx.others = [None if isinstance(f, Tensor) else f for f in fields]
-        ctx.save_for_backward(*(f if isinstance(f, Tensor) else None for f in fields))
-        detached = tuple(f.detach() if isinstance(f, Tensor) else f for f in fields)
-        return getattr(path, name)(*_arguments(name, detached), groups)
+    def forward(ctx: Any, path: Any, name: str, groups: int, centre: int | None, *tensors: Tensor | None) -> Tensor:
+        ctx.how = path, name, groups, centre
+        ctx.save_for_backward(*tensors)
+        kernel: Tensor = getattr(path, name)(*_arguments(name, centre, tensors), groups)
+        return _shaped(kernel, tensors[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        fields = tuple(other if saved is None else saved for saved, other in zip(ctx.saved_tensors, ctx.others))
+        path, name, groups, centre = ctx.how
+        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[4:]
         if torch.is_grad_enabled():  # of a gradient's gradient
-            found = _differentiably(ctx.composition, ctx.groups, fields, grads[0])
+            found = _differentiably(name, groups, centre, tensors, grads[0])
         else:
-            gradients = getattr(ctx.path, f"{ctx.composition}_gradients")
-            found = gradients(grads[0], *_arguments(ctx.composition, fields), ctx.groups)
-        wanted = ctx.needs_input_grad[3:]
-        return None, None, None, *(gradient if w else None for gradient, w in zip(found, wanted))
+            arguments = _arguments(name, centre, tensors)
+            first, *others = getattr(path, f"{name}_gradients")(grads[0].flatten(2), *arguments, groups)
+            found = (_shaped(first, tensors[0]), *others)
+        return None, None, None, None, *(gradient if w else None for gradient, w in zip(found, wanted))
 
 
-def _arguments(name: str, fields: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The fields as a path takes them."""
-    return (Orepa._make(fields),) if name == "orepa" else fields
+def _arguments(name: str, centre: int | None, tensors: Sequence[Any]) -> Sequence[Any]:
+    """The tensors as a path takes them."""
+    if name == "depthwise" and tensors[0].dim() > 3:
+        return tensors[0].flatten(2), tensors[1]
+    return (Orepa(*tensors, centre),) if name == "orepa" else tensors  # pyright: ignore[reportCallIssue]
 
 
-def _differentiably(name: str, groups: int, fields: tuple[Any, ...], grad: Tensor) -> list[Tensor | None]:
-    """The gradients of `fields` by torch operations, themselves differentiable."""
-    wanted = [isinstance(f, Tensor) and f.requires_grad for f in fields]
+def _shaped(kernel: Tensor, like: Any) -> Tensor:
+    """With the positions in as many dimensions."""
+    return kernel if kernel.dim() == like.dim() else kernel.view(like.shape)
+
+
+def _differentiably(
+    name: str, groups: int, centre: int | None, tensors: Sequence[Any], grad: Tensor
+) -> list[Tensor | None]:
+    """The gradients of `tensors` by torch operations, themselves differentiable."""
+    wanted = [t is not None and t.requires_grad for t in tensors]
     with torch.enable_grad():
-        kernel = getattr(_torch, name)(*_arguments(name, fields), groups)
-        tensors = [f for f, w in zip(fields, wanted) if w]
-        found = iter(torch.autograd.grad(kernel, tensors, grad, create_graph=True))
+        kernel = getattr(_torch, name)(*_arguments(name, centre, tensors), groups)
+        inputs = [t for t, w in zip(tensors, wanted) if w]
+        found = iter(torch.autograd.grad(kernel, inputs, grad.flatten(2), create_graph=True))
     return [next(found) if w else None for w in wanted]

@@ -32,7 +32,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A contiguous tensor on the CPU with arbitrary contents, as ``torch.empty``; float32 or float64."""
     size = math.prod(shape) * dtype.itemsize
     if size < SMALLEST:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")  # whatever the default device is
     global _kept
     idle = _idle[size]
     if idle:

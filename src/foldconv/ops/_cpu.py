@@ -17,6 +17,7 @@ import math
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,7 @@ MOST_TAPS = 32
 TASKS = 8
 """Enough tasks for the cores of a workstation."""
 _OUTPUTS_PER_SUM = 32
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 _PROCESS = os.getpid()
 
 
@@ -60,30 +62,36 @@ def reason_against(*tensors: Tensor) -> str | None:
 
 def depthwise(taps: Tensor, D: Tensor, groups: int) -> Tensor:
     """See `foldconv.ops.compose_depthwise`."""
-    taps = _laid_out(taps)
     if not taps.is_contiguous():
-        return _chain_last(taps, _with_identity(D), groups)
-    out, per_group, multiplier = taps.shape
-    k = D.shape[1]
-    kernel = empty((out, per_group, k), taps.dtype)
-    table = _kernels().table_of(k, multiplier)(D.contiguous().numpy(), groups)
-    run(_kernels().chain(k, multiplier), taps.numel(), _rows(taps), table, _rows(kernel))
-    return kernel
+        taps = _laid_out(taps)
+        if not taps.is_contiguous():
+            return _chain_last(taps, _with_identity(D), groups)
+    return _chain(taps, D, groups)
 
 
 def depthwise_gradients(grad: Tensor, taps: Tensor, D: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """The gradients of `taps` and `D`."""
-    taps = _laid_out(taps)
-    grad = _laid_out(grad, like=taps)
     if not taps.is_contiguous():
-        return _chain_last(grad, _with_identity(D).transpose(1, 2), groups), _outer_sums(grad, taps, groups)
-    out, per_group, multiplier = taps.shape
-    k = D.shape[1]
-    d_taps, sums = empty((out, per_group, multiplier), taps.dtype), _room(out, groups, per_group, k, multiplier, D)
-    grouped = D.contiguous().numpy().reshape(groups, per_group, k, multiplier)
-    loop = _kernels().chain_gradients(k, multiplier)
-    run(loop, taps.numel(), _rows(grad), _rows(taps), grouped, _rows(d_taps), sums.numpy())
-    return d_taps, _total(sums).view(D.shape)
+        taps = _laid_out(taps)
+        if not taps.is_contiguous():
+            grad = _laid_out(grad, like=taps)
+            return _chain_last(grad, _with_identity(D).transpose(1, 2), groups), _outer_sums(grad, taps, groups)
+    grad = grad.contiguous()
+    return _chain(grad, D.transpose(1, 2), groups), _outer_sums(grad, taps, groups)
+
+
+def _chain(taps: Tensor, D: Tensor, groups: int) -> Tensor:
+    """``K[o, i, m] = taps[o, i, m] + Σ_s D[c, m, s] · taps[o, i, s]``, both contiguous."""
+    out, per_group = taps.shape[:2]
+    channels, k, multiplier = D.shape
+    dtype, loops = taps.dtype, _kernels()
+    D = D.contiguous()
+    table = torch.empty(channels, multiplier, _padded(k), dtype=dtype, device="cpu")
+    loops.table_of(k, multiplier, _NUMPY[dtype])(D.data_ptr(), table.data_ptr(), channels)
+    kernel = empty((out, per_group, k), dtype)
+    loop = loops.chain(k, multiplier, _NUMPY[dtype])
+    run(loop, taps.numel(), taps.data_ptr(), table.data_ptr(), kernel.data_ptr(), out, groups, per_group)
+    return kernel
 
 
 def _with_identity(D: Tensor) -> Tensor:
@@ -106,7 +114,8 @@ def _outer_sums(left: Tensor, right: Tensor, groups: int) -> Tensor:
     multiplier = right.shape[2]
     sums = _room(out, groups, per_group, k, multiplier, left)
     if right.is_contiguous():
-        _run(_kernels().outer(k, multiplier), left.view(out, -1), right.view(out, -1), sums)
+        loop, at = _kernels().outer(k, multiplier, _NUMPY[left.dtype]), (t.data_ptr() for t in (left, right, sums))
+        run(loop, left.numel(), *at, out, groups, per_group, len(sums))
         return _total(sums).view(groups * per_group, k, multiplier)
     sums = sums.view(-1, groups, k, multiplier, per_group)
     _run(_kernels().outer_last(), left.transpose(1, 2), right.transpose(1, 2), sums)
@@ -117,7 +126,7 @@ def _room(out: int, groups: int, per_group: int, k: int, multiplier: int, like: 
     """For sums over outputs, in as many chunks as make enough tasks; their number depends on the shape only."""
     tasks = groups * math.ceil(per_group / _kernels().BLOCK)
     chunks = max(1, min(math.ceil(TASKS / tasks), out // groups // _OUTPUTS_PER_SUM))
-    return torch.empty(chunks, groups, per_group, k, multiplier, dtype=like.dtype)
+    return torch.empty(chunks, groups, per_group, k, multiplier, dtype=like.dtype, device="cpu")
 
 
 def _total(sums: Tensor) -> Tensor:
@@ -210,6 +219,7 @@ def _six_scales(p: Orepa) -> Tensor:
 # ---------------------------------------------------------------------- layouts and threads
 
 
+@functools.cache
 def _kernels() -> Any:
     from . import _numba_kernels
 

@@ -3,9 +3,13 @@
 Each function returns the loop for one kernel size: sizes are constants, so that the inner loops unroll and become
 vector instructions. A loop is run as thread `me` of `all`; which thread does what changes no result. Arrays of weights
 are matrices: a row holds one output channel, pair after pair.
+
+Loops that small layers use, too, take addresses of contiguous arrays: handing over an array takes ten times as long. No
+loop closes over another: Numba would take it for a new function in every process, and compile it again.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportPrivateImportUsage=false
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ import functools
 from typing import Any
 
 import numba
+import numba.extending
 import numpy as np
 
 # Sums may be reordered and contracted, but NaN and infinity stay what they are: a diverged run must show.
@@ -28,39 +33,55 @@ BLOCK = 64
 """Inputs whose sums stay in cache while the outputs pass by."""
 
 
+@numba.extending.intrinsic
+def _pointer(typing_context, address):
+    """An address as a pointer."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], numba.core.cgutils.voidptr_t)
+
+    return numba.types.voidptr(address), generate
+
+
 def _padded(taps: int) -> int:
     return 1 << (taps - 1).bit_length()
 
 
 @functools.cache
-def table_of(k: int, S: int) -> Any:
-    """From D, ``(G·I, k, S)``: with the identity added, as ``(G, I, S, padded k)``."""
+def table_of(k: int, S: int, dtype: Any) -> Any:
+    """From D, ``(channels, k, S)``: with the identity added, as ``(channels, S, padded k)``."""
     P = _padded(k)
 
     @_jit
-    def table(D, groups):
-        t = np.zeros((D.shape[0], S, P), D.dtype)
-        for c in range(D.shape[0]):
+    def fill(D, table, channels):
+        d, t = (
+            numba.carray(_pointer(D), (channels, k, S), dtype),
+            numba.carray(_pointer(table), (channels, S, P), dtype),
+        )
+        t[:] = 0
+        for c in range(channels):
             for m in range(k):
                 for s in range(S):
-                    t[c, s, m] = D[c, m, s]
+                    t[c, s, m] = d[c, m, s]
+            for m in range(min(k, S)):
                 t[c, m, m] += 1
-        return t.reshape(groups, D.shape[0] // groups, S, P)
 
-    return table
+    return fill
 
 
 @functools.cache
-def chain(k: int, S: int) -> Any:
+def chain(k: int, S: int, dtype: Any) -> Any:
     """``kernel[o, i, m] = Σ_s table[g, i, s, m] · taps[o, i, s]``; `table` from `table_of`."""
     P = _padded(k)
 
     @_jit
-    def loop(me, all, taps, table, kernel):
-        outputs, groups, inputs = taps.shape[0], table.shape[0], table.shape[1]
+    def loop(me, all, taps, table, kernel, outputs, groups, inputs):
+        weights = numba.carray(_pointer(taps), (outputs, inputs * S), dtype)
+        tables = numba.carray(_pointer(table), (groups, inputs, S, P), dtype)
+        kernels = numba.carray(_pointer(kernel), (outputs, inputs * k), dtype)
         for o in range(outputs * me // all, outputs * (me + 1) // all):
-            t = table[o // (outputs // groups)]
-            w, out = taps[o], kernel[o]
+            t = tables[o // (outputs // groups)]
+            w, out = weights[o], kernels[o]
             for i in range(inputs - 1):
                 for m in range(P):
                     a = t[i, 0, m] * w[i * S]
@@ -78,97 +99,45 @@ def chain(k: int, S: int) -> Any:
 
 
 @functools.cache
-def chain_gradients(k: int, S: int) -> Any:
-    """The gradients of `chain`: ``d_taps[o, i, s]``, and ``sums[chunk, g, i, m, s]``, whose sum over chunks is D's."""
-    P, add = _padded(S), add_outer(k, S)
-
-    @_jit
-    def loop(me, all, grad, taps, D, d_taps, sums):
-        chunks, groups, inputs = sums.shape[0], sums.shape[1], sums.shape[2]
-        outputs, blocks = taps.shape[0] // groups, (inputs + BLOCK - 1) // BLOCK
-        tasks = groups * blocks * chunks
-        for task in range(tasks * me // all, tasks * (me + 1) // all):
-            chunk, block, g = task % chunks, task // chunks % blocks, task // chunks // blocks
-            start = block * BLOCK
-            n = min(BLOCK, inputs - start)
-            first, last = g * outputs + chunk * outputs // chunks, g * outputs + (chunk + 1) * outputs // chunks
-            add(grad, taps, sums[chunk, g, start : start + n], start, first, last)
-            d = D[g, start : start + n]
-            t = np.zeros((n, k, P), grad.dtype)
-            for i in range(n):
-                for m in range(k):
-                    for s in range(S):
-                        t[i, m, s] = d[i, m, s]
-                    t[i, m, m] += 1
-            for o in range(first, last):
-                q, out = grad[o, start * k :], d_taps[o, start * S :]
-                for i in range(n - 1):
-                    for s in range(P):
-                        a = t[i, 0, s] * q[i * k]
-                        for m in range(1, k):
-                            a += t[i, m, s] * q[i * k + m]
-                        out[i * S + s] = a
-                i = n - 1
-                for s in range(S):
-                    a = t[i, 0, s] * q[i * k]
-                    for m in range(1, k):
-                        a += t[i, m, s] * q[i * k + m]
-                    out[i * S + s] = a
-
-    return loop
-
-
-@functools.cache
-def outer(k: int, S: int) -> Any:
+def outer(k: int, S: int, dtype: Any) -> Any:
     """``sums[chunk, g, i, m, s]``, to be summed over chunks: the sum over o of ``left[o, i, m] · right[o, i, s]``."""
-    add = add_outer(k, S)
-
-    @_jit
-    def loop(me, all, left, right, sums):
-        chunks, groups, inputs = sums.shape[0], sums.shape[1], sums.shape[2]
-        outputs, blocks = left.shape[0] // groups, (inputs + BLOCK - 1) // BLOCK
-        tasks = groups * blocks * chunks
-        for task in range(tasks * me // all, tasks * (me + 1) // all):
-            chunk, block, g = task % chunks, task // chunks % blocks, task // chunks // blocks
-            start = block * BLOCK
-            n = min(BLOCK, inputs - start)
-            first, last = g * outputs + chunk * outputs // chunks, g * outputs + (chunk + 1) * outputs // chunks
-            add(left, right, sums[chunk, g, start : start + n], start, first, last)
-
-    return loop
-
-
-@functools.cache
-def add_outer(k: int, S: int) -> Any:
-    """``sums[i, m, s]`` from the outputs first to last and the inputs from start on."""
     P = _padded(S)
 
     @_jit
-    def loop(left, right, sums, start, first, last):
-        n = sums.shape[0]
-        a = np.zeros((n, k, P), sums.dtype)
-        # Four outputs at a time, so that a sum is read and written once for four products.
-        fours = first + (last - first) // 4 * 4
-        for o in range(first, fours, 4):
-            l0, l1 = left[o, start * k :], left[o + 1, start * k :]
-            l2, l3 = left[o + 2, start * k :], left[o + 3, start * k :]
-            r0, r1 = right[o, start * S :], right[o + 1, start * S :]
-            r2, r3 = right[o + 2, start * S :], right[o + 3, start * S :]
-            for i in range(n - 1):
-                x, y, sum_ = i * k, i * S, a[i]
-                for s in range(P):
-                    # Read before anything is written, or they would be read again for every m.
-                    x0, x1, x2, x3 = r0[y + s], r1[y + s], r2[y + s], r3[y + s]
+    def loop(me, all, left_at, right_at, sums_at, outputs, groups, inputs, chunks):
+        left = numba.carray(_pointer(left_at), (outputs, inputs * k), dtype)
+        right = numba.carray(_pointer(right_at), (outputs, inputs * S), dtype)
+        sums = numba.carray(_pointer(sums_at), (chunks, groups, inputs, k, S), dtype)
+        outputs, blocks = outputs // groups, (inputs + BLOCK - 1) // BLOCK
+        tasks = groups * blocks * chunks
+        for task in range(tasks * me // all, tasks * (me + 1) // all):
+            chunk, block, g = task % chunks, task // chunks % blocks, task // chunks // blocks
+            start = block * BLOCK
+            n = min(BLOCK, inputs - start)
+            first, last = g * outputs + chunk * outputs // chunks, g * outputs + (chunk + 1) * outputs // chunks
+            a = np.zeros((n, k, P), sums.dtype)
+            # Four outputs at a time, so that a sum is read and written once for four products.
+            fours = first + (last - first) // 4 * 4
+            for o in range(first, fours, 4):
+                l0, l1 = left[o, start * k :], left[o + 1, start * k :]
+                l2, l3 = left[o + 2, start * k :], left[o + 3, start * k :]
+                r0, r1 = right[o, start * S :], right[o + 1, start * S :]
+                r2, r3 = right[o + 2, start * S :], right[o + 3, start * S :]
+                for i in range(n - 1):
+                    x, y, sum_ = i * k, i * S, a[i]
+                    for s in range(P):
+                        # Read before anything is written, or they would be read again for every m.
+                        x0, x1, x2, x3 = r0[y + s], r1[y + s], r2[y + s], r3[y + s]
+                        for m in range(k):
+                            sum_[m, s] += l0[x + m] * x0 + l1[x + m] * x1 + l2[x + m] * x2 + l3[x + m] * x3
+            # The last pair is not followed by one whose taps could be read along.
+            for o in range(first, last):
+                x, y = left[o, start * k :], right[o, start * S :]
+                for i in range(n - 1 if o < fours else 0, n):
                     for m in range(k):
-                        sum_[m, s] += l0[x + m] * x0 + l1[x + m] * x1 + l2[x + m] * x2 + l3[x + m] * x3
-        # The last pair is not followed by one whose taps could be read along.
-        for o in range(first, last):
-            x, y = left[o, start * k :], right[o, start * S :]
-            for i in range(n - 1 if o < fours else 0, n):
-                for m in range(k):
-                    for s in range(S):
-                        a[i, m, s] += x[i * k + m] * y[i * S + s]
-        sums[:] = a[:, :, :S]
+                        for s in range(S):
+                            a[i, m, s] += x[i * k + m] * y[i * S + s]
+            sums[chunk, g, start : start + n] = a[:, :, :S]
 
     return loop
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from ..errors import UnsupportedError
-from . import _cpu, _gpu
-from ._context import forced_path, is_recorded
+from . import _blocks, _cpu, _gpu
+from ._context import forced_path, is_observed
 from ._torch import Orepa
 
 
@@ -28,7 +29,13 @@ class Path(Protocol):
     orepa_gradients: Callable[[Tensor, Orepa, int], Orepa]
 
 
-_FAST: tuple[Any, ...] = (_gpu, _cpu)
+_FAST: tuple[Any, ...] = (_gpu, _cpu, _blocks)
+
+_decisions: dict[tuple[Any, ...], Path | None] = {}
+"""What `decide` has found, by what it follows from."""
+_MOST_DECISIONS = 1 << 12
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_decisions.clear)
 
 
 def paths() -> tuple[str, ...]:
@@ -36,7 +43,7 @@ def paths() -> tuple[str, ...]:
 
     Example:
         >>> paths()
-        ('gpu', 'cpu', 'torch')
+        ('gpu', 'cpu', 'blocks', 'torch')
     """
     return (*(path.name for path in _FAST), "torch")
 
@@ -53,14 +60,36 @@ def choose(*tensors: Tensor) -> Path | None:
             reason = _reason_against(path, tensors)
             if reason is None:
                 return path
-            if forced is not None and not is_recorded():
+            if forced is not None and not is_observed():
                 raise UnsupportedError(f"path {forced!r} cannot be taken: {reason}")
     return None
 
 
+def decide(check: Callable[..., None], groups: int, *tensors: Tensor | None) -> Path | None:
+    """What `choose` picks, found once for tensors of these shapes, dtypes and devices.
+
+    Args:
+        check: raises where the shapes do not fit each other; gets the tensors and `groups`, before anything is chosen.
+    """
+    if is_observed():
+        check(*tensors, groups)
+        return None
+    kinds = [None if t is None else (type(t), t.shape, t.dtype, t.device) for t in tensors]
+    key = (check, groups, forced_path.get(), *kinds)
+    try:
+        return _decisions[key]
+    except KeyError:
+        check(*tensors, groups)
+        path = choose(*(t for t in tensors if t is not None))
+        if len(_decisions) >= _MOST_DECISIONS:
+            _decisions.clear()
+        _decisions[key] = path
+        return path
+
+
 def _reason_against(path: Any, tensors: tuple[Tensor, ...]) -> str | None:
-    if is_recorded():
-        return "a compiler, tracer or function transform looks on"
+    if is_observed():
+        return "a compiler, tracer, function transform or mode looks on"
     first = tensors[0]
     for t in tensors:
         if type(t) not in (Tensor, nn.Parameter):
