@@ -404,6 +404,16 @@ def test_timm_optimizer_factory():
     assert by_us < by_timm
 
 
+def test_what_accelerate_runs_is_not_folded():
+    for method in METHODS:  # docs/other_tools.py does it with accelerate
+        rich = expanded(method)
+        for module in rich.modules():
+            if module._parameters:
+                module._hf_hook = object()
+        with pytest.raises(foldconv.UnsupportedError, match=r"0\S*: accelerate moves .* remove_hook_from_submodules"):
+            foldconv.fold(rich)
+
+
 # ---------------------------------------------------------------------- torchvision, Lightning
 
 

@@ -317,6 +317,37 @@ def test_a_subclassed_model_converts_itself_not_its_file(tmp_path):
         foldconv.convert_weights(Own(), net)
 
 
+class Conv3x3(layers.Conv2D):
+    """Only a constructor of its own, and a `get_config` that tells no groups."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(filters, 3, groups=2, use_bias=False, **kwargs)
+
+    def get_config(self):
+        return {"filters": self.filters, "name": self.name}
+
+
+class Doubled(Conv3x3):
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
+def test_subclasses_with_a_constructor_of_their_own_are_what_they_derive_from():
+    x = np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype("float32")
+    target = nn.Conv2d(4, 6, 3, groups=2, bias=False)
+    source = keras.Sequential([keras.Input((8, 8, 4)), Conv3x3(6)])
+    foldconv.convert_weights(source, target)
+    expected = ops.convert_to_numpy(source(x))
+    received = target(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(received.detach().numpy(), expected, atol=1e-5)
+    with torch.no_grad():
+        target.weight.mul_(3)
+    foldconv.convert_weights(target, source)
+    np.testing.assert_allclose(ops.convert_to_numpy(source(x)), 3 * expected, atol=1e-4)
+    with pytest.raises(UnsupportedError, match="no rule to convert Doubled"):
+        foldconv.convert_weights(keras.Sequential([keras.Input((8, 8, 4)), Doubled(6)]), target)
+
+
 def test_what_cannot_be_read_says_so(tmp_path):
     net = nn.Sequential(nn.Conv2d(3, 4, 3))
     model = stir(keras.Sequential([keras.Input((9, 9, 3)), layers.Conv2D(4, 3), layers.PReLU(name="odd")]))

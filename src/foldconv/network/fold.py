@@ -82,6 +82,12 @@ def fold(
     expect_flags(batchnorm=batchnorm, inplace=inplace, check=check)
     expect("blocks", blocks, (bool, type(None)), "True, False or None")
     model = changeable(model)
+    for name, module in model.named_modules():
+        if "_hf_hook" in vars(module) and isinstance(module, (Foldable, *PLAIN)):
+            raise UnsupportedError(
+                f"{name or 'the root'}: accelerate moves its weights at each forward; fold before dispatching or "
+                "offloading, or after accelerate.hooks.remove_hook_from_submodules(model)"
+            )
     work = model if inplace else copy_of(model)
     if blocks is None:
         blocks, strict = batchnorm or not any(isinstance(m, Foldable) for m in work.modules()), False

@@ -234,7 +234,8 @@ def read_model(model: Any) -> Network:
     """The layers of a built Keras model, whatever its kind; those of nested models as ``model/layer``."""
     slots, variables = [], {}
     for name, layer in _walk(model, ""):
-        cls = type(layer).__name__
+        plain = _plain_class(layer)
+        cls = plain.__name__
         values = {v.name: _numpy(v) for v in layer.weights}
         if cls not in KNOWN or len(values) != len(layer.weights):
             raise UnsupportedError(
@@ -243,7 +244,7 @@ def read_model(model: Any) -> Network:
             )
         if name in variables:
             raise UnsupportedError(f"{model.name}: two layers are called {name}; give each its own name")
-        slots.append(Slot(name, cls, layer.get_config(), values))
+        slots.append(Slot(name, cls, plain.get_config(layer), values))
         variables[name] = {v.name: v for v in layer.weights}
     if not slots:
         raise UnsupportedError(f"{model.name}: it has no weights yet; call it, or build it, before converting")
@@ -265,11 +266,23 @@ def _walk(layer: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     """The layers with weights that are not made of others, by name."""
     for part in getattr(layer, "layers", None) or layer._flatten_layers(include_self=False, recursive=False):
         name = prefix + part.name
-        inner = type(part).__name__ not in KNOWN and [*part._flatten_layers(include_self=False, recursive=False)]
+        inner = _plain_class(part).__name__ not in KNOWN and [
+            *part._flatten_layers(include_self=False, recursive=False)
+        ]
         if inner:
             yield from _walk(part, f"{name}/")
         elif part.weights:
             yield name, part
+
+
+def _plain_class(layer: Any) -> Any:
+    """The known class of a layer; of a subclass, too, that has only a constructor and ``get_config`` of its own."""
+    for cls in type(layer).__mro__:
+        if cls.__name__ in KNOWN:
+            return cls
+        if any(callable(value) and name not in ("__init__", "get_config") for name, value in vars(cls).items()):
+            break
+    return type(layer)
 
 
 def _numpy(variable: Any) -> np.ndarray:
