@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 import keras
 from foldconv.errors import NoMatchError, UnsupportedError
 from foldconv.keras import NormPlace, RepVGGConv1D, RepVGGConv2D, RepVGGConv3D, RepVGGDepthwiseConv2D, expand, fold
+from foldconv.keras.foldable import add_is_wrong
 from foldconv.keras.testing import gradients, in_double
 from keras import layers, ops
 
@@ -257,3 +258,20 @@ def test_mixed_precision():
     assert keras.backend.standardize_dtype(rich(x).dtype) == "float32"
     near(rich(x, training=False), model(x, training=False), 1e-6)
     assert math.prod(rich.layers[0].point_kernel.shape) == 16
+
+
+@pytest.mark.skipif(not add_is_wrong(), reason="this backend adds a channels_first bias rightly")
+def test_a_shared_layer_is_not_folded_where_one_of_its_calls_is_as_wide_as_its_channels():
+    for size, refused in ((8, True), (9, False)):  # outputs are 6 and 4 wide, or 7 and 5
+        shared = RepVGGConv2D(4, 3, use_bias=False, data_format="channels_first")
+        inputs = keras.Input((4, 5, size))
+        small = shared(inputs)
+        padded = layers.ZeroPadding2D((1, 0), data_format="channels_first")(small)
+        net = keras.Model(inputs, [small, shared(padded)])
+        for variable in net.variables:
+            variable.assign(np.random.default_rng(0).uniform(0.5, 1, variable.shape))
+        if refused:
+            with pytest.raises(UnsupportedError, match="expected a width other than 4, received 4"):
+                fold(net)
+        else:
+            assert fold(net).count_params() < net.count_params()

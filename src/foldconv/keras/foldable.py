@@ -105,8 +105,11 @@ class FoldableLayer:
             UnsupportedError: for a bias that the plain layer would add along the wrong axis (`add_is_wrong`).
         """
         if bias is not None and bias.any() and self.data_format == "channels_first" and add_is_wrong():
-            width = self.compute_output_shape(self.get_build_config()["input_shape"])[-1]
-            if width in (None, len(bias)):
+            # A shared layer is built for the first of its calls.
+            shapes = [self.compute_output_shape(self.get_build_config()["input_shape"])]
+            shapes += [tensor.shape for node in self._inbound_nodes for tensor in node.output_tensors]
+            width = next((shape[-1] for shape in shapes if shape[-1] in (None, len(bias))), 0)
+            if width != 0:
                 keras_here = f"Keras {keras.__version__} on {keras.backend.backend()}"
                 raise UnsupportedError(
                     f"{self.name}: {keras_here} adds a channels_first bias along the wrong axis where the output is as "
