@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import foldconv
@@ -432,6 +433,15 @@ class DataDependent(nn.Module):
         while float(x.abs().sum()) < 10:
             x = self.child(x) + 1
         return self.norm(self.conv(x))
+
+
+def test_parametrized_norms():
+    net = block()
+    before = DataFlow(net).why(net[0])
+    parametrize.register_parametrization(net[1], "weight", nn.Softplus())
+    assert before == "1 alone reads its output"
+    why = "its output goes to 1, a norm with a computed weight; remove the parametrization"
+    assert DataFlow(net).why(net[0]) == why
 
 
 def test_opaque_root_whose_source_only_calls_its_child():

@@ -74,6 +74,28 @@ def checkpointed(self, x):
     return checkpoint(lambda z: self.norm2(self.conv2(z)), y, use_reentrant=False)
 
 
+def even(x):
+    if x.shape[-1] % 2:
+        x = F.pad(x, (0, 1))
+    missing = max(4 - x.shape[-2], 0)
+    return F.pad(x, (0, 0, 0, missing))
+
+
+def is_wide(x):
+    return x.shape[-1] > x.shape[-2]
+
+
+def sizes_that_decide_nothing(self, x):
+    x = even(x)
+    b, c, h, w = x.shape
+    if h % 2 or w < 2:
+        raise ValueError("odd")
+    assert c == 4
+    assert b == x.size(0), "the same"
+    y = self.norm1(self.conv1(x.view(b, -1, h, w)))
+    return F.interpolate(y, (h * 2, round(w / 2))) + torch.zeros(y.shape[0], 1, 2 * y.shape[2], 3)
+
+
 def checkpointed_between(self, x):
     y = checkpoint(self.norm1, self.conv1(x), use_reentrant=True)
     return checkpoint(self.norm2, self.conv2(y), use_reentrant=False)
@@ -103,6 +125,7 @@ PROVEN = {
     asks_what_is_no_use: {"conv1": "norm1"},
     in_an_object: {"conv1": "norm1"},
     checkpointed: BOTH,
+    sizes_that_decide_nothing: {"conv1": "norm1"},
     checkpointed_between: BOTH,
     asks_for_gradients: {"conv1": "norm1"},
     twice: {"conv1": "norm1"},
@@ -250,6 +273,21 @@ def only_for_adversaries(self, x):
     return self.norm1(y) + y if x.requires_grad else self.norm1(y)
 
 
+def adds_if_large(self, x):
+    y = self.conv1(x)
+    return self.norm1(y) + y if int(y.shape[-1]) > 10 else self.norm1(y)
+
+
+def adds_if_wide(self, x):
+    y = self.conv1(x)
+    return self.norm1(y) + (y if x.size(-1) / x.size(2) > 1 else 0)
+
+
+def adds_if_told(self, x):
+    y = self.conv1(x)
+    return self.norm1(y) + y if is_wide(x) else self.norm1(y)
+
+
 def never(self, x):
     return x
 
@@ -280,6 +318,9 @@ ELSEWHERE = {
     only_with_gradients: "its output is read by whoever keeps it or gets the model's output",
     only_in_inference_mode: "its output is read by whoever keeps it or gets the model's output",
     only_for_adversaries: "its output is read by add in the root",
+    adds_if_large: "the root, through which its output goes, asks for sizes",
+    adds_if_wide: "the root, through which its output goes, asks for sizes",
+    adds_if_told: "the root, through which its output goes, asks for sizes",
     never: "it is not called on example_inputs",
 }
 
@@ -290,6 +331,37 @@ def test_not_proven(run):
     seen = flow(net)
     assert seen.pairs == {}
     assert seen.why(net.conv1) == ELSEWHERE[run]
+
+
+def test_whose_questions_about_sizes_matter():
+    class Inner(nn.Module):
+        def __init__(self, *parts, ask):
+            super().__init__()
+            self.parts, self.ask = nn.ModuleList(parts), ask
+
+        def forward(self, x):
+            for part in self.parts:
+                x = part(x)
+            self.size = int(x.shape[-1]) if self.ask else None
+            return x
+
+    class Root(Inner):
+        def forward(self, x):
+            assert float(x.detach().sum()) < 1e9
+            return super().forward(x)
+
+    counting = made(lambda self, x: self.norm1(self.conv1(x)) if len(x) < 3 else self.conv1(x))
+    assert "asks for sizes" in flow(counting).why(counting.conv1)
+
+    def net(*ask):
+        conv, norm = nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4)
+        return Root(nn.Conv2d(4, 4, 1), Inner(Inner(conv, ask=ask[0]), Inner(norm, ask=ask[1]), ask=ask[2]), ask=ask[3])
+
+    pair = {"parts.1.parts.0.parts.0": "parts.1.parts.1.parts.0"}
+    assert pairs(net(False, False, False, True)) == pair
+    for number in range(3):
+        asking = [number == each for each in range(4)]
+        assert pairs(net(*asking)) == {}
 
 
 def test_what_only_training_shows_is_nothing_to_a_fold():

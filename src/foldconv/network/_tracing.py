@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from ..algebra.convolutions import PLAIN
@@ -127,7 +129,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # A hook on a container may see, keep and change anything that passes.
-        return isinstance(m, Foldable) or is_norm(m) or is_watched(m) or not any(True for _ in m.children())
+        norm = is_norm(m) or isinstance(m, _BatchNorm)
+        return isinstance(m, Foldable) or norm or is_watched(m) or not any(True for _ in m.children())
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         if (inner := unwrapped(m)) is not m and not is_watched(m):
@@ -202,6 +205,8 @@ class Trace:
                 break
             node = user
         if norm is None or not is_norm(norm):
+            if isinstance(norm, _BatchNorm) and parametrize.is_parametrized(norm):
+                return f"its output goes to {user.target}, a norm with a computed weight; remove the parametrization"
             what = type(norm).__name__ if norm is not None else getattr(user.target, "__name__", user.target)
             return f"its output goes to {what}, no batch norm module"
         if user.args != (node,) or user.kwargs:

@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import gc
 import inspect
+import itertools
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from ..errors import UnsupportedError
 from ..layers import Foldable
 from ..layers.foldable import is_watched
 from ..layers.handover import unchecked
+from ._sizes import OF_SHAPE, Asked
 from ._surroundings import put_back
 from ._tracing import DROPOUTS, HARMLESS, without_gradients
 from .tree import shadow_of, uncompiled
@@ -45,12 +47,14 @@ class Run:
         calls: how often each convolution and norm was called.
         read: modules whose tensors somebody else read.
         entered: all modules that were called.
+        asked: convolutions between which and their norm somebody asks for sizes, with who.
     """
 
     outputs: dict[nn.Module, list[nn.Module | str]]
     calls: dict[nn.Module, int]
     read: set[nn.Module]
     entered: set[nn.Module]
+    asked: dict[nn.Module, nn.Module]
 
 
 @dataclasses.dataclass
@@ -61,6 +65,13 @@ class _Call:
     output: weakref.ref[Tensor] | None
     norms: list[nn.Module] = dataclasses.field(default_factory=list)
     elsewhere: str | None = None
+    stack: tuple[nn.Module, ...] = ()
+    through: set[nn.Module] = dataclasses.field(default_factory=set)
+
+    def pass_through(self, stack: list[nn.Module]) -> None:
+        """The output goes on where these run: through all that do not run both times, and the last that does."""
+        common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] is pair[1], zip(self.stack, stack)))
+        self.through.update(self.stack[max(common - 1, 0) :], stack[max(common - 1, 0) :])
 
     def lives(self) -> bool:
         """Does anybody still hold the output?"""
@@ -70,11 +81,12 @@ class _Call:
 class _Watch(TorchFunctionMode):
     """Follows the outputs of convolutions through a model's calls and torch's functions."""
 
-    def __init__(self, model: nn.Module, training: bool):
+    def __init__(self, model: nn.Module, training: bool, sizes: bool):
         super().__init__()
-        self.training = training
+        self.training, self.sizes = training, sizes
         self.names = {module: name or "the root" for name, module in model.named_modules()}
         self.stack: list[nn.Module] = []
+        self.asked = Asked(self.stack)
         self.packing = False
         self.entered: set[nn.Module] = set()
         self.calls: list[_Call] = []
@@ -112,7 +124,10 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in HARMLESS:
             self.see(func, args, kwargs)
-        return func(*args, **kwargs or {})
+        result = func(*args, **kwargs or {})
+        if func is Tensor.__len__:
+            self.asked.note_length()
+        return self.asked.of(result) if self.sizes and func in OF_SHAPE else result
 
     def see(self, func: Any, args: Any, kwargs: Any) -> None:
         """A function of torch's, or an operation that perhaps none has begun (a script's, an extension's)."""
@@ -160,6 +175,7 @@ class _Watch(TorchFunctionMode):
                 self.fed.setdefault(module, []).append(None if call is None else call.conv)
                 if call is not None:
                     call.norms.append(module)
+                    call.pass_through(self.stack)
         self.stack.append(module)
         self.entered.add(module)
 
@@ -170,7 +186,7 @@ class _Watch(TorchFunctionMode):
         if self.inside() is not None:
             return
         if isinstance(module, (*PLAIN, Foldable)):
-            self.calls.append(call := _Call(module, None))
+            self.calls.append(call := _Call(module, None, stack=tuple(self.stack)))
             if len(args) != 1 or kwargs:
                 self.use(call, "a call with more than its input")
             elif not isinstance(output, Tensor) or self.call_of(output) is not None:
@@ -208,15 +224,15 @@ def runs_of(model: nn.Module, example_inputs: Any, training: bool, **flags: bool
         UnsupportedError: when the model cannot be copied, or fails on these inputs both without gradients and with.
     """
     runs, failures = [], []
-    # The first of each row that succeeds. Who must not run inside inference mode may run without gradients; who writes
-    # to its input, or leaves torch, cannot do so while that needs a gradient.
+    # The first of each row that succeeds. Who must not run inside inference mode may run without gradients, or wants
+    # common integers; who leaves torch cannot do so with an input that needs a gradient.
     for row in (
-        [(without_gradients(training), False), (torch.no_grad, False)],
-        [(torch.enable_grad, True), (torch.enable_grad, False)],
+        [(without_gradients(training), {}), (torch.no_grad, {}), (torch.no_grad, {"sizes": False})],
+        [(torch.enable_grad, {"to_inputs": True}), (torch.enable_grad, {})],
     ):
-        for grad_mode, to_inputs in row:
+        for grad_mode, how in row:
             try:
-                runs.append(_run_of(model, example_inputs, training, grad_mode, to_inputs, flags))
+                runs.append(_run_of(model, example_inputs, training, grad_mode, flags, **how))
                 break
             except UnsupportedError as error:
                 failures.append(error)
@@ -226,12 +242,18 @@ def runs_of(model: nn.Module, example_inputs: Any, training: bool, **flags: bool
 
 
 def _run_of(
-    model: nn.Module, example_inputs: Any, training: bool, grad_mode: Any, to_inputs: bool, flags: dict[str, bool]
+    model: nn.Module,
+    example_inputs: Any,
+    training: bool,
+    grad_mode: Any,
+    flags: dict[str, bool],
+    to_inputs: bool = False,
+    sizes: bool = True,
 ) -> Run:
-    """One run; `to_inputs` asks for the gradients of the inputs, too."""
+    """One run; `to_inputs` asks for the gradients of the inputs, too, `sizes` watches who asks for them."""
     shadow = shadow_of(model, training)[0]
     theirs = dict(zip(shadow.modules(), model.modules()))
-    watch = _Watch(shadow, training)
+    watch = _Watch(shadow, training, sizes)
     # Computed tensors refuse to be copied.
     computed = {id(v): _fresh(v, to_inputs) for v in pytree.tree_leaves(example_inputs) if isinstance(v, Tensor)}
     args, kwargs = arguments_of(copy.deepcopy(example_inputs, computed))
@@ -275,7 +297,8 @@ def _run_of(
             outputs.setdefault(theirs[call.conv], []).append(theirs[to] if isinstance(to, nn.Module) else to)
             calls[theirs[call.conv]] = calls.get(theirs[call.conv], 0) + 1
     read, entered = ({theirs[m] for m in found if m in theirs} for found in (watch.read, watch.entered))
-    return Run(outputs, calls, read, entered)
+    asked = {theirs[c.conv]: theirs[m] for c in watch.calls for m in c.through & watch.asked.by if c.conv in theirs}
+    return Run(outputs, calls, read, entered, asked)
 
 
 def _fresh(tensor: Tensor, with_gradient: bool) -> Tensor:

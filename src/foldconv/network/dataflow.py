@@ -81,6 +81,7 @@ class DataFlow:
             self._trace(model)
         except UnsupportedError as error:
             self._failure = error
+        self._traced = set(self.outputs)
         if example_inputs is not None and self._failure is None:
             for mode in self._modes:
                 with contextlib.suppress(UnsupportedError) if tolerant and mode else contextlib.nullcontext():
@@ -184,6 +185,9 @@ class DataFlow:
         for run in runs:
             self.read |= run.read
             self._take([(conv, to) for conv, seen in run.outputs.items() for to in seen], run.calls)
+            for conv, by in run.asked.items():
+                if conv not in self._traced:
+                    self.outputs[conv].append(f"{self._name(by)}, through which its output goes, asks for sizes")
             for module, count in run.calls.items():
                 # Runs and traces count the same calls, unless nobody could follow them.
                 self.calls[module] = max(self.calls[module], count)
