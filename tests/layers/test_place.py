@@ -372,6 +372,22 @@ def test_gradients_flow_where_the_network_is_split_between_the_two():
         assert max(off(a, b) for a, b in zip(*gradients)) < 1e-12
 
 
+def test_gradients_are_shown_to_who_asks_the_output_for_them():
+    net, seen = expanded("repvgg").train(), []
+
+    def watch(module, args, output):
+        output.register_hook(lambda gradient: seen.append(gradient))
+        output.retain_grad()
+        module.kept = output
+
+    net[0].register_forward_hook(watch)
+    net(X).pow(2).sum().backward()
+    assert len(seen) == 1
+    assert torch.equal(seen[0], net[0].kept.grad)
+    net[0].kept = net[0].kept.detach()
+    assert off(foldconv.fold(copy.deepcopy(net)).eval()(X), net.eval()(X)) < 1e-10
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 def test_replicas_and_what_is_compiled_traced_or_scripted_in_parts():
     net = expanded("repvgg").eval()

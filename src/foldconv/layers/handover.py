@@ -42,20 +42,18 @@ def _methods(names: str) -> set[Any]:
     return {getattr(Tensor, name) for name in names.split()}
 
 
-_ABOUT = _attributes(
-    "shape dtype device layout ndim requires_grad grad grad_fn is_leaf output_nr retains_grad _version"
-)
-_ABOUT |= _attributes("is_cpu is_cuda is_mps is_xpu is_meta is_sparse is_quantized is_nested itemsize nbytes")
-_ABOUT |= _attributes("_backward_hooks")
-_ABOUT |= {Tensor.requires_grad.__set__, Tensor.grad.__set__}  # pyright: ignore
+_VALUES = _attributes("T H mT mH real imag") | {Tensor.data.__set__}  # pyright: ignore
+"""Attributes that are more than a question."""
+_ABOUT = _methods("__hash__ __len__ register_hook retain_grad record_stream new_zeros new_ones new_empty new_full")
 _ABOUT |= _methods("size dim numel nelement stride storage_offset element_size untyped_storage data_ptr get_device")
-_ABOUT |= _methods("is_floating_point is_complex is_contiguous is_inference is_set_to is_pinned is_shared dim_order")
-_ABOUT |= _methods("__hash__ __len__ register_hook retain_grad record_stream new_zeros new_ones new_empty new_full")
+_ABOUT |= _methods(
+    "is_floating_point is_complex is_contiguous is_inference is_set_to is_pinned is_shared dim_order _is_view"
+)
 _ABOUT |= {torch.numel, torch.is_floating_point, torch.is_complex, torch.is_inference, torch.result_type}
 _ABOUT |= {torch.zeros_like, torch.ones_like, torch.empty_like, torch.rand_like, torch.randn_like, torch.full_like}
 """Read no value."""
 _KEEPING = _methods("detach detach_ clone contiguous to cpu cuda float double half bfloat16 type type_as")
-_KEEPING |= _methods("requires_grad_ __deepcopy__") | _attributes("data") | {torch.clone, torch.detach}
+_KEEPING |= _methods("requires_grad_") | _attributes("data") | {torch.clone, torch.detach}
 """Leave every value as it is, but for its type."""
 _PERHAPS: set[Any] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 _PERHAPS |= {torch.dropout, torch.feature_dropout, torch.alpha_dropout, torch.reshape, torch.squeeze, torch.flatten}
@@ -154,21 +152,29 @@ class Unplaced(Tensor):
     def ordinary(self) -> Tensor:
         """The same tensor, no longer watched."""
         with torch._C.DisableTorchFunctionSubclass():
-            given, node = self._given, self.grad_fn
-            # An autograd function may have given this object a history of its own.
-            known = node.next_functions[0][0] if node is not None and node.next_functions else None
-            if self.requires_grad == given.requires_grad and known is given.grad_fn and node is not given.grad_fn:
-                return given
-            if not self.requires_grad and not given.requires_grad:
-                return given
-            return self.as_subclass(Tensor)
+            return self._given if self._has_no_history() else self.as_subclass(Tensor)
+
+    def _has_no_history(self) -> bool:
+        """Has no autograd function given this object a history of its own?"""
+        given, node = self._given, self.grad_fn
+        if self.requires_grad != given.requires_grad:
+            return False
+        return node is None or (bool(node.next_functions) and node.next_functions[0][0] is given.grad_fn)
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        """An ordinary tensor: somebody kept this one, and what is copied goes nowhere."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(Tensor).__deepcopy__(memo)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer questions, pass on what leaves every value as it is, refuse anything else."""
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            if func in _ABOUT:
+            asks = getattr(func, "__name__", "") in ("__get__", "__set__") and func not in _VALUES
+            if func in _ABOUT or (asks and func not in _KEEPING):
+                if func.__name__ != "__set__":  # hooks, too, belong to what goes on from here
+                    args = [a._given if isinstance(a, cls) and a._has_no_history() else a for a in args]
                 return func(*args, **kwargs)
             first = args[0] if args else None
             if func in _KEEPING or func in _PERHAPS:

@@ -66,12 +66,10 @@ class NormPlace(Borrowed):
         if torch.compiler.is_compiling():
             # The layer may be one that the compiler leaves out.
             return self.rest(input.as_subclass(Tensor) if isinstance(input, Unplaced) else input)
-        traced = as_a_call(self, input, (), {})
-        if traced is not None:
-            return traced
         if type(input) is Unplaced or (type(input) is Tensor and not is_recorded()):
-            input = self.handover.take(self, input)
-        return self.rest(input)
+            return self.rest(self.handover.take(self, input))
+        traced = as_a_call(self, input, (), {})
+        return self.rest(input) if traced is None else traced
 
     # ------------------------------------------------------------------ the norm, for who looks for it here
 
