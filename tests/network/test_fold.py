@@ -614,3 +614,29 @@ def test_detector_whose_root_nobody_can_trace():
     with torch.no_grad():
         for a, b in zip(net.eval().backbone(x).values(), folded.eval().backbone(x).values()):
             torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+
+
+def test_a_forward_replaced_inside_a_branch_is_named():
+    net = foldconv.expand(nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4)), "repvgg")
+    net[0].conv.forward = net[0].conv.forward  # as accelerate's hooks do
+    with pytest.raises(foldconv.UnsupportedError, match=r"^0: the forward of its body\.main\.conv was replaced"):
+        foldconv.fold(net)
+
+
+def test_a_lazy_norm_is_named():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.LazyBatchNorm2d())
+    for use in (lambda: foldconv.expand(net, "repvgg"), lambda: foldconv.fold(net, batchnorm=True)):
+        with pytest.raises(foldconv.UnsupportedError, match=r"^1 \(LazyBatchNorm2d\) is lazy .*run the model once"):
+            use()
+
+
+def test_what_mmengine_makes_of_a_synchronized_norm_is_a_norm():
+    class _BatchNormXd(nn.modules.batchnorm._BatchNorm):
+        def _check_input_dim(self, input):
+            pass
+
+    rich = foldconv.expand(nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), _BatchNormXd(4)).double(), "repvgg")
+    randomized(rich)
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    for batchnorm in (False, True):
+        torch.testing.assert_close(foldconv.fold(rich.eval(), batchnorm=batchnorm)(x), rich(x), rtol=1e-10, atol=1e-10)
