@@ -34,7 +34,8 @@ from torch import nn
 from foldconv.lab import zoo
 from foldconv.lab.cli import main
 from foldconv.lab.data import loaders
-from foldconv.lab.train.classifier import Classifier
+from foldconv.lab.train.loop import Training
+from foldconv.lab.train.records import Records
 from foldconv.lab.train.sharding import own_share
 from foldconv.methods.doconv import DOConv2d
 
@@ -50,44 +51,41 @@ def normless(num_classes, in_channels):
 
 def stop_at(step, mark):
     """Training that comes to `step` leaves a file and goes no further."""
-    original = Classifier.training_step
+    original = Training._batch
 
-    def training_step(self, batch, batch_index):
-        if self.global_step == step:
+    def stopped(self, images, labels, index):
+        if self.step == step:
             mark.touch()
             time.sleep(PATIENCE)
-        return original(self, batch, batch_index)
+        return original(self, images, labels, index)
 
-    Classifier.training_step = training_step
+    Training._batch = stopped
 
 
 def look(file):
-    """Write down how many numbers of the parameters this process holds when training ends, how many kernels each
-    validation composed, and whether DDP still keeps buffers alike.
+    """Write down how many numbers of the parameters this process holds when training ends, and how many kernels each
+    validation composed.
     """
     composed, counts, compose = [], [], DOConv2d.compose
-    start, end = Classifier.on_validation_start, Classifier.on_validation_end
+    original, close = Training.validate, Records.close
 
     def counted(self, *parameters):
         composed.append(self)
         return compose(self, *parameters)
 
-    def on_validation_start(self):
+    def validate(self):
         composed.clear()
-        start(self)
-
-    def on_validation_end(self):
-        end(self)
+        found = original(self)
         counts.append(len(composed))
+        return found
 
-    def on_train_end(self):
-        held = sum(own_share(parameter).numel() for parameter in self.network.parameters())
-        broadcasts = getattr(self.trainer.strategy.model, "broadcast_buffers", None)
-        file.write_text(json.dumps({"held": held, "composed": counts, "broadcasts": broadcasts}))
+    def closed(self):
+        close(self)
+        held = sum(own_share(parameter).numel() for parameter in self._training.module.network.parameters())
+        file.write_text(json.dumps({"held": held, "composed": counts}))
 
     DOConv2d.compose = counted
-    Classifier.on_validation_start, Classifier.on_validation_end = on_validation_start, on_validation_end
-    Classifier.on_train_end = on_train_end
+    Training.validate, Records.close = validate, closed
 
 
 def copy_for_one(source, target):

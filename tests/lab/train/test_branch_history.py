@@ -1,60 +1,47 @@
 """branches.csv: a row per epoch, layer and branch, the same after a resume, and pictures of it."""
 
-import warnings
+import io
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from matplotlib.figure import Figure
+from rich.console import Console
 from torch import nn
 
 import foldconv
 from foldconv.errors import CheckpointError, UnsupportedError
-from foldconv.lab.train.branch_history import BranchHistory
+from foldconv.lab.run import RunFolder
+from foldconv.lab.train import TrainConfig
 from foldconv.lab.train.branch_plot import plot_branches
 from foldconv.lab.train.branch_table import COLUMNS, read_branches
-from foldconv.lab.train.callbacks import LastCheckpoint
+from foldconv.lab.train.devices import launch, quiet_lightning
+from foldconv.lab.train.loop import Training
+from foldconv.lab.train.records import Records
 from foldconv.network.branches import branches
 
 
-class Small(pl.LightningModule):
-    """Two expanded layers on random images, the same in every run."""
-
-    def __init__(self, method="doconv"):
-        super().__init__()
-        torch.manual_seed(0)
-        net = nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False)
-        )
-        self.network = net if method is None else foldconv.expand(net, method, init="paper")
-
-    def training_step(self, batch, index):
-        return self.network(batch).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    def train_dataloader(self):
-        return torch.randn(8, 4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
 def train(folder, epochs, method="doconv", checkpoint=None):
-    """Train into a folder; the module afterwards."""
-    module = Small(method)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        callbacks=[BranchHistory(folder / "branches.csv"), LastCheckpoint(folder / "last.ckpt")],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    """Train two expanded layers into a folder; the module afterwards."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, bias=False),
+        nn.Flatten(),
+        nn.Linear(144, 10),
     )
-    with warnings.catch_warnings():  # Lightning's own: a torch name it still uses, data without workers
-        warnings.filterwarnings("ignore", module=r"lightning\..*")
-        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec")
-        trainer.fit(module, ckpt_path=checkpoint)
-    return module
+    net = net if method is None else foldconv.expand(net, method, init="paper")
+    config = TrainConfig(track_branches=True, schedule="constant", epochs=epochs, batch_size=479, accelerator="cpu")
+    content = checkpoint and torch.load(checkpoint, weights_only=True)
+    start = content and (checkpoint, content)
+    run = RunFolder(folder)
+    with quiet_lightning():
+        training = Training(net, config, config.open_data(), launch(config), run.checkpoint, start)
+        records = Records(training, {}, run, Console(file=io.StringIO()), content)
+        while training.epoch < epochs:
+            records.epoch()
+    return training.module
 
 
 def test_a_row_per_epoch_layer_and_branch(tmp_path):

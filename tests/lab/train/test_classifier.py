@@ -4,6 +4,7 @@ import pytest
 
 from foldconv.algebra import Sum
 from foldconv.lab.train import fit
+from foldconv.lab.train.classifier import Classifier
 from foldconv.layers import once
 
 
@@ -26,11 +27,14 @@ def test_no_branch_runs_in_validation(tiny, silent, tmp_path, monkeypatch, ema):
 
 
 def test_training_that_ends_in_validation_leaves_nothing_open(tiny, silent, tmp_path, monkeypatch):
-    def stop(self, batch, batch_index):
-        assert once._open
-        raise ZeroDivisionError
+    original = Classifier.logits
 
-    monkeypatch.setattr("foldconv.lab.train.classifier.Classifier.validation_step", stop)
+    def stop(self, images, network=None):
+        if once._open:
+            raise ZeroDivisionError
+        return original(self, images, network)
+
+    monkeypatch.setattr(Classifier, "logits", stop)
     with pytest.raises(ZeroDivisionError):
         fit(tiny(method="repvgg", out=str(tmp_path / "run")), silent)
     assert not once._open

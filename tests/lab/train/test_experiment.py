@@ -19,6 +19,8 @@ from foldconv.lab import zoo
 from foldconv.lab.train import TrainConfig, create_data, evaluate, experiment, fit, open_network, resume
 from foldconv.lab.train.classifier import Classifier
 from foldconv.lab.train.divergence import DivergedError
+from foldconv.lab.train.loop import Training
+from foldconv.lab.train.optimizers import training_groups
 
 
 def read_rows(folder):
@@ -181,46 +183,46 @@ class Dropping(nn.Module):
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
-@pytest.mark.parametrize("step", [2, 6, 15])  # in the first epoch, right after it, in the third; 6 steps per epoch
-def test_resumed_run_equals_an_undisturbed_one(tiny, silent, tmp_path, monkeypatch, step, schedule):
+def test_resumed_run_equals_an_undisturbed_one(tiny, silent, tmp_path, monkeypatch, schedule):
     monkeypatch.setitem(zoo._registry._BUILDERS, "dropping", Dropping)
     config = {"architecture": "dropping", "architecture_args": {}, "epochs": 4, "schedule": schedule}
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole = tmp_path / "whole"
     fit(tiny(**config, out=str(whole)), silent)
+    original = Training._batch
+    for step in (2, 6, 15):  # in the first epoch, right after it, in the third; 6 steps per epoch
+        broken = tmp_path / f"broken{step}"
 
-    original = Classifier.training_step
+        def interrupted(self, images, labels, index, step=step):
+            if self.step == step:
+                raise KeyboardInterrupt
+            return original(self, images, labels, index)
 
-    def interrupted(self, batch, batch_index):
-        if self.global_step == step:
-            raise KeyboardInterrupt
-        return original(self, batch, batch_index)
+        with monkeypatch.context() as context:
+            context.setattr(Training, "_batch", interrupted)
+            handler = signal.getsignal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt, match=f"foldconv train --resume {broken}"):
+                fit(tiny(**config, out=str(broken)), silent)
+            assert signal.getsignal(signal.SIGINT) is handler
+        assert state(broken)["global_step"] == step // 6 * 6
+        assert not (broken / "folded.safetensors").exists()
 
-    with monkeypatch.context() as context:
-        context.setattr(Classifier, "training_step", interrupted)
-        handler = signal.getsignal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt, match=f"foldconv train --resume {broken}"):
-            fit(tiny(**config, out=str(broken)), silent)
-        assert signal.getsignal(signal.SIGINT) is handler
-    assert state(broken)["global_step"] == step // 6 * 6
-    assert not (broken / "folded.safetensors").exists()
-
-    torch.manual_seed(12345)  # whatever the new process starts with
-    resume(broken, silent)
-    expected, received = state(whole), state(broken)
-    assert received["global_step"] == expected["global_step"] == 24
-    for key, value in expected["state_dict"].items():
-        assert torch.equal(received["state_dict"][key], value), key
-    assert (broken / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+        torch.manual_seed(12345)  # whatever the new process starts with
+        resume(broken, silent)
+        expected, received = state(whole), state(broken)
+        assert received["global_step"] == expected["global_step"] == 24
+        for key, value in expected["state_dict"].items():
+            assert torch.equal(received["state_dict"][key], value), key
+        assert (broken / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
 def test_every_epoch_has_its_own_order(tiny, silent, tmp_path, monkeypatch):
-    seen, original = [], Classifier.training_step
+    seen, original = [], Training._batch
 
-    def watched(self, batch, batch_index):
-        seen.append((batch[0].sum(), batch_index))
-        return original(self, batch, batch_index)
+    def watched(self, images, labels, index):
+        seen.append((images.sum(), index))
+        return original(self, images, labels, index)
 
-    monkeypatch.setattr(Classifier, "training_step", watched)
+    monkeypatch.setattr(Training, "_batch", watched)
     fit(tiny(epochs=3, out=str(tmp_path / "run")), silent)
     first = [float(total) for total, index in seen if index == 0]
     assert len(set(first)) == 3
@@ -306,26 +308,24 @@ def test_full_disk_keeps_the_checkpoint_before(tiny, silent, tmp_path, monkeypat
 def make_classifier(config=None, expanded=True):
     network = zoo.create("digits_resnet", width=4)
     network = foldconv.expand(network, "doconv") if expanded else network
-    return Classifier(network, config or TrainConfig(), 10, {})
+    return Classifier(network, config or TrainConfig(), 10)
 
 
 def test_loss_contains_the_methods_penalties(monkeypatch):
     module = make_classifier()
-    monkeypatch.setattr(module, "log", lambda *_, **__: None)
     batch = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
-    before = module.training_step(batch, 0)
+    before, shown, _ = module(*batch)
     monkeypatch.setattr("foldconv.lab.train.classifier.regularization", lambda network: torch.tensor(5.0))
-    assert (module.training_step(batch, 0) - before).item() == pytest.approx(5.0, abs=1e-5)
+    minimized, loss, right = module(*batch)
+    assert (minimized - before).item() == pytest.approx(5.0, abs=1e-5)
+    assert loss == shown == before
+    assert right == (module.logits(batch[0]).argmax(1) == batch[1]).sum()
 
 
 def test_decay_spares_norms_and_biases():
-    module = make_classifier(TrainConfig(weight_decay=0.25))
-    module.trainer = type("T", (), {"estimated_stepping_batches": 10})()
-    decays = {
-        id(p): group["weight_decay"]
-        for group in module.configure_optimizers()["optimizer"].param_groups
-        for p in group["params"]
-    }
+    module = make_classifier()
+    groups = training_groups(module.network, 0.25, 0.1)
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decays) == len(list(module.network.parameters()))
     assert decays[id(module.network.stem[0].weight)] == 0.25
     assert decays[id(module.network.stem[1].weight)] == 0.0

@@ -6,11 +6,11 @@ import os
 import pytest
 
 from foldconv.errors import UnsupportedError
-from foldconv.lab.train import fit, trainer
+from foldconv.lab.train import fit, records
 
 
 def test_missing_package_is_named_before_anything_is_written(tiny, silent, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(records.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnsupportedError, match=r'needs the package tensorboard; .* "foldconv\[tensorboard\]"'):
         fit(tiny(tensorboard=True, out=str(tmp_path / "run")), silent)
     assert os.listdir(tmp_path) == []

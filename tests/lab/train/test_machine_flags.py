@@ -2,10 +2,10 @@
 
 import csv
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from safetensors.torch import load_file
 from torch import nn
 
@@ -14,7 +14,7 @@ from foldconv.errors import UnsupportedError
 from foldconv.lab import zoo
 from foldconv.lab.train import TrainConfig, fit, open_network, sharding
 from foldconv.lab.train.classifier import Classifier
-from foldconv.lab.train.trainer import make_trainer, quiet_lightning
+from foldconv.lab.train.devices import launch, quiet_lightning
 
 
 def losses(folder):
@@ -25,17 +25,17 @@ def losses(folder):
 @pytest.fixture
 def seen(monkeypatch):
     """What the networks of runs look like while they train."""
-    found, forward = {"logits": set(), "channels_last": set()}, Classifier.forward
+    found, original = {"logits": set(), "channels_last": set()}, Classifier.logits
 
-    def watched(self, images):
-        logits = forward(self, images)
+    def watched(self, images, network=None):
+        logits = original(self, images, network)
         if self.training:
             kernels = [p for p in self.network.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
             found["logits"].add(logits.dtype)
             found["channels_last"] |= {p.is_contiguous(memory_format=torch.channels_last) for p in kernels}
         return logits
 
-    monkeypatch.setattr(Classifier, "forward", watched)
+    monkeypatch.setattr(Classifier, "logits", watched)
     return found
 
 
@@ -76,9 +76,9 @@ def test_precision(tiny, silent, tmp_path, seen, finished, precision, logits, ke
         ({"track_branches": True, "strategy": "fsdp", "devices": 2}, "track_branches: fsdp splits the kernels"),
     ],
 )
-def test_what_a_cpu_does_not_take_is_one_line(tiny, tmp_path, settings, message):
+def test_what_a_cpu_does_not_take_is_one_line(tiny, settings, message):
     with pytest.raises(UnsupportedError, match=message) as error, quiet_lightning():
-        make_trainer(tiny(**settings), tmp_path, [])
+        launch(tiny(**settings))
     assert "\n" not in str(error.value)
 
 
@@ -150,7 +150,7 @@ def test_compiled_by_inductor(tiny, silent, tmp_path, monkeypatch, compiled_grap
 
 @pytest.fixture(params=["doconv", "dbb", "orepa", "repvgg"])
 def trained(request):
-    """A `Classifier` whose norms have seen images, and how to build its network again."""
+    """A `Classifier` whose norms have seen images, and a function that saves it and opens the file."""
     torch.manual_seed(0)
     network = foldconv.expand(zoo.create("digits_resnet", width=4), request.param)
     network(torch.randn(16, 1, 8, 8))
@@ -159,12 +159,13 @@ def trained(request):
         "architecture_args": {"width": 4},
         "layers": foldconv.files.native.describe_layers(network),
     }
-    return Classifier(network, TrainConfig(), 10, description)
+    module = Classifier(network, TrainConfig(), 10)
 
+    def saved(path):
+        torch.save({"foldconv": description, "state_dict": module.state_dict(), "global_step": 1}, path)
+        return open_network(path)[0]
 
-def saved(module, path):
-    torch.save({"foldconv": module._description, "state_dict": module.state_dict(), "global_step": 1}, path)
-    return open_network(path)[0]
+    return module, saved
 
 
 def norms(module):
@@ -174,27 +175,29 @@ def norms(module):
 
 
 def test_joined_norms_leave_the_checkpoint_as_it_is(trained, tmp_path):
-    """What Lightning does to a network for `sync_batchnorm`; the statistics themselves are joined on GPUs only."""
+    """The statistics themselves are joined on GPUs only."""
+    module, saved = trained
     images = torch.randn(4, 1, 8, 8)
-    expected = saved(trained, tmp_path / "before.ckpt")(images)
-    TorchSyncBatchNorm().apply(trained)
-    assert norms(trained) == {nn.SyncBatchNorm}
-    received = saved(trained, tmp_path / "after.ckpt")
+    expected = saved(tmp_path / "before.ckpt")(images)
+    alone = SimpleNamespace(setup_module=lambda module: module)
+    assert norms(sharding.distributed(module, alone, sync_batchnorm=False)) == {nn.BatchNorm2d}
+    assert norms(sharding.distributed(module, alone, sync_batchnorm=True)) == {nn.SyncBatchNorm}
+    received = saved(tmp_path / "after.ckpt")
     assert torch.equal(received(images), expected)
-    assert torch.allclose(trained.network.eval()(images), expected, atol=1e-5)
+    assert torch.allclose(module.network.eval()(images), expected, atol=1e-5)
     assert torch.allclose(foldconv.fold(received)(images), expected, atol=1e-4)
 
 
 def test_sharding_joins_norms_before_it_splits(trained, monkeypatch):
-    """Lightning would leave them as they are under this kind of strategy; splitting needs processes, see there."""
+    """Splitting needs processes, see there."""
     kinds = []
     monkeypatch.setattr("torch.distributed.device_mesh.init_device_mesh", lambda *_: None)
     monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda network, mesh: kinds.append(norms(network)))
     strategy = sharding.ShardedStrategy()
+    strategy._device_mesh = object()
     monkeypatch.setattr(sharding.ShardedStrategy, "root_device", torch.device("cpu"))
     monkeypatch.setattr(sharding.ShardedStrategy, "world_size", 2)
-    strategy.shard(trained.network)
-    strategy._layer_sync = TorchSyncBatchNorm()
-    strategy.shard(trained.network)
+    for joined in (False, True):
+        sharding.distributed(trained[0], strategy, joined)
     assert nn.SyncBatchNorm not in kinds[0]
     assert kinds[1] == {nn.SyncBatchNorm}

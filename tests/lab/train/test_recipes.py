@@ -17,6 +17,7 @@ from foldconv.errors import CheckpointError, UnsupportedError
 from foldconv.lab import zoo
 from foldconv.lab.train import TrainConfig, fit, open_network, resume
 from foldconv.lab.train.classifier import Classifier
+from foldconv.lab.train.loop import Training
 from foldconv.lab.train.optimizers import create_optimizer, create_schedule, training_groups
 
 EVERYTHING = {
@@ -146,34 +147,34 @@ def test_include_and_exclude(tiny, silent, tmp_path):
     assert result.accuracy_expanded == result.accuracy_folded
 
 
-def test_label_smoothing_and_mixing_change_the_loss(monkeypatch):
+def test_label_smoothing_and_mixing_change_the_loss():
     batch = torch.randn(8, 1, 8, 8), torch.arange(8)
     losses = []
     for settings in ({}, {"label_smoothing": 0.2}, {"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}):
         torch.manual_seed(0)
-        module = Classifier(zoo.create("digits_resnet", width=4), TrainConfig(**settings), 10, {})
-        monkeypatch.setattr(module, "log", lambda *_, **__: None)
-        losses.append(module.training_step(batch, 0).item())
+        module = Classifier(zoo.create("digits_resnet", width=4), TrainConfig(**settings), 10)
+        losses.append(module(*batch)[0].item())
     assert len({round(loss, 6) for loss in losses[:4]}) == 4
     assert losses[4] in losses[2:4] or losses[4] not in losses[:2]
 
 
 def test_average_follows_its_formula_and_is_what_counts(tiny, silent, tmp_path, monkeypatch):
-    weights, original = [], Classifier.on_train_batch_end
+    weights, original = [], Training._batch
 
-    def watched(self, outputs, batch, batch_idx):
-        if self.trainer.global_step > self._averaged_step:
-            weights.append(self.network.head.weight.detach().clone())
-        original(self, outputs, batch, batch_idx)
+    def watched(self, images, labels, index):
+        head, before = self.module.network.head.weight, self.step
+        if not weights:
+            weights.append(head.detach().clone())
+        found = original(self, images, labels, index)
+        if self.step > before:
+            weights.append(head.detach().clone())
+        return found
 
-    start = []
-    fit_start = lambda self: start.append(self.network.head.weight.detach().clone())  # noqa: E731
     with monkeypatch.context() as context:
-        context.setattr(Classifier, "on_train_batch_end", watched)
-        context.setattr(Classifier, "on_fit_start", fit_start)
+        context.setattr(Training, "_batch", watched)
         result = fit(tiny(ema=0.8, accumulate=2, out=str(tmp_path / "run")), silent)
+    average, *weights = weights
     assert len(weights) == 6  # 2 epochs of 3 steps of 2 batches
-    average = start[0]
     for weight in weights:
         average = 0.8 * average + 0.2 * weight
     network, _ = open_network(tmp_path / "run" / "last.ckpt")
@@ -229,21 +230,51 @@ def test_result_tells_seed_time_memory_and_device(tiny, silent, tmp_path):
 def test_resumed_run_with_everything_equals_an_undisturbed_one(tiny, silent, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     fit(tiny(**EVERYTHING, epochs=4, out=str(whole)), silent)
-    original = Classifier.training_step
+    original = Training._batch
 
-    def interrupted(self, batch, batch_index):
-        if self.trainer.current_epoch == 2 and batch_index == 3:
+    def interrupted(self, images, labels, index):
+        if self.epoch == 2 and index == 3:
             raise KeyboardInterrupt
-        return original(self, batch, batch_index)
+        return original(self, images, labels, index)
 
     with monkeypatch.context() as context:
-        context.setattr(Classifier, "training_step", interrupted)
+        context.setattr(Training, "_batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fit(tiny(**EVERYTHING, epochs=4, out=str(broken)), silent)
     torch.manual_seed(12345)
+    older = shutil.copytree(broken, tmp_path / "older")
     resume(broken, silent)
     assert same(whole, broken)
     assert (broken / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+
+    # As Lightning's Trainer wrote it for earlier versions.
+    content = state(older)
+    del content["precision"]
+    content["callbacks"]["Stopwatch"] = {"seconds": content.pop("seconds")}
+    torch.save(content | {"loops": {}, "pytorch-lightning_version": "2.5.0"}, older / "last.ckpt")
+    resume(older, silent)
+    assert same(whole, older)
+
+
+@pytest.mark.parametrize(("precision", "ema"), [("bf16-true", 0.5), ("64-true", 0)])
+def test_resumed_in_another_precision(tiny, silent, tmp_path, precision, ema):
+    """All digits are kept, and timm's random rounding of averages in bfloat16 is repeated."""
+    fit(tiny(precision=precision, ema=ema, epochs=3, out=str(tmp_path / "whole")), silent)
+    broken = shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    os.replace(broken / "previous.ckpt", broken / "last.ckpt")
+    resume(broken, silent)
+    assert same(tmp_path / "whole", broken)
+
+
+@pytest.mark.parametrize("missing", ["optimizer_states", "epoch", "network.head.bias"])
+def test_a_checkpoint_that_lacks_something_is_one_line(finished, silent, tmp_path, missing):
+    content = state(finished[0])
+    del (content if missing in content else content["state_dict"])[missing]
+    torch.save(content, tmp_path / "last.ckpt")
+    (tmp_path / "config.yaml").write_bytes((finished[0] / "config.yaml").read_bytes())
+    with pytest.raises(CheckpointError, match=rf"last\.ckpt: .*{missing}") as error:
+        resume(tmp_path, silent)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "a flipped bit"])

@@ -41,7 +41,7 @@ _COMMANDS = {
     "import-checkpoint": _import_checkpoint,
     "convert-weights": _convert_weights,
 }
-_EXTRAS = {"filelock", "lightning", "matplotlib", "rich", "scipy", "sklearn", "timm", "torchmetrics", "torchvision"}
+_EXTRAS = {"filelock", "lightning", "matplotlib", "rich", "scipy", "sklearn", "timm", "torchvision"}
 _EXTRAS |= {"yaml"}
 
 

@@ -1,4 +1,4 @@
-"""Training on Lightning: `TrainConfig` says what, `fit` does it, `open_network` reads what came out.
+"""Training: `TrainConfig` says what, `fit` does it, `open_network` reads what came out.
 
 Names are loaded when first used: a config alone needs neither torch nor Lightning.
 """

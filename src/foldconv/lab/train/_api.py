@@ -3,7 +3,6 @@
 # ruff: noqa: F401
 from ..data import ImageData, create_data, list_data
 from .checkpoint import open_network
-from .classifier import Classifier
 from .config import TrainConfig
 from .evaluation import evaluate
 from .experiment import TrainResult, fit, resume

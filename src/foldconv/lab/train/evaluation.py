@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import UnsupportedError
 from ...layers.once import composed_once
@@ -31,17 +32,27 @@ def evaluate(
     Raises:
         UnsupportedError: the network's outputs are not one number per class and image.
     """
-    right, loss, count = 0, 0.0, 0
+
+    def logits_of(images: Tensor) -> Tensor:
+        logits = running(images)
+        expected = (len(images), data.num_classes)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+            shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
+            raise UnsupportedError(f"expected logits of shape {expected} for {data.name!r}, received {shape}")
+        return logits
+
     network = network.to(device)
     with evaluation(network) as running, composed_once(running):
-        for images, labels in evaluation_loader(data, device=device, workers=workers):
-            images, labels = images.to(device), labels.to(device)
-            logits = running(images)
-            expected = (len(images), data.num_classes)
-            if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
-                shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
-                raise UnsupportedError(f"expected logits of shape {expected} for {data.name!r}, received {shape}")
-            right += int((logits.argmax(1) == labels).sum())
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-            count += len(labels)
+        loss, right, count = score(logits_of, evaluation_loader(data, device=device, workers=workers))
     return {"accuracy": right / count, "loss": loss / count, "images": count}
+
+
+def score(logits_of: Callable[[Tensor], Tensor], batches: Iterable[Any]) -> tuple[float, int, int]:
+    """The cross-entropy summed over all images, how many were classified right, and how many there are."""
+    loss, right, count = 0.0, 0, 0
+    for images, labels in batches:
+        logits = logits_of(images)
+        loss += float(F.cross_entropy(logits, labels)) * len(labels)
+        right += int((logits.argmax(1) == labels).sum())
+        count += len(labels)
+    return loss, right, count

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from rich.console import Console
 from torch import nn
@@ -21,20 +19,20 @@ from ...files.native import save
 from ...network.costs import summary
 from ...network.fold import fold
 from ...network.verify import verify
-from ..data import ImageData, epoch_seed, evaluation_loader, training_loader
+from ..data import ImageData, epoch_seed, evaluation_loader
 from ..run import RunFolder, locked
 from ..zoo import check_name
 from . import processes
-from .callbacks import EpochProgress, EpochSeed, LastCheckpoint, MetricsTable, Stopwatch
 from .checkpoint import build, check_classes, chosen_method, open_network
-from .classifier import Classifier
 from .config import TrainConfig
 from .curves import plot_curves
-from .divergence import DivergedError, StopWhenDiverged
+from .devices import device_name, launch, peak_memory, quiet_lightning, stop_processes
+from .divergence import DivergedError
 from .evaluation import evaluate
+from .loop import Training
 from .optimizers import check_optimizer
+from .records import Records, check_logger
 from .resuming import newest_readable
-from .trainer import device_name, make_trainer, peak_memory, quiet_lightning, restored_interrupt_handler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +66,7 @@ class TrainResult:
 class _Trained:
     """What training tells besides its last checkpoint."""
 
-    rows: list[dict[str, float]]
+    rows: list[dict[str, Any]]
     training_seconds: float
     peak_memory: int | None
     device: torch.device
@@ -124,6 +122,7 @@ def _run(config: TrainConfig, old: RunFolder | None, console: Console | None) ->
     begin = time.perf_counter()
     # Before data are fetched or a network is built.
     check_optimizer(config)
+    check_logger(config)
     check_name(config.architecture)
     chosen_method(config)
     data = config.open_data()
@@ -131,12 +130,13 @@ def _run(config: TrainConfig, old: RunFolder | None, console: Console | None) ->
     network, description = build(config, data, console)
     start = None
     if old is not None:
-        start, content, damaged = newest_readable(old, config.keep)
-        check_classes(content, data, start)
+        path, content, damaged = newest_readable(old, config.keep)
+        start = path, content
+        check_classes(content, data, path)
         if first:
-            for path, error in damaged.items():
-                console.print(f"{error}; continuing from {start.name}", soft_wrap=True, highlight=False)
-                path.replace(path.with_name(f"damaged-{path.name}"))  # or it would push out the one that can be read
+            for bad, error in damaged.items():
+                console.print(f"{error}; continuing from {path.name}", soft_wrap=True, highlight=False)
+                bad.replace(bad.with_name(f"damaged-{bad.name}"))  # or it would push out the one that can be read
     if not first:
         folder = old or RunFolder(processes.shared_folder(config))
         try:
@@ -190,48 +190,23 @@ def _train(
     data: ImageData,
     description: dict[str, Any],
     folder: RunFolder,
-    start: Path | None,
+    start: tuple[Path, dict[str, Any]] | None,
     console: Console,
 ) -> _Trained:
-    metrics, stopwatch = MetricsTable(folder.metrics), Stopwatch()
-    callbacks: list[pl.Callback] = [EpochSeed(config.seed), stopwatch, metrics, EpochProgress(console)]
-    if config.track_branches:
-        from .branch_history import BranchHistory
-
-        callbacks.append(BranchHistory(folder.branches))
-    # last: they look at, and keep, what the others left
-    callbacks += [StopWhenDiverged(folder.checkpoint), LastCheckpoint(folder.checkpoint)]
-    if config.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     with quiet_lightning():
-        trainer = make_trainer(config, folder.path, callbacks)
-        device = trainer.strategy.root_device
-        share: dict[str, Any] = {
-            "device": device,
-            "rank": trainer.global_rank,
-            "world_size": trainer.world_size,
-            "workers": config.workers,
-        }
-        loader: Any = training_loader(
-            data,
-            processes.share_of_batch(config.batch_size, trainer.world_size),
-            config.seed,
-            epoch=lambda: trainer.global_step // math.ceil(len(loader) / config.accumulate),
-            **share,
-        )
-        module = Classifier(network, config, data.num_classes, description)
-        validation: Any = evaluation_loader(data, **share)
-        with restored_interrupt_handler(), module.validating:
-            try:
-                trainer.fit(module, loader, validation, ckpt_path=str(start) if start else None)
-            except SystemExit:  # what Lightning makes of Ctrl-C
-                if not trainer.interrupted:
-                    raise
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-    used = peak_memory(device)
-    name = device_name(device, trainer.world_size)
-    return _Trained(metrics.rows, round(stopwatch.seconds, 3), used, device, name)
+        fabric = launch(config)
+        try:
+            training = Training(network, config, data, fabric, folder.checkpoint, start)
+            records = Records(training, description, folder, console, start[1] if start else None)
+            while training.epoch < config.epochs:
+                records.epoch()
+            records.close()
+        except BaseException:
+            stop_processes(fabric)
+            raise
+    used = peak_memory(fabric.device)
+    name = device_name(fabric.device, fabric.world_size)
+    return _Trained(records.rows, round(training.seconds, 3), used, fabric.device, name)
 
 
 def _finish(trained: _Trained, config: TrainConfig, data: ImageData, folder: RunFolder) -> TrainResult:

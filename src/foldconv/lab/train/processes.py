@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
+import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
@@ -83,3 +85,10 @@ def share_of_batch(batch_size: int, processes: int) -> int:
             f"received {batch_size}"
         )
     return batch_size // processes
+
+
+def summed(fabric: Any, *numbers: float) -> list[float]:
+    """Each number added up over all processes of Lightning's `fabric`."""
+    if fabric.world_size == 1:
+        return list(numbers)
+    return fabric.all_reduce(torch.tensor(numbers, dtype=torch.float64, device=fabric.device), reduce_op="sum").tolist()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 
 from ...errors import CheckpointError
 from ...files.atomic import atomic_path
@@ -16,30 +15,20 @@ from ...files.reading import read_safely
 from ..run import RunFolder
 
 
-class SafeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are never half written, and never unpickled; the ones before stay under other names.
+def write_checkpoint(content: dict[str, Any], folder: RunFolder, keep: int) -> None:
+    """Write beside the previous checkpoint, then take its place; at each moment the newest name is there.
 
     Args:
-        keep: how many there are, the newest included.
+        content: tensors and plain values.
+        folder: of the run.
+        keep: how many checkpoints there are, the newest included; the ones before get other names.
     """
-
-    def __init__(self, keep: int = 1):
-        super().__init__()
-        self._keep = keep
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write beside the previous checkpoint, then take its place; at each moment the newest name is there."""
-        with atomic_path(path) as temporary:
-            with open(temporary, "wb") as file:  # torch hides the reason when it cannot write to a path
-                torch.save(checkpoint, file)
-            names = RunFolder(Path(path).parent).checkpoints(self._keep)
-            for newer, older in reversed(list(itertools.pairwise(names))):
-                if newer.is_file():
-                    _second_name(newer, older)
-
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        """Tensors and plain values only, whatever was asked."""
-        return read_safely(path)
+    with atomic_path(folder.checkpoint) as temporary:
+        with open(temporary, "wb") as file:  # torch hides the reason when it cannot write to a path
+            torch.save(content, file)
+        for newer, older in reversed(list(itertools.pairwise(folder.checkpoints(keep)))):
+            if newer.is_file():
+                _second_name(newer, older)
 
 
 def newest_readable(folder: RunFolder, keep: int) -> tuple[Path, dict[str, Any], dict[Path, CheckpointError]]:

@@ -1,13 +1,14 @@
-"""``strategy: fsdp``: gradients and the optimizer's state split among the processes, checkpoints whole."""
+"""How several processes share the work: ``strategy: ddp`` or ``fsdp``, and checkpoints that are whole all the same."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from .classifier import Classifier
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -22,42 +23,22 @@ class ShardedStrategy(ModelParallelStrategy):
     """
 
     def __init__(self) -> None:
-        super().__init__(save_distributed_checkpoint=False)
+        super().__init__(parallelize_fn=self._shard)
 
-    def shard(self, network: nn.Module) -> None:
-        """Split the network's parameters, join its batch norms where that was asked for; a second call does nothing."""
+    def _shard(self, module: nn.Module, _: Any) -> nn.Module:
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import FSDPModule, fully_shard
+        from torch.distributed.fsdp import fully_shard
 
-        if not isinstance(network, FSDPModule):
-            if self._layer_sync is not None:  # Lightning leaves it out for this kind of strategy
-                self._layer_sync.apply(network)
-            fully_shard(network, mesh=init_device_mesh(self.root_device.type, (self.world_size,)))
+        assert isinstance(module, Classifier)
+        fully_shard(module.network, mesh=init_device_mesh(self.root_device.type, (self.world_size,)))
+        return module
 
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Whole tensors, under the numbers that ``Optimizer.state_dict`` gives to parameters.
 
-        Torch's ``get_optimizer_state_dict`` would take a step to fill a state that is still empty, and leave weight
-        decay in the momentum.
-        """
-        content = optimizer.state_dict()
-        content["state"] = {
-            number: {name: _whole(value) for name, value in state.items()} for number, state in content["state"].items()
-        }
-        return content
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Each process reads the file and keeps its share."""
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-        content = self.checkpoint_io.load_checkpoint(self.broadcast(checkpoint_path))
-        module = self.lightning_module
-        assert module is not None
-        set_model_state_dict(module, content["state_dict"], options=StateDictOptions(full_state_dict=True))
-        if module.trainer.state.fn == TrainerFn.FITTING:
-            for optimizer, state in zip(self.optimizers, content["optimizer_states"], strict=True):
-                optimizer.load_state_dict(_split(state, optimizer))
-        return content
+def distributed(module: Classifier, strategy: Any, sync_batchnorm: bool) -> nn.Module:
+    """The module as it is called in training: with joined norms where that was asked for, and shared by `strategy`."""
+    if sync_batchnorm:
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    return strategy.setup_module(module)
 
 
 def own_share(tensor: Tensor) -> Tensor:
@@ -72,16 +53,20 @@ def own_share(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _whole(value: Any) -> Any:
-    """A tensor that is split is gathered, by all processes together; others are as they are."""
+def whole(value: Any) -> Any:
+    """Each tensor that is split, at any depth, gathered by all processes together; others are as they are.
+
+    Torch's ``get_optimizer_state_dict`` would take a step to fill a state that is still empty, and leave weight decay
+    in the momentum.
+    """
     from torch.distributed.tensor import DTensor
 
-    if isinstance(value, DTensor):
-        value = value.full_tensor()
-    return value.cpu() if isinstance(value, Tensor) else value
+    if isinstance(value, dict):
+        return {key: whole(each) for key, each in value.items()}
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def _split(content: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+def split(content: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """An optimizer's whole state as `optimizer`'s parameters are split."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -1,72 +1,60 @@
-"""Lightning's Trainer as a `TrainConfig` asks for it, quiet, and leaving Ctrl-C as it found it."""
+"""The devices and processes that a `TrainConfig` asks for: Lightning's Fabric, quiet."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
-import signal
-import threading
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
+from lightning.fabric.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from ...errors import UnsupportedError
 from .config import TrainConfig
-from .resuming import SafeCheckpointIO
 from .sharding import ShardedStrategy
 
+_STRATEGIES = (SingleDeviceStrategy, DDPStrategy, ShardedStrategy)
 
-def make_trainer(config: TrainConfig, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """A trainer that writes nothing but what its callbacks do (and TensorBoard's logs where they are asked for).
+
+def launch(config: TrainConfig) -> Fabric:
+    """Lightning's Fabric on the devices that a config asks for; the other processes are started.
 
     Raises:
-        UnsupportedError: an accelerator, strategy or precision that is not there, or no tensorboard.
+        UnsupportedError: an accelerator, strategy or precision that is not there.
     """
-    logger: Any = False
-    if config.tensorboard:
-        if not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
-            raise UnsupportedError(
-                'tensorboard: true needs the package tensorboard; install it: pip install "foldconv[tensorboard]"'
-            )
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        logger = TensorBoardLogger(folder, name=None, version="tensorboard")
     if config.track_branches and config.strategy.startswith("fsdp"):
         raise UnsupportedError(
             "track_branches: fsdp splits the kernels it would look at; expected strategy: ddp with it, "
             f"received {config.strategy}; foldconv inspect last.ckpt --branches looks at a checkpoint"
         )
     try:
-        trainer = pl.Trainer(
+        fabric = Fabric(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.nodes,
             strategy=ShardedStrategy() if config.strategy == "fsdp" else config.strategy,
             precision=config.precision,  # pyright: ignore[reportArgumentType]
-            sync_batchnorm=config.sync_batchnorm,
-            max_epochs=config.epochs,
-            accumulate_grad_batches=config.accumulate,
-            gradient_clip_val=config.clip_gradient or None,
-            callbacks=callbacks,
-            plugins=[SafeCheckpointIO(config.keep)],
-            logger=logger,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # the loaders know their process' share
         )
     except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
         raise UnsupportedError(_settings(config, error)) from None
-    if trainer.strategy.root_device.type == "cpu":
-        _check_cpu(config, trainer.world_size)
-    return trainer
+    launcher = fabric.strategy.launcher
+    if type(fabric.strategy) not in _STRATEGIES or isinstance(launcher, _MultiProcessingLauncher):
+        raise UnsupportedError(f"strategy: expected auto, ddp or fsdp, received {config.strategy}")
+    if fabric.device.type == "cpu":
+        _check_cpu(config, fabric.world_size)
+    fabric.launch()
+    return fabric
+
+
+def stop_processes(fabric: Fabric) -> None:
+    """End those that `launch` started: they would wait for this one, which goes no further."""
+    for process in getattr(fabric.strategy.launcher, "procs", ()):
+        process.kill()
 
 
 def _check_cpu(config: TrainConfig, processes: int) -> None:
@@ -123,16 +111,3 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def restored_interrupt_handler() -> Iterator[None]:
-    """Lightning ignores further Ctrl-C after the first and leaves it so; the caller's handler comes back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)

@@ -1,0 +1,161 @@
+"""What a run shows and writes while it trains: a line and a row per epoch, branches, logs, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ...errors import UnsupportedError
+from ...network.branches import branches
+from ..run import RunFolder, write_rows
+from .branch_table import COLUMNS as BRANCH_COLUMNS
+from .config import TrainConfig
+from .loop import Training
+from .resuming import write_checkpoint
+
+COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
+"""One row per epoch: loss and accuracy on both sets of images, and the learning rate."""
+
+
+class Records:
+    """The files of a run that grow with each epoch; a resumed run goes on with the rows of its checkpoint.
+
+    Where several processes train, the first one writes.
+
+    Args:
+        training: what to write about.
+        description: how to build the network again, kept in each checkpoint under ``"foldconv"``.
+        folder: of the run.
+        console: shows the progress.
+        content: of the checkpoint that the run goes on from.
+
+    Raises:
+        UnsupportedError: ``track_branches`` for a network without foldable layers.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        description: dict[str, Any],
+        folder: RunFolder,
+        console: Console,
+        content: dict[str, Any] | None = None,
+    ):
+        self._training, self._description, self._folder, self._console = training, description, folder, console
+        self._config, self._writes = training.config, training.fabric.is_global_zero
+        self._logger = _logger(self._config, folder) if self._writes else None
+        kept = (content or {}).get("callbacks", {})  # where files of Lightning's Trainer have them
+        self.rows: list[dict[str, Any]] = list(kept.get("MetricsTable", {}).get("rows", ()))
+        self._branches: list[dict[str, Any]] = list(kept.get("BranchHistory", {}).get("rows", ()))
+        if training.step == 0:  # Ctrl-C in the first epoch leaves something to resume from, too
+            self._add_branches()
+            self._write_checkpoint()
+
+    def epoch(self) -> None:
+        """Train one epoch, and write what came of it; the checkpoint last, so that all of it is in there."""
+        training = self._training
+        epoch, epochs = training.epoch + 1, self._config.epochs
+        with _progress(self._console, f"epoch {epoch:{len(str(epochs))}}/{epochs}", len(training.batches)) as bar:
+            row: dict[str, Any] = {"epoch": epoch} | training.train(bar.advance)
+            row |= training.validate() | {"lr": training.lr}
+            bar.results = f"loss {row['train_loss']:.3f}  test accuracy {100 * row['test_accuracy']:.2f} %"
+        self.rows.append(row)
+        if self._writes:
+            _write(self._folder.metrics, COLUMNS, self.rows)
+        if self._logger is not None:
+            self._logger.log_metrics(row, step=training.step)
+            self._logger.save()
+        self._add_branches()
+        self._write_checkpoint()
+
+    def close(self) -> None:
+        """Leave the logs complete."""
+        if self._logger is not None:
+            self._logger.finalize("success")
+
+    def _add_branches(self) -> None:
+        """One row per layer and branch; those of epoch 0 are of the network before training."""
+        if not (self._config.track_branches and self._writes):
+            return
+        for layer in branches(self._training.module.trained).layers:
+            shared = {"identity_distance": layer.identity_distance, "groups": layer.groups}
+            for branch in layer.branches:
+                own = {"branch": branch.name, "share": branch.share, "norm": branch.norm}
+                own |= {"similarity": branch.similarity}
+                self._branches.append({"epoch": self._training.epoch, "layer": layer.name, **own, **shared})
+        _write(self._folder.branches, BRANCH_COLUMNS, self._branches)
+
+    def _write_checkpoint(self) -> None:
+        """Always at an epoch's border."""
+        content = {"foldconv": self._description, **self._training.state()}
+        content["callbacks"] = {"MetricsTable": {"rows": self.rows}, "BranchHistory": {"rows": self._branches}}
+        if self._writes:
+            write_checkpoint(content, self._folder, self._config.keep)
+
+
+def _write(path: str | os.PathLike[str], columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
+    short = [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    write_rows(path, columns, short)
+
+
+def check_logger(config: TrainConfig) -> None:
+    """Refuse a config that asks for logs that cannot be written, before anything is loaded or written."""
+    if config.tensorboard and not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        raise UnsupportedError(
+            'tensorboard: true needs the package tensorboard; install it: pip install "foldconv[tensorboard]"'
+        )
+
+
+def _logger(config: TrainConfig, folder: RunFolder) -> Any:
+    if not config.tensorboard:
+        return None
+    from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+
+    return TensorBoardLogger(folder.path, name="", version="tensorboard")
+
+
+class _Bar:
+    def __init__(self, progress: Progress, total: int):
+        self._progress, self._task = progress, progress.add_task("", total=total, results="")
+        self._done, self._total, self._next = 0, total, 0.0
+        self.results = ""
+
+    def advance(self) -> None:
+        """One batch further; what is shown follows at most ten times a second."""
+        self._done += 1
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + 0.1
+            self._progress.update(self._task, completed=self._done)
+
+    def finish(self) -> None:
+        """Show the results."""
+        self._progress.update(self._task, completed=self._done, results=self.results)
+
+
+@contextlib.contextmanager
+def _progress(console: Console, name: str, total: int) -> Iterator[_Bar]:
+    """A progress bar, which stays as a line with its results; without a terminal only the line is written.
+
+    An error, too, finds the terminal given back.
+    """
+    columns = (
+        TextColumn(name),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[results]}"),
+    )
+    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+        bar = _Bar(progress, total)
+        try:
+            yield bar
+        finally:
+            bar.finish()
