@@ -29,7 +29,7 @@ from ..layers.permuted import PERMUTED, regrouped
 from ..methods import Method, method_from_json
 from ..network._subclasses import is_convolution, is_plain
 from ..network.dataflow import DataFlow
-from ..network.expand import expanded_layers
+from ..network.expand import expanded_layers, put_in
 from ..network.tree import carry_over, copy_of, first_names, foldable_layers, replace_modules, state_of, walk
 from ._described import FORMAT, check_extra, check_layers, header_of, no_larger_than
 from .atomic import atomic_path
@@ -195,7 +195,7 @@ def expand_as_described(
         norms = _norms(work, recorded, path) if takes_norm else {}
         # The values come from the file: no need to start from the plain network's, which some layers could not.
         with no_larger_than(tensors, path) if tensors is not None else contextlib.nullcontext():
-            return replace_modules(work, expanded_layers(chosen, norms, "paper"))
+            return put_in(work, expanded_layers(chosen, norms, "paper"))
     except UnsupportedError as error:
         raise CheckpointError(f"{path}: {error}; is {type(model).__name__} the network that was expanded?") from None
 

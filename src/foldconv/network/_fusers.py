@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -18,22 +19,21 @@ from ..layers import Foldable, NormPlace
 _NAMES = ("fuse", "reparameterize", "switch_to_deploy")
 
 
-def guard_fusers(model: nn.Module) -> None:
-    """Put the attributes where foldable layers are, and take them away where there are none any more."""
+def guard_fusers(model: nn.Module, fold: Callable[..., Any]) -> nn.Module:
+    """The model itself, with attributes that call `fold` where foldable layers are, and without where none are left."""
     for module in model.modules():
         for name in _NAMES:
             if isinstance(module, (Foldable, NormPlace)) or not _fuses(type(module), name):
                 continue
             ours = getattr(vars(module).get(name), "func", None) is _fold_and_fuse
             if any(isinstance(inner, Foldable) for inner in module.modules()):
-                vars(module).setdefault(name, functools.partial(_fold_and_fuse, module, name))
+                vars(module).setdefault(name, functools.partial(_fold_and_fuse, module, name, fold))
             elif ours:
                 del vars(module)[name]
+    return model
 
 
-def _fold_and_fuse(block: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
-    from .fold import fold
-
+def _fold_and_fuse(block: nn.Module, name: str, fold: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     fold(block, inplace=True)  # its convolutions and norms are ordinary again, and this attribute is gone
     return getattr(block, name)(*args, **kwargs)
 

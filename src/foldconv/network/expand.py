@@ -15,7 +15,9 @@ from ..errors import UnsupportedError
 from ..layers import Foldable, NormPlace
 from ..methods import Method, as_method
 from ..methods._registry import Init, expect_init
+from ._fusers import guard_fusers
 from ._subclasses import as_plain
+from .fold import fold
 from .plan import Choice
 from .tree import carry_over, changeable, copy_of, first_names, replace_modules, usual_conditions, walk
 
@@ -92,7 +94,12 @@ def expand(
             for tensor, value in saved:
                 tensor.copy_(value)
         raise
-    return replace_modules(work, replacements)
+    return put_in(work, replacements)
+
+
+def put_in(model: nn.Module, layers: dict[nn.Module, nn.Module]) -> nn.Module:
+    """The model itself with foldable layers in the places of its own; blocks that fuse themselves fold them first."""
+    return guard_fusers(replace_modules(model, layers), fold)
 
 
 @usual_conditions()

@@ -17,6 +17,7 @@ from ..layers import Foldable, NormPlace
 from ..layers.foldable import realize_like
 from ._blocks import blocks_folded
 from ._computed import bake, cast_plain, is_computed, refuse_unknown
+from ._fusers import guard_fusers
 from ._subclasses import as_plain
 from .dataflow import DataFlow
 from .table import some
@@ -127,7 +128,7 @@ def _fold(work: nn.Module, batchnorm: bool, example_inputs: Any, check: bool) ->
             carry_over(old, new)
         new.training = old.training
     _tie(folded)
-    return replace_modules(work, replacements)
+    return guard_fusers(replace_modules(work, replacements), fold)
 
 
 def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, nn.Module]:

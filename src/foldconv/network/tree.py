@@ -16,7 +16,6 @@ from ..errors import UnsupportedError
 from ..layers import Foldable, NormPlace
 from ..layers.handover import unchecked
 from ._computed import bake, is_computed, only_computing, without_computing
-from ._fusers import guard_fusers
 from ._holding import Exchange
 
 
@@ -249,7 +248,6 @@ def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) 
     except RecursionError:
         raise UnsupportedError(f"{type(model).__name__} holds values in too many levels to look through") from None
     exchange.commit()
-    guard_fusers(new)
     return new
 
 

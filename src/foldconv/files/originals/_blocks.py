@@ -27,9 +27,9 @@ from ...algebra.convolutions import PLAIN
 from ...errors import CheckpointError
 from ...methods import Method, method_from_json
 from ...network.dataflow import DataFlow
-from ...network.expand import expanded_layers
+from ...network.expand import expanded_layers, put_in
 from ...network.fold import fold
-from ...network.tree import copy_of, replace_modules
+from ...network.tree import copy_of
 from ..native import load_exactly
 from ..reading import check_floating
 
@@ -120,7 +120,7 @@ class Blocks:
             for theirs, ours in layer.names.items():
                 table[prefix + theirs] = names[norm] if norm is not None and ours == NORM else _join(place, ours)
         # The values come from the file: no need to start from the plain network's, which some layers could not.
-        work = replace_modules(work, expanded_layers(chosen, norms, "paper"))
+        work = put_in(work, expanded_layers(chosen, norms, "paper"))
         return _load(work, left, table, path)
 
     def _convolutions(

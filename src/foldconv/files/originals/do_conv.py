@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from ...errors import CheckpointError
 from ...layers.foldable import plain_class
 from ...methods import DOConv, Method
-from ...network.expand import expanded_layers
-from ...network.tree import copy_of, replace_modules
+from ...network.expand import expanded_layers, put_in
+from ...network.tree import copy_of
 from ..native import load_exactly
 from ..reading import check_floating
 
@@ -55,7 +55,7 @@ def from_do_conv(tensors: dict[str, Tensor], model: nn.Module, path: str) -> nn.
         ours.update({prefix + part: value for part, value in values.items()})
     if not ours:
         raise CheckpointError(f"{path}: holds no DO-Conv layer (no key ends in '.W'); is it a folded or plain network?")
-    work = replace_modules(work, expanded_layers(chosen, {}, "paper"))
+    work = put_in(work, expanded_layers(chosen, {}, "paper"))
     load_exactly(work, left | ours, path)
     return work
 
