@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ...algebra.convolutions import PLAIN
-from ...errors import CheckpointError
+from ...errors import CheckpointError, UnsupportedError
 from ...methods import Method, method_from_json
 from ...network.dataflow import DataFlow
 from ...network.expand import expanded_layers, put_in
@@ -104,7 +104,7 @@ class Blocks:
             check_floating({prefix + key: value for key, value in own.items()}, path)
             try:
                 layer = self.layer(own, conv)
-            except CheckpointError as error:
+            except (CheckpointError, UnsupportedError) as error:  # the latter: sizes that no method has
                 raise CheckpointError(f"{path}: {block or 'the root'}: {error}") from None
             method = method_from_json(layer.method.to_json() | (options or {}))
             reason = method.reason_against(conv, norm)
