@@ -148,13 +148,19 @@ def test_starts_from_a_trained_kernel(arguments, options, config):
     same(single.kernel(), conv.weight, 1e-6)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_cl_is_solved_for_any_pointwise_factors(groups):
-    layer = randomized(ExpandNetConv2d(4, 6, 3, groups=groups, **F64))
-    kernel = torch.randn_like(layer.weight)
-    with torch.no_grad():
-        layer.set_factors(layer.factorize(kernel))
-    same(layer.kernel(), kernel)
+@pytest.mark.parametrize("dims", [1, 2])
+def test_cl_starts_in_several_blocks(dims):
+    for ends, groups in (((64, 72), 1), ((144, 80), 2), ((37, 64), 1), ((40, 37), 1)):
+        conv = (nn.Conv1d, nn.Conv2d)[dims - 1](*[end * groups for end in ends], 3, groups=groups, **F64)
+        layer = foldconv.expand(conv, ExpandNet(rate=3))
+        same(layer.kernel(), conv.weight, 1e-14)
+        for rows in layer.factor0.detach().flatten(1).unflatten(0, (groups, -1)):
+            same(rows.mT @ rows, torch.eye(ends[0], **F64), 1e-14)
+            mixed = (rows != 0).sum(1)
+            assert mixed.min() >= 8
+            assert len(set(mixed.tolist())) == 1
+            assert torch.linalg.matrix_rank(rows) == ends[0]
+            assert len(rows.unique(dim=0)) == len(rows)
 
 
 def test_cl_keeps_the_norm_of_the_kernel():

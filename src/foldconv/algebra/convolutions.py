@@ -20,6 +20,27 @@ CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
+class _Undrawn:
+    """A convolution whose constructor draws no values, for they are set next; drawing takes longer than the rest."""
+
+    def reset_parameters(self) -> None:
+        """Leave them."""
+
+
+_UNDRAWN: dict[Any, Any] = {cls: type(cls.__name__, (_Undrawn, cls), {}) for cls in PLAIN}
+
+
+def undrawn(cls: type, *args: Any, **kwargs: Any) -> Any:
+    """One of torch's convolutions on the meta device, whose parameters are set next.
+
+    >>> undrawn(nn.Conv2d, 3, 8, 3)
+    Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+    """
+    module = _UNDRAWN[cls](*args, **kwargs, device="meta")
+    module.__class__ = cls
+    return module
+
+
 def as_tuple(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """One integer per spatial dimension.
 
@@ -103,9 +124,9 @@ def plain_convolution(weight: Tensor, bias: Tensor | None, transposed: bool, **g
         **geometry: its other arguments.
     """
     groups = geometry["groups"]
-    cls: Any = (TRANSPOSED if transposed else CONVOLUTIONS)[weight.dim() - 2]
+    cls = (TRANSPOSED if transposed else CONVOLUTIONS)[weight.dim() - 2]
     channels, out, size = weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:])
-    module = cls(channels, out, size, bias=bias is not None, device="meta", **geometry)
+    module = undrawn(cls, channels, out, size, bias=bias is not None, **geometry)
     weight = exchanged(weight, groups) if transposed else weight
     module.weight = nn.Parameter(weight.detach().contiguous().clone())
     if bias is not None:
@@ -120,10 +141,14 @@ def compose_taps(first: Tensor, second: Tensor, groups: int) -> Tensor:
     sizes = tuple(first.shape[2:]), tuple(second.shape[2:])
     if 1 in map(math.prod, sizes):
         # One of them is pointwise: a product of matrices, where the convolution below would mostly multiply padding.
-        a = first.reshape(groups, middle, first.shape[1], -1)
-        b = second.reshape(groups, -1, middle, math.prod(sizes[1]))
+        a, b = first.reshape(groups, middle, -1), second.reshape(groups, -1, middle, math.prod(sizes[1]))
         size = max(sizes, key=math.prod)
-        return torch.einsum("gomt,gmis->goits", b, a).reshape(second.shape[0], first.shape[1], *size)
+        if b.shape[3] == 1:
+            return torch.matmul(b.squeeze(3), a).reshape(second.shape[0], first.shape[1], *size)
+        # The taps go before the channels in between, so that it is one product; they come back as a view.
+        rows = b.transpose(2, 3)
+        product = torch.matmul(rows.flatten(1, 2), a).reshape(*rows.shape[:3], first.shape[1])
+        return product.transpose(2, 3).reshape(second.shape[0], first.shape[1], *size)
     # The taps of `first` take the place of an image: batch = input channel, channels = groups × middle.
     image = first.reshape(groups, middle, *first.shape[1:]).transpose(1, 2)
     image = image.transpose(0, 1).reshape(first.shape[1], groups * middle, *first.shape[2:])

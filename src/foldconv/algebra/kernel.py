@@ -185,6 +185,8 @@ class Kernel:
     def embedded(self, before: Sequence[int], after: Sequence[int]) -> Kernel:
         """The same function in a larger window: zero taps added in front and behind, padding grown to match."""
         pads = [n for pair in reversed(list(zip(before, after))) for n in pair]
+        if not any(pads):
+            return self
         padding = tuple(
             (b + d * nb, a + d * na) for (b, a), d, nb, na in zip(self.padding, self.dilation, before, after)
         )
@@ -257,18 +259,23 @@ class Kernel:
             math.gcd(*([d1] if k1 > 1 else []), *([d2] if k2 > 1 else [])) or 1
             for d1, k1, d2, k2 in zip(first.dilation, first.size, outer, second.size)
         )
-        # One factor per channel scales the second kernel's inputs; its groups stay.
-        groups = second.groups if first.is_scale else math.gcd(first.groups, second.groups)
-        b = second.grouped(groups).replace(dilation=outer).dilated(dilation)
+        spread = second.replace(dilation=outer).dilated(dilation)
         if first.is_scale:
-            factors = first.weight.reshape(groups, 1, -1).expand(-1, b.out_channels // groups, -1)
-            weight = b.weight * factors.reshape(b.out_channels, -1, *(1,) * b.ndim)
+            # One factor per channel scales the second kernel's inputs; its groups stay.
+            groups = second.groups
+            factors = first.weight.reshape(groups, 1, -1).expand(-1, second.out_channels // groups, -1)
+            weight = spread.weight * factors.reshape(second.out_channels, -1, *(1,) * second.ndim)
+        elif math.prod(first.size) == 1 and second.groups == second.in_channels == second.out_channels:
+            # One window per channel multiplies the first kernel's outputs; its groups stay.
+            groups, weight = first.groups, first.weight * spread.weight
         else:
-            weight = compose_taps(first.grouped(groups).dilated(dilation).weight, b.weight, groups)
+            groups = math.gcd(first.groups, second.groups)
+            taps = first.grouped(groups).dilated(dilation).weight
+            weight = compose_taps(taps, spread.grouped(groups).weight, groups)
         bias = second.bias
         if first.bias is not None:
-            sums = second.grouped(groups).weight.flatten(2).sum(2)
-            carried = (sums.reshape(groups, -1, sums.shape[1]) @ first.bias.reshape(groups, -1, 1)).flatten()
+            sums = second.weight.flatten(2).sum(2).unflatten(0, (second.groups, -1))
+            carried = (sums @ first.bias.reshape(second.groups, -1, 1)).flatten()
             bias = _add(carried, bias)
         return Kernel(
             weight=weight,

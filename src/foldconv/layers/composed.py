@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from ..algebra import Kernel
-from ..algebra.convolutions import CONV_TRANSPOSE, PLAIN
+from ..algebra.convolutions import CONV_TRANSPOSE, PLAIN, exchanged
 from ..errors import UnsupportedError
 from .foldable import Foldable, conv_arguments, describe_rank, lacks_values, layout_of, name_among_callers, plain_class
 from .once import evaluated_once
@@ -141,6 +141,16 @@ class ComposedConv(Foldable):
             weight = self.compose(*parameters)
         bias = self.bias if self.bias is None or dtype is None else self.bias.to(dtype)
         return self._as_kernel(weight, bias)
+
+    def compose_no_more(self, composed: Kernel) -> None:
+        """Take what `to_kernel` gave for every later forward of this object, where those would compose the very same.
+
+        For an object that is used once, in evaluation mode: nothing follows its parameters any more.
+        """
+        own = [getattr(type(self), name) for name in ("kernel", "_kernel_of", "to_kernel")]
+        if own == [ComposedConv.kernel, ComposedConv._kernel_of, ComposedConv.to_kernel] and "kernel" not in vars(self):
+            weight = exchanged(composed.weight, composed.groups) if composed.transposed else composed.weight
+            vars(self)["kernel"] = lambda: weight
 
     def compose_branches(self, *parameters: Tensor | None) -> dict[str, Tensor]:
         """The terms of `compose` by the names of the branches, each in ``weight``'s shape; they add up to it.

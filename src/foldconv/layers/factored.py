@@ -9,6 +9,7 @@ before the chain and all stride behind it, so the chain is one convolution, bord
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ from ..ops import is_recorded
 from .composed import ComposedConv
 from .foldable import lacks_values, layout_of, name_among_callers
 from .written import Written
+
+Order = int | tuple["Order", "Order"]
+"""The number of a factor, or what is composed first and what behind it."""
 
 
 class FactoredConv(ComposedConv):
@@ -46,6 +50,7 @@ class FactoredConv(ComposedConv):
         for name, shape in parameters.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, **like)))
         self.shapes, self.composed_from = tuple(shapes), tuple(parameters)
+        self._cost, self._order = cheapest(self.shapes)
         self._parameter_shapes = parameters
         self.reset_parameters()
 
@@ -85,10 +90,14 @@ class FactoredConv(ComposedConv):
 
     def compose(self, *parameters: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The chain as one kernel of shape ``(out, in / groups, *kernel_size)``."""
-        kernel, *later = self.factor_kernels(*parameters)
-        for factor in later:
-            kernel = compose_taps(kernel, factor, self.groups)
+        kernel = self._chain(self.factor_kernels(*parameters), self._order)
         return kernel.contiguous(memory_format=layout_of(self._widest(parameters), kernel))
+
+    def _chain(self, factors: Sequence[Tensor], order: Order) -> Tensor:
+        if isinstance(order, int):
+            return factors[order]
+        first, second = (self._chain(factors, part) for part in order)
+        return compose_taps(first, second, self.groups)
 
     def feature_forward(self, input: Tensor) -> Tensor:
         """The factors on feature maps, one after the other."""
@@ -133,14 +142,8 @@ class FactoredConv(ComposedConv):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def composition_cost(self) -> int:
-        """Multiply-adds of chaining: every tap of a factor meets every tap of the chain so far."""
-        total, taps = 0, math.prod(self.shapes[0][2:])
-        size = list(self.shapes[0][2:])
-        for width, previous, *k in self.shapes[1:]:
-            total += width * previous * math.prod(k) * taps * (self.in_channels // self.groups)
-            size = [a + b - 1 for a, b in zip(size, k)]
-            taps = math.prod(size)
-        return total
+        """Multiply-adds of chaining, in the cheapest order."""
+        return self._cost
 
     # ------------------------------------------------------------------ weight
 
@@ -159,6 +162,14 @@ class FactoredConv(ComposedConv):
         # Where no gradients are recorded it still says whether it trains, as a Parameter would.
         kernel = kernel if kernel.requires_grad == trains else kernel.detach().requires_grad_(trains)
         return Written.of(self, kernel)
+
+    def blank_weight(self) -> Tensor:
+        """A tensor with the properties of ``weight``, not composed: its values are anything."""
+        parameters = [getattr(self, name) for name in self.composed_from]
+        like = self._widest(parameters)
+        shape = self._kernel_shape()
+        blank = like.new_empty(shape).contiguous(memory_format=layout_of(like, like.new_empty(shape, device="meta")))
+        return blank.requires_grad_(any(p.requires_grad for p in parameters))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight" and self.composed_from:
@@ -204,6 +215,39 @@ class FactoredConv(ComposedConv):
     def _drawn(self) -> list[Tensor]:
         factors = self.factor_kernels(*(getattr(self, name).detach() for name in self.composed_from))
         return [f.to("meta" if f.is_meta else "cpu", torch.float64) for f in factors]
+
+
+def cheapest(shapes: Sequence[tuple[int, ...]]) -> tuple[int, Order]:
+    """The multiply-adds of a chain of factors, and the order of composing that needs the fewest.
+
+    Composing two, every tap of one meets every tap of the other.
+
+    Args:
+        shapes: of the factors, first to last, ``(width, previous width / groups, *taps)``.
+
+    Example:
+        >>> cheapest([(16, 4, 1), (32, 16, 3), (8, 32, 1)])  # from 4 channels to 8
+        (9216, ((0, 1), 2))
+        >>> cheapest([(32, 8, 1), (16, 32, 3), (4, 16, 1)])
+        (9216, (0, (1, 2)))
+    """
+
+    @functools.cache
+    def best(begin: int, end: int) -> tuple[int, Order]:
+        if end - begin == 1:
+            return 0, begin
+        found = []
+        for middle in range(begin + 1, end):
+            (left, first), (right, second) = best(begin, middle), best(middle, end)
+            taps = math.prod(size(begin, middle)) * math.prod(size(middle, end))
+            own = shapes[end - 1][0] * shapes[middle][1] * shapes[begin][1] * taps
+            found.append((left + right + own, (first, second)))
+        return min(found, key=lambda cost_and_order: cost_and_order[0])
+
+    def size(begin: int, end: int) -> list[int]:
+        return [sum(k) - (end - begin - 1) for k in zip(*(shape[2:] for shape in shapes[begin:end]))]
+
+    return best(0, len(shapes))
 
 
 def stack_sizes(kernel_size: Sequence[int]) -> list[tuple[int, ...]]:

@@ -14,7 +14,8 @@ from torch.fx import Proxy
 from torch.nn.modules import module as torch_module
 
 from ..algebra import Kernel
-from ..algebra.convolutions import PLAIN, arguments_in_use
+from ..algebra.convolutions import PLAIN, arguments_in_use, exchanged, undrawn
+from ..algebra.rules import conv_geometry, transposed_geometry
 
 
 class Foldable(nn.Module):
@@ -235,18 +236,31 @@ def realize_like(source: nn.Module, kernel: Kernel) -> nn.Module:
     if cls is None:
         plain = kernel.to_module().to(dtype)
     else:
-        plain = cls(**conv_arguments(source) | {"bias": kernel.bias is not None}, device="meta")
-        values: Any = kernel.to_module()
-        old: Tensor = source.weight  # pyright: ignore[reportAssignmentType]
+        plain = undrawn(cls, **conv_arguments(source) | {"bias": kernel.bias is not None})
+        old = weight_like(source)
         # empty_like keeps the memory format; copy_ casts once, at the end.
-        plain.weight = nn.Parameter(torch.empty_like(old).copy_(_shaped(values.weight, old)), old.requires_grad)
+        plain.weight = nn.Parameter(torch.empty_like(old).copy_(_as_in(source, kernel, old)), old.requires_grad)
         if kernel.bias is not None:
             like: Any = old if source.bias is None else source.bias
-            plain.bias = nn.Parameter(values.bias.to(dtype), requires_grad=like.requires_grad)
+            plain.bias = nn.Parameter(kernel.bias.detach().to(dtype, copy=True), requires_grad=like.requires_grad)
     plain.train(source.training)
     return plain
 
 
-def _shaped(weight: Tensor, like: Tensor) -> Tensor:
-    assert weight.shape == like.shape, "a layer that is a convolution folds into its own shape"
+def weight_like(source: Any) -> Tensor:
+    """The weight of a convolution, or of one that has none but computes it, a tensor with its properties."""
+    own = source._parameters.get("weight")
+    if own is None and hasattr(source, "blank_weight"):
+        return source.blank_weight()
+    return source.weight
+
+
+def _as_in(source: nn.Module, kernel: Kernel, old: Tensor) -> Tensor:
+    """The kernel's weight as a convolution of the source's geometry holds it, whose weight is `old`."""
+    found = (transposed_geometry if kernel.transposed else conv_geometry)(source)
+    if any(getattr(kernel, name, None) != value for name, value in found.items()):
+        weight: Tensor = kernel.to_module().weight  # in a window that torch can pad
+    else:
+        weight = exchanged(kernel.weight, kernel.groups) if kernel.transposed else kernel.weight
+    assert weight.shape == old.shape, "a layer that is a convolution folds into its own shape"
     return weight.detach()

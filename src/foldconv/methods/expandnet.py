@@ -12,7 +12,10 @@ k×k convolution at the borders too. The inner widths of CK are rI, and rO befor
 shorter dimension. Biases inside the chain would add up to one bias, which is what the layer has.
 
 Starting from a trained kernel K: CL draws the pointwise factors with orthonormal columns and rows and solves for the
-middle one, ``F_2 = F_3⁺ K F_1⁺``, which is exact for every r ≥ 1 and has K's norm. CK cuts K into pieces
+middle one, ``F_2 = F_3⁺ K F_1⁺``, which is exact for every r ≥ 1 and has K's norm. They are drawn as blocks on the
+diagonal, which saves most of the arithmetic: by gradient descent (with momentum, weight decay) K then learns the same
+whichever orthonormal factors are drawn, for a rotation between two factors changes neither their product, nor its
+gradient, nor any norm. CK cuts K into pieces
 (`foldconv.layers.factored.hold`): exact from r = 4 for k ≤ 10 in two dimensions; where the width does not suffice,
 it refuses and says what would.
 """
@@ -89,19 +92,36 @@ class _ExpandNetNd(FactoredConv):
         _orthonormal(first, self.groups, transposed=False)
         _orthonormal(last, self.groups, transposed=True)
 
-    def factorize(self, kernel: Tensor) -> list[Tensor]:
-        """The factors of a kernel: solved for (CL) or laid out (CK)."""
+    @torch.no_grad()
+    def start_from(self, kernel: Tensor) -> None:
+        """Become the plain convolution with this kernel; what the factors had learned is forgotten.
+
+        CL: the pointwise factors are drawn, the middle one is solved for, a block of its inputs at a time.
+
+        Raises:
+            UnsupportedError: CK, when the widths do not suffice.
+        """
         if self.chain == "CK":
-            return super().factorize(kernel)
-        first, middle, last = self._drawn()
-        before = first.reshape(self.groups, -1, first.shape[1])  # (g, rI, I), of full column rank
-        after = last.reshape(self.groups, -1, last.shape[1])  # (g, O, rO), of full row rank
-        blocks = kernel.reshape(self.groups, after.shape[1], before.shape[2], -1)
+            super().start_from(kernel)
+            return
+        self.reset_extra_parameters()
+        if self.factor1.is_meta or kernel.is_meta:
+            return
         # Pseudo-inverses of what is stored, so that rounding the factors to their dtype costs no exactness.
-        left = after.mT @ torch.linalg.inv(after @ after.mT)
-        right = torch.linalg.inv(before.mT @ before) @ before.mT
-        solved = torch.einsum("gpo,goim,giq->gpqm", left, blocks, right)
-        return [first, solved.reshape(middle.shape), last]
+        before, after = (getattr(self, name).detach().to("cpu", torch.float64) for name in ("factor0", "factor2"))
+        before = _blocks_of(before.reshape(self.groups, -1, before.shape[1]))  # (g, q, r·n, n): of full column rank
+        after = _blocks_of(after.reshape(self.groups, -1, after.shape[1]).mT)  # (g, p, r·m, m)
+        right = before @ torch.linalg.inv(before.mT @ before)
+        left = after @ torch.linalg.inv(after.mT @ after)
+        (_, q, wide_n, n), (_, p, wide_m, m) = before.shape, after.shape
+        found = kernel.detach().to("cpu", torch.float64).reshape(self.groups, p, m, q, n, -1)
+        # (groups, p, r·m, q, r·n, *taps): splitting dimensions is a view in every memory format.
+        middle = self.factor1.unflatten(1, (q, wide_n)).unflatten(0, (self.groups, p, wide_m))
+        for i in range(q):
+            # Σ_n K[m, n, t] right[y, n], then Σ_m left[x, m] of that.
+            taps = found[:, :, :, i].transpose(-1, -2) @ right[:, None, None, i].mT
+            solved = left @ taps.flatten(3)  # (g, p, r·m, t·r·n)
+            middle[:, :, :, i].copy_(solved.unflatten(3, (*self.kernel_size, wide_n)).movedim(-1, 3))
 
     @property
     def method(self) -> ExpandNet:
@@ -113,15 +133,36 @@ class _ExpandNetNd(FactoredConv):
         return f"{super().extra_repr()}, rate={self.rate}, chain={self.chain!r}"
 
 
+BLOCK = 16
+"""Channels that a block of a drawn pointwise factor mixes, at most; fewer than 8 make no block."""
+
+
+def _blocks(channels: int) -> int:
+    """Into how many blocks of equal size the channels of a group are cut.
+
+    >>> _blocks(24), _blocks(512), _blocks(37)
+    (2, 32, 1)
+    """
+    size = max(n for n in range(1, BLOCK + 1) if channels % n == 0)
+    return channels // size if size >= 8 else 1
+
+
+def _blocks_of(factor: Tensor) -> Tensor:
+    """The blocks of block-diagonal matrices, ``(g, r·n, n)``, as ``(g, blocks, r·n / blocks, n / blocks)``; a view."""
+    blocks = _blocks(factor.shape[2])
+    split = factor.unflatten(2, (blocks, -1)).unflatten(1, (blocks, -1))  # (g, p, x, p, i)
+    return split.diagonal(dim1=1, dim2=3).movedim(-1, 1)
+
+
 @torch.no_grad()
 def _orthonormal(factor: Tensor, groups: int, transposed: bool) -> None:
-    """Fill a pointwise factor with a random block of orthonormal columns (or rows) per group."""
+    """Fill a pointwise factor with random blocks of orthonormal columns (or rows) per group."""
     if factor.is_meta:
         return
-    shape = (groups, factor.shape[0] // groups, factor.shape[1])
-    tall = torch.randn(*(shape[i] for i in ((0, 2, 1) if transposed else (0, 1, 2))), dtype=torch.float64)
-    columns = torch.linalg.qr(tall).Q
-    factor.copy_((columns.mT if transposed else columns).reshape(factor.shape))
+    columns = torch.zeros(groups, factor.shape[0] // groups, factor.shape[1], dtype=torch.float64)
+    blocks = _blocks_of(columns.mT if transposed else columns)
+    blocks.copy_(torch.linalg.qr(torch.randn(blocks.shape, dtype=torch.float64)).Q)
+    factor.copy_(columns.reshape(factor.shape))
 
 
 def _reason(chain: str, kernel_size: Sequence[int]) -> str | None:

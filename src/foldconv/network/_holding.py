@@ -12,7 +12,7 @@ import gc
 import sys
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,6 +24,14 @@ _ATOMS = (type(None), int, float, complex, str, bytes, type, types.ModuleType, t
 # Types of the standard library and of torch hold no modules of the user's, but for these.
 _HOLDERS = {"builtins", "collections", "functools", "types", "itertools", "dataclasses", "argparse", "contextlib"}
 _LEFT_OUT = (frozenset(sys.stdlib_module_names) | {"torch", "numpy"}) - _HOLDERS
+
+
+_EMPTY = (dict, OrderedDict, list, set, tuple)
+
+
+def _holds_nothing(value: Any) -> bool:
+    kind = type(value)
+    return kind in _ATOMS or kind is bool or (kind in _EMPTY and not value and not getattr(value, "__dict__", None))
 
 
 class Exchange:
@@ -154,13 +162,18 @@ class Exchange:
     def _attributes(self, attributes: dict[str, Any], where: str, names: Iterable[str] | None = None) -> None:
         for name in list(attributes if names is None else names):
             old = attributes[name]
+            if _holds_nothing(old):  # most of what a module has: flags, and hooks that nobody registered
+                continue
             new = self.of(old, f"{where}.{name}" if where else name)
             if new is not old:
                 self._writes.append(functools.partial(attributes.__setitem__, name, new))
 
     def _dict(self, value: dict, where: str) -> None:
         old = list(value.items())
-        new = [(self.of(key, f"{where}'s keys"), self.of(item, f"{where}[{key!r:.40}]")) for key, item in old]
+        new = [
+            (key if type(key) is str else self.of(key, f"{where}'s keys"), self.of(item, f"{where}[{key!r:.40}]"))
+            for key, item in old
+        ]
         if any(a[0] is not b[0] for a, b in zip(old, new)):
             self._writes.append(lambda: (value.clear(), [value.__setitem__(*pair) for pair in new]))
         else:

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..algebra import Kernel
 from ..errors import UnsupportedError
 from ..layers import Foldable, NormPlace
 from ..layers.handover import unchecked
-from ._computed import bake, is_computed, only_computing, without_computing
+from ._computed import bake, cast_plain, is_computed, only_computing, without_computing
 from ._holding import Exchange
 
 
@@ -138,7 +138,7 @@ def _copy(model: nn.Module, otherwise: str, known: dict[int, Any] | None = None)
     return copied
 
 
-def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+def state_of(model: nn.Module) -> dict[str, Tensor]:
     """The state dict under the names that the unwrapped network has.
 
     >>> list(state_of(nn.DataParallel(nn.Sequential(nn.DataParallel(nn.Linear(1, 1, bias=False))))))
@@ -154,13 +154,24 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-def quiet_copy(layer: nn.Module) -> nn.Module:
-    """A copy in evaluation mode that nobody watches: it has only those hooks that compute its weights."""
-    hooks = [value for part in layer.modules() for name, value in vars(part).items() if "_hook" in name]
-    kept = {id(each): type(each)(only_computing(each)) for each in hooks if isinstance(each, dict)}
+def quiet_copy(layer: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy in evaluation mode that nobody watches: it has only those hooks that compute its weights.
+
+    Args:
+        layer: of any mode.
+        dtype: what the copy's tensors are cast to; None: their own.
+    """
+    parts = list(layer.modules())
+    hooks = [value for part in parts for name, value in vars(part).items() if "_hook" in name]
+    kept: dict[int, Any] = {id(each): type(each)(only_computing(each)) for each in hooks if isinstance(each, dict)}
+    if dtype is not None:  # cast as they are copied, which saves a copy of each
+        held = [t for part in parts for t in (*part._parameters.values(), *part._buffers.values())]
+        kept |= {id(t): _cast(t, dtype) for t in held if type(t) in (Tensor, nn.Parameter) and t.is_floating_point()}
     copied = _copy(layer, ", which its fold needs", kept)
     for part in copied.modules():
         _set_mode(part, False)
+    if dtype is not None:
+        cast_plain(copied.to(dtype), dtype)
     return copied
 
 
@@ -169,6 +180,11 @@ def restore(place: NormPlace, kernel: Kernel) -> tuple[Kernel, Any]:
     norm = place.link[1]
     # What computes the norm's weights would write over those that are set.
     return place.restore(kernel, bake(copy_of(norm).eval()) if is_computed(norm) else None)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    values = tensor.detach().to(dtype, copy=True)
+    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
 
 
 class _Leftover(Exchange):
@@ -180,7 +196,7 @@ class _Leftover(Exchange):
         return super()._module(module, where)
 
 
-def _values_of_computed(tensors: list[torch.Tensor]) -> dict[int, Any]:
+def _values_of_computed(tensors: list[Tensor]) -> dict[int, Any]:
     """Copies of the tensors that refuse to be copied as they are.
 
     Computed ones (a weight under weight_norm, a kept activation), those with such a gradient, and those that were made
