@@ -116,7 +116,8 @@ class _ExpandNetNd(FactoredConv):
         (_, q, wide_n, n), (_, p, wide_m, m) = before.shape, after.shape
         found = kernel.detach().to("cpu", torch.float64).reshape(self.groups, p, m, q, n, -1)
         # (groups, p, r·m, q, r·n, *taps): splitting dimensions is a view in every memory format.
-        middle = self.factor1.unflatten(1, (q, wide_n)).unflatten(0, (self.groups, p, wide_m))
+        factor: Any = self.factor1
+        middle = factor.unflatten(1, (q, wide_n)).unflatten(0, (self.groups, p, wide_m))
         for i in range(q):
             # Σ_n K[m, n, t] right[y, n], then Σ_m left[x, m] of that.
             taps = found[:, :, :, i].transpose(-1, -2) @ right[:, None, None, i].mT

@@ -165,7 +165,7 @@ def quiet_copy(layer: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     hooks = [value for part in parts for name, value in vars(part).items() if "_hook" in name]
     kept: dict[int, Any] = {id(each): type(each)(only_computing(each)) for each in hooks if isinstance(each, dict)}
     if dtype is not None:  # cast as they are copied, which saves a copy of each
-        held = [t for part in parts for t in (*part._parameters.values(), *part._buffers.values())]
+        held = [t for part in parts for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
         kept |= {id(t): _cast(t, dtype) for t in held if type(t) in (Tensor, nn.Parameter) and t.is_floating_point()}
     copied = _copy(layer, ", which its fold needs", kept)
     for part in copied.modules():
