@@ -8,7 +8,8 @@ from typing import Any
 from ...errors import UnsupportedError, unknown
 from ..machine import portable
 
-WHAT = ("step", "eval", "fold", "memory")
+WHAT = ("step", "eval", "fold", "memory", "kept", "loop")
+CLOCKS = ("wall", "cpu")
 PATHS = ("auto", "torch", "cpu", "gpu")
 DEVICES = ("cpu", "cuda")
 COMPOSITIONS = ("kernel", "feature")
@@ -51,9 +52,10 @@ class BenchConfig:
     )
     amp: bool = _option(False, "run forward and loss under autocast, in bfloat16")
     channels_last: bool = _option(False, "keep weights and images in the channels-last memory format")
+    clock: str = _option("wall", "what counts: wall, or cpu: the process's own time, on one thread")
 
     def __post_init__(self):
-        expected = {"what": WHAT, "path": PATHS, "composition": COMPOSITIONS, "device": DEVICES}
+        expected = {"what": WHAT, "path": PATHS, "composition": COMPOSITIONS, "device": DEVICES, "clock": CLOCKS}
         for name, known in expected.items():
             value = getattr(self, name)
             for word in (value,) if isinstance(value, str) else value:
@@ -68,6 +70,8 @@ class BenchConfig:
                 raise UnsupportedError(f"{name}: expected numbers ≥ 1, received {list(getattr(self, name))}")
         if self.steps < 1:
             raise UnsupportedError(f"steps: expected a number ≥ 1, received {self.steps}")
+        if (self.clock, self.device) == ("cpu", "cuda"):
+            raise UnsupportedError("clock: a GPU's work is no time of the process; expected wall with device cuda")
         if len(self.batch) != len(self.size) and 1 not in (len(self.batch), len(self.size)):
             raise UnsupportedError(
                 f"batch and size are taken in pairs, received {len(self.batch)} and {len(self.size)} values; give as "

@@ -8,7 +8,7 @@ import gc
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from .. import zoo
 from ..machine import machine, versions
 from .config import BenchConfig
 from .contestants import PLAIN, Contestant, build
-from .memory import held_bytes, step_peak
+from .memory import held_bytes, kept_bytes, step_peak
 from .samples import ratios, spread
 
 FORMAT = "foldconv-bench-1"
@@ -76,11 +76,11 @@ def measure(
             contestant.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         case = _Case(config, contestants, calls, batch, size, progress)
         # Evaluation and folding first, on networks that no step has changed.
-        for what in ("eval", "fold", "memory", "step"):
-            if what in config.what and not (what == "fold" and number):
-                found = {"eval": case.evaluation, "fold": case.folding, "memory": case.memory, "step": case.step}
-                head = {"what": what, "network": config.network, "batch": batch, "size": size}
-                results.append(head | found[what]())
+        with _one_thread() if config.clock == "cpu" else contextlib.nullcontext():
+            for what in ("eval", "fold", "memory", "kept", "step", "loop"):
+                if what in config.what and not (what == "fold" and number):
+                    head = {"what": what, "network": config.network, "batch": batch, "size": size}
+                    results.append(head | case.measured(what))
     progress("")
     return {
         "format": FORMAT,
@@ -112,10 +112,15 @@ class _Case:
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(batch, channels, size, size, generator=generator).to(config.device)
         self.images = images.to(memory_format=torch.channels_last) if config.channels_last else images
-        outputs = _outputs(config.network, plain, self.images)
-        self.labels = torch.randint(outputs, (batch,), generator=generator).to(config.device)
+        self.outputs = _outputs(config.network, plain, self.images)
+        self.labels = torch.randint(self.outputs, (batch,), generator=generator).to(config.device)
 
     # ------------------------------------------------------------------ what is measured
+
+    def measured(self, what: str) -> dict[str, Any]:
+        """One of the words of `WHAT`."""
+        of = {"eval": self.evaluation, "fold": self.folding, "memory": self.memory, "kept": self.kept}
+        return (of | {"step": self.step, "loop": self.loop})[what]()
 
     def step(self) -> dict[str, Any]:
         """Seconds of a training step: gradients dropped, forward, cross-entropy, backward, SGD with momentum."""
@@ -153,7 +158,7 @@ class _Case:
                 c.network.eval()
                 self.progress(f"{self.name}: folding {c.name}")
                 samples[c.name] = [
-                    self._time(functools.partial(fold, c.network)) for _ in range(min(FOLDS, self.config.steps))
+                    self.seconds(functools.partial(fold, c.network)) for _ in range(min(FOLDS, self.config.steps))
                 ]
         return {"seconds": samples, "medians": {name: spread(values)["median"] for name, values in samples.items()}}
 
@@ -170,6 +175,25 @@ class _Case:
         totals = {name: [float(values["held"] + values["peak"])] for name, values in found.items()}
         return {"bytes": found, "ratios": ratios(totals, PLAIN)}
 
+    def kept(self) -> dict[str, Any]:
+        """Bytes that the forward of a training step keeps for the backward pass, parameters left out."""
+        found = {}
+        for c in self.contestants:
+            self.progress(f"{self.name}: bytes kept by {c.name}")
+            run = _Training(self, c, {})
+            run()  # libraries choose their algorithms
+            found[c.name] = kept_bytes(run.loss, c.network)
+        return {"bytes": found, "ratios": ratios({name: [float(n)] for name, n in found.items()}, PLAIN)}
+
+    def loop(self) -> dict[str, Any]:
+        """Seconds of an epoch of `foldconv.train.fit`, beside a bare loop over the same images; the plain network."""
+        from .loop import BARE, epochs
+
+        plain = self.contestants[0].network
+        rounds = min(FOLDS, self.config.steps)
+        found = epochs(self.config, plain, len(self.images), self.images.shape[1:], self.outputs, rounds, self.seconds)
+        return _timed(found, BARE)
+
     # ------------------------------------------------------------------ how
 
     def _forward(self, contestant: Contestant, network: nn.Module) -> Callable[[], object]:
@@ -183,16 +207,17 @@ class _Case:
         """Autocast as the config says."""
         return torch.autocast(self.config.device, torch.bfloat16, enabled=self.config.amp)
 
-    def _time(self, run: Callable[[], object]) -> float:
-        """Seconds until the device has done what was asked."""
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Seconds until the device has done what was asked, by the config's clock."""
+        clock = time.process_time if self.config.clock == "cpu" else time.perf_counter
         on_gpu = self.config.device == "cuda"
         if on_gpu:
             torch.cuda.synchronize()
-        begin = time.perf_counter()
+        begin = clock()
         run()
         if on_gpu:
             torch.cuda.synchronize()
-        return time.perf_counter() - begin
+        return clock() - begin
 
     def _rounds(self, runs: Calls) -> dict[str, list[float]]:
         """One sample per contestant and round."""
@@ -206,7 +231,7 @@ class _Case:
                 self.progress(f"{self.name}: round {number + 1} of {WARM_UP + self.config.steps}")
                 # What ran before leaves the caches to what runs next: no contestant always follows the same one.
                 for name in order.sample(list(runs), len(runs)):
-                    seconds = self._time(runs[name])
+                    seconds = self.seconds(runs[name])
                     if number >= WARM_UP:
                         samples[name].append(seconds)
                 gc.collect()
@@ -225,19 +250,33 @@ class _Training:
         self.network = contestant.network.train()
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01, momentum=0.9)
 
+    def loss(self) -> Tensor:
+        """Of the case's images."""
+        with self.contestant.on_path(), self.case.autocast():
+            return F.cross_entropy(self.network(self.case.images), self.case.labels)
+
     def __call__(self) -> None:
         self.optimizer.zero_grad()
+        loss = self.loss()
         with self.contestant.on_path():
-            with self.case.autocast():
-                loss = F.cross_entropy(self.network(self.case.images), self.case.labels)
             loss.backward()
         self.optimizer.step()
         self.losses[self.contestant.name] = loss.detach()
 
 
-def _timed(samples: dict[str, list[float]]) -> dict[str, Any]:
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _timed(samples: dict[str, list[float]], baseline: str = PLAIN) -> dict[str, Any]:
     medians = {name: spread(values)["median"] for name, values in samples.items()}
-    return {"seconds": samples, "medians": medians, "ratios": ratios(samples, PLAIN)}
+    return {"seconds": samples, "medians": medians, "ratios": ratios(samples, baseline)}
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""How much memory a training step takes."""
+"""How much memory a training step takes, and how much it keeps for its backward pass."""
 
 from __future__ import annotations
 
@@ -28,6 +28,31 @@ def held_bytes(network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     state = [value for values in optimizer.state.values() for value in values.values()]
     tensors = [*network.parameters(), *network.buffers(), *(t for t in state if isinstance(t, torch.Tensor))]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def kept_bytes(forward: Callable[[], object], network: nn.Module) -> int:
+    """Bytes that a forward keeps for the backward pass: each storage once, the network's parameters left out.
+
+    Args:
+        forward: runs the network and the loss, gradients recorded.
+        network: whose parameters are there anyway.
+
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> kept_bytes(lambda: net(torch.zeros(5, 2)), net)  # the input, and the ReLU's output
+    100
+    """
+    own = {p.untyped_storage()._cdata for p in network.parameters()}
+    found: dict[int, torch.UntypedStorage] = {}  # storages are held, so that none is freed and counted again
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            found[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        forward()
+    return sum(storage.nbytes() for storage in found.values())
 
 
 def step_peak(step: Callable[[], object], network: nn.Module, device: str) -> int:

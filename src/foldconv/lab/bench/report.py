@@ -11,6 +11,8 @@ _TITLES = {
     "eval": "evaluation-mode forward",
     "fold": "folding",
     "memory": "memory of a training step",
+    "kept": "bytes kept for backward",
+    "loop": "epoch of the plain network",
 }
 
 
@@ -28,7 +30,9 @@ def table(report: dict[str, Any]) -> str:
              doconv   500 ms
     """
     machine = report["machine"]
-    where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
+    one_thread = report.get("arguments", {}).get("clock") == "cpu"
+    counted = "CPU time of one thread" if one_thread else f"{machine['threads']} threads"
+    where = machine["gpu"] or f"{machine['processor']}, {counted}"
     parts = [f"{where}, torch {report['versions']['torch']}"]
     return "\n\n".join([*parts, *map(_one, report["results"])])
 
@@ -46,6 +50,11 @@ def _one(result: dict[str, Any]) -> str:
         for name, found in result["bytes"].items():
             sizes = [f"{found[key] / 2**20:,.1f} MiB" for key in ("held", "peak")]
             rows.append(("", name, *sizes, f"{result['ratios'][name]['median']:.2f}"))
+        return align(rows)
+    if what == "kept":
+        rows = [(case, _TITLES[what], "size", "ratio")]
+        for name, size in result["bytes"].items():
+            rows.append(("", name, f"{size / 2**20:,.1f} MiB", f"{result['ratios'][name]['median']:.2f}"))
         return align(rows)
     rows = [(case, _TITLES[what], "time", "ratio", "quartiles")]
     for name, seconds in result["medians"].items():

@@ -1,4 +1,4 @@
-"""Measure what the methods cost against the plain network: training step, evaluation, folding, memory.
+"""Measure what the methods cost against the plain network: training step, evaluation, folding, memory, the loop.
 
 All networks run in one process. Every round runs each of them once; a ratio is the median over the rounds of a
 network's time divided by the plain network's in the same round. A second plain network shows the noise.
@@ -12,13 +12,14 @@ import dataclasses
 import sys
 from typing import Any
 
-from ..bench.config import DEVICES, BenchConfig
+from ..bench.config import CLOCKS, DEVICES, BenchConfig
 from ._common import Parser, check_out
 
 HELP = "measure what the methods cost"
 EXAMPLES = (
     "foldconv bench resnet18 --batch 8,32 --size 224,64 --methods doconv,orepa,dbb --out overhead.json",
     "foldconv bench resnet18 --what eval,fold,memory",
+    "foldconv bench cifar_resnet20 --batch 32 --size 32 --what step,kept,loop --clock cpu",
     "foldconv bench torchvision/resnet50 --batch 4 --methods doconv,orepa:large=orepa --path auto,torch",
 )
 _FIELDS = dataclasses.fields(BenchConfig)[1:]
@@ -54,7 +55,8 @@ def add_arguments(parser: Parser) -> None:
         else:
             settings["type"] = type(default)
             settings["help"] += f" (default: {default})"
-            settings |= {"choices": DEVICES} if field.name == "device" else {"metavar": "N"}
+            choices = {"device": DEVICES, "clock": CLOCKS}.get(field.name)
+            settings |= {"choices": choices} if choices else {"metavar": "N"}
         parser.add_argument(option, **settings)
 
 
