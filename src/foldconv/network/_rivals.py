@@ -34,7 +34,7 @@ class Rivals:
 
     def of(self, conv: Any, norm: nn.Module) -> str | None:
         """What may take the turn of one of a pair, by name."""
-        channels = getattr(conv, "out_channels", None) or _channels(norm)
+        channels: Any = getattr(conv, "out_channels", None) or _channels(norm)
         for beside in self._homes.get(norm, []):
             for number, other in enumerate(beside):
                 if other in self._idle and _channels(other) == channels:

@@ -19,6 +19,8 @@ from foldconv.lab.cli._bench import config_of
         ({"batch": (0,)}, r"batch: expected numbers ≥ 1, received \[0\]"),
         ({"methods": ("dbb", "dbb")}, "methods: expected one or more values, each once"),
         ({"methods": ()}, "methods: expected one or more values"),
+        ({"clock": "cpu", "device": "cuda"}, "clock: a GPU's work is no time of the process"),
+        ({"clock": "gpu"}, "clock: unknown value 'gpu'"),
         ({"batch": (1, 2, 3), "size": (8, 16)}, "taken in pairs, received 3 and 2 values"),
     ],
 )
@@ -30,7 +32,7 @@ def test_wrong_values_are_refused(given, message):
 def test_the_recorded_command_gives_the_same_config():
     config = BenchConfig(
         "resnet18", (8, 32), (224, 64), ("doconv:depth_multiplier=12", "orepa"), ("step", "eval"), 3, ("auto", "cpu"),
-        composition=("kernel", "feature"), channels_last=True,
+        composition=("kernel", "feature"), channels_last=True, clock="cpu",
     )  # fmt: skip
     options = parse(config.command("a.json").split()[1:])
     assert options.out == "a.json"

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 from collections import Counter
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 import foldconv
 from foldconv.errors import UnsupportedError
 from foldconv.lab import zoo
+from foldconv.lab.bench import loop
 from foldconv.lab.bench.config import BenchConfig
 from foldconv.lab.bench.contestants import AGAIN, PLAIN, Contestant, build
 from foldconv.lab.bench.measure import WARM_UP, _Case, measure
-from foldconv.lab.bench.memory import step_peak
+from foldconv.lab.bench.memory import kept_bytes, step_peak
 from foldconv.lab.bench.report import table
 from foldconv.layers import ComposedConv, Foldable
 
@@ -30,7 +32,7 @@ def result(report, what):
 @pytest.fixture(scope="module")
 def report(tiny):
     """Read only."""
-    return measure(config(tiny, what=("step", "eval", "fold", "memory")))
+    return measure(config(tiny, what=("step", "eval", "fold", "memory", "kept")))
 
 
 def test_a_report_says_where_with_what_and_how(report):
@@ -85,6 +87,59 @@ def test_memory_counts_what_is_held_and_what_a_step_adds(report):
     assert found[PLAIN]["peak"] > parameters  # gradients, and activations
     assert found[AGAIN] == found[PLAIN]
     assert found["dbb"]["peak"] > found[PLAIN]["peak"]
+
+
+def test_bytes_kept_are_those_of_the_graph_each_storage_once(report):
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.ReLU(inplace=True))
+    x = torch.randn(2, 3, 5, 5)
+    # The input, what the convolution gave, what ReLU made; statistics of four channels, the batch's and running ones.
+    assert kept_bytes(lambda: net(x), net) == 4 * (x.numel() + 2 * (2 * 4 * 25) + 4 * 4)
+    assert kept_bytes(lambda: x @ x.mT, net) == 0
+    found = result(report, "kept")
+    assert found["bytes"][AGAIN] == found["bytes"][PLAIN] < found["bytes"]["dbb"]
+    assert found["ratios"]["dbb"]["median"] == found["bytes"]["dbb"] / found["bytes"][PLAIN]
+
+
+def test_the_loop_runs_as_many_epochs_as_it_says(monkeypatch):
+    runs, trained = [], []
+    monkeypatch.setattr(loop, "STEPS", 3)
+    monkeypatch.setattr(loop, "fit", lambda given, console: runs.append(given))
+    monkeypatch.setattr(loop, "_bare", lambda config, network, images, labels, batch, epochs: trained.append(epochs))
+    report = measure(BenchConfig("digits_resnet", (2,), (8,), ("doconv",), ("loop",), steps=1))
+    assert [given.epochs for given in runs] == [3, 1] * 2
+    assert trained == [2, 2]
+    assert {(given.method, given.batch_size, given.architecture) for given in runs} == {("plain", 2, "digits_resnet")}
+    found = result(report, "loop")
+    assert [len(samples) for samples in found["seconds"].values()] == [1, 1]
+    assert "bare loop" in table(report)
+
+
+def test_both_loops_train_what_they_are_given(monkeypatch):
+    monkeypatch.setattr(loop, "STEPS", 2)
+    steps = Counter()
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda *a, **k: steps.update(["step"]) or step(*a, **k))
+    network = zoo.create("digits_resnet")
+    before = copy.deepcopy(network.state_dict())
+    given = BenchConfig("digits_resnet", (2,), (8,), ("doconv",), ("loop",), steps=1)
+    found = loop.epochs(given, network, 2, (1, 8, 8), 10, 1, lambda run: [steps.clear(), run(), steps["step"]][2])
+    assert found == {"bare loop": [2], "foldconv train": [2]}  # here its steps are what counts
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_processs_own_time_is_that_of_one_thread(tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr(time, "process_time", lambda: seen.append(torch.get_num_threads()) or len(seen))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        report = measure(config(tiny, methods=("doconv",), clock="cpu"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+    assert result(report, "step")["seconds"] == {name: [1, 1] for name in (PLAIN, AGAIN, "doconv")}
+    assert "CPU time of one thread" in table(report)
 
 
 @pytest.mark.parametrize("path", ["torch", "cpu"])
