@@ -67,8 +67,8 @@ def keras(session: nox.Session) -> None:
         session.run("python", "-c", "import jax; jax.devices()", env={"XLA_FLAGS": quick}, silent=True)
     except nox.command.CommandFailed:
         quick = ""
-    # What is the same on each: files, which h5py reads, and whether the battery's checks can fail. Not on the slowest.
-    once = () if session.posargs else ("convert", "checks_fail", "imports", "readme")
+    # What is the same on each, on the quickest: files (h5py reads them), whether checks can fail, examples.
+    once = () if session.posargs else ("convert", "checks_fail", "imports", "readme", "mnist_example")
     for backend in ("tensorflow", "jax", "torch"):
         env = {"KERAS_BACKEND": backend, "FOLDCONV_ALL_EXPORTS": "1", "XLA_FLAGS": quick if backend == "jax" else ""}
         left = [f"--ignore=tests/keras/test_{name}.py" for name in once if backend != "torch"]
