@@ -33,12 +33,11 @@ def train(folder, epochs, method="doconv", checkpoint=None):
     )
     net = net if method is None else foldconv.expand(net, method, init="paper")
     config = TrainConfig(track_branches=True, schedule="constant", epochs=epochs, batch_size=479, accelerator="cpu")
-    content = checkpoint and torch.load(checkpoint, weights_only=True)
-    start = content and (checkpoint, content)
+    start = checkpoint and (checkpoint, torch.load(checkpoint, weights_only=True))
     run = RunFolder(folder)
     with quiet_lightning():
         training = Training(net, config, config.open_data(), launch(config), run.checkpoint, start)
-        records = Records(training, {}, run, Console(file=io.StringIO()), content)
+        records = Records(training, {}, run, Console(file=io.StringIO()), start)
         while training.epoch < epochs:
             records.epoch()
     return training.module
@@ -66,11 +65,12 @@ def test_a_resumed_run_has_the_rows_of_an_undisturbed_one(tmp_path):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     train(tmp_path / "whole", 3)
-    train(tmp_path / "parts", 1)
-    (tmp_path / "parts" / "branches.csv").write_text("cut off while it was written", encoding="utf-8")
-    train(tmp_path / "parts", 3, checkpoint=tmp_path / "parts" / "last.ckpt")
-    whole, parts = ((tmp_path / name / "branches.csv").read_text() for name in ("whole", "parts"))
-    assert parts == whole
+    for checkpoint in ("last.ckpt", "previous.ckpt"):  # after an epoch, and before the first
+        train(tmp_path / "parts", 1)
+        (tmp_path / "parts" / "branches.csv").write_text("cut off while it was written", encoding="utf-8")
+        train(tmp_path / "parts", 3, checkpoint=tmp_path / "parts" / checkpoint)
+        whole, parts = ((tmp_path / name / "branches.csv").read_text() for name in ("whole", "parts"))
+        assert parts == whole
     assert len(whole.splitlines()) == 1 + 4 * 4
 
 

@@ -72,6 +72,7 @@ def test_precision(tiny, silent, tmp_path, seen, finished, precision, logits, ke
         ({"precision": "16-mixed"}, "precision: 16-mixed needs a GPU; on a CPU expected bf16-mixed or 32-true"),
         ({"precision": "half"}, "Lightning does not take .*precision: half.*Allowed precision values"),
         ({"precision": "64-true", "strategy": "fsdp", "devices": 2}, "does not support .*'64-true'.*bf16-mixed"),
+        ({"strategy": "ddp_spawn", "devices": 2}, "strategy: expected auto, ddp or fsdp.* received ddp_spawn with"),
         ({"sync_batchnorm": True, "strategy": "ddp", "devices": 2}, "sync_batchnorm: .* on GPUs only; on a CPU with 2"),
         ({"track_branches": True, "strategy": "fsdp", "devices": 2}, "track_branches: fsdp splits the kernels"),
     ],

@@ -266,7 +266,7 @@ def test_resumed_in_another_precision(tiny, silent, tmp_path, precision, ema):
     assert same(tmp_path / "whole", broken)
 
 
-@pytest.mark.parametrize("missing", ["optimizer_states", "epoch", "network.head.bias"])
+@pytest.mark.parametrize("missing", ["optimizer_states", "epoch", "callbacks", "network.head.bias"])
 def test_a_checkpoint_that_lacks_something_is_one_line(finished, silent, tmp_path, missing):
     content = state(finished[0])
     del (content if missing in content else content["state_dict"])[missing]

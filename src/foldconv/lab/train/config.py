@@ -150,7 +150,8 @@ class TrainConfig:
     strategy: str = _option(
         "auto",
         _MACHINE,
-        "Lightning's name for how devices share the work: auto, ddp; fsdp: torch's fully_shard, on CPUs, too",
+        "how devices share the work: auto, ddp, ddp_find_unused_parameters_true; fsdp: torch's fully_shard, on CPUs, "
+        "too",
     )
     nodes: int = _option(1, _MACHINE, "machines")
     sync_batchnorm: bool = _option(False, _MACHINE, "batch norms see the images of all devices (GPUs only)")

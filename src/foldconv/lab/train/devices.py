@@ -44,7 +44,10 @@ def launch(config: TrainConfig) -> Fabric:
         raise UnsupportedError(_settings(config, error)) from None
     launcher = fabric.strategy.launcher
     if type(fabric.strategy) not in _STRATEGIES or isinstance(launcher, _MultiProcessingLauncher):
-        raise UnsupportedError(f"strategy: expected auto, ddp or fsdp, received {config.strategy}")
+        raise UnsupportedError(
+            f"strategy: expected auto, ddp or fsdp, and in a notebook devices: 1, received {config.strategy} with "
+            f"devices: {config.devices}"
+        )
     if fabric.device.type == "cpu":
         _check_cpu(config, fabric.world_size)
     fabric.launch()
@@ -53,8 +56,12 @@ def launch(config: TrainConfig) -> Fabric:
 
 def stop_processes(fabric: Fabric) -> None:
     """End those that `launch` started: they would wait for this one, which goes no further."""
-    for process in getattr(fabric.strategy.launcher, "procs", ()):
+    started = getattr(fabric.strategy.launcher, "procs", [])
+    ended = started.copy()
+    started.clear()  # or Lightning, which looks after them, would kill this process for their end
+    for process in ended:
         process.kill()
+        process.wait()
 
 
 def _check_cpu(config: TrainConfig, processes: int) -> None:

@@ -197,7 +197,7 @@ def _train(
         fabric = launch(config)
         try:
             training = Training(network, config, data, fabric, folder.checkpoint, start)
-            records = Records(training, description, folder, console, start[1] if start else None)
+            records = Records(training, description, folder, console, start)
             while training.epoch < config.epochs:
                 records.epoch()
             records.close()

@@ -67,7 +67,7 @@ class Training:
         module = strategy.precision.convert_module(Classifier(network.to(fabric.device), config, data.num_classes))
         path, content = start or (checkpoint, None)
         if content is not None:
-            with _refused(path):
+            with refused(path):
                 load_exactly(module, content["state_dict"], path)
         self.module: Classifier = module
         self._dtype = next(self.module.parameters()).dtype
@@ -82,7 +82,7 @@ class Training:
         steps = math.ceil(len(self.batches) / config.accumulate)
         self._schedule = create_schedule(self._optimizer, config, steps * config.epochs)
         if content is not None:
-            with _refused(path):
+            with refused(path):
                 self._load(content)
 
     @property
@@ -192,7 +192,7 @@ class Training:
 
 
 @contextlib.contextmanager
-def _refused(path: Path) -> Iterator[None]:
+def refused(path: Path) -> Iterator[None]:
     """A file that is no state of this run, or of a version that nobody knows, in one line."""
     try:
         yield

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from ...network.branches import branches
 from ..run import RunFolder, write_rows
 from .branch_table import COLUMNS as BRANCH_COLUMNS
 from .config import TrainConfig
-from .loop import Training
+from .loop import Training, refused
 from .resuming import write_checkpoint
 
 COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
@@ -34,9 +35,10 @@ class Records:
         description: how to build the network again, kept in each checkpoint under ``"foldconv"``.
         folder: of the run.
         console: shows the progress.
-        content: of the checkpoint that the run goes on from.
+        start: the checkpoint that the run goes on from, and its content.
 
     Raises:
+        CheckpointError: `start` has no such rows.
         UnsupportedError: ``track_branches`` for a network without foldable layers.
     """
 
@@ -46,15 +48,21 @@ class Records:
         description: dict[str, Any],
         folder: RunFolder,
         console: Console,
-        content: dict[str, Any] | None = None,
+        start: tuple[Path, dict[str, Any]] | None = None,
     ):
         self._training, self._description, self._folder, self._console = training, description, folder, console
         self._config, self._writes = training.config, training.fabric.is_global_zero
         self._logger = _logger(self._config, folder) if self._writes else None
-        kept = (content or {}).get("callbacks", {})  # where files of Lightning's Trainer have them
-        self.rows: list[dict[str, Any]] = list(kept.get("MetricsTable", {}).get("rows", ()))
-        self._branches: list[dict[str, Any]] = list(kept.get("BranchHistory", {}).get("rows", ()))
-        if training.step == 0:  # Ctrl-C in the first epoch leaves something to resume from, too
+        self.rows: list[dict[str, Any]] = []
+        self._branches: list[dict[str, Any]] = []
+        if start:
+            with refused(start[0]):
+                kept = start[1]["callbacks"]  # where files of Lightning's Trainer have them
+                self.rows = [{name: row[name] for name in COLUMNS} for row in kept["MetricsTable"]["rows"]]
+                if self._config.track_branches:
+                    rows = kept["BranchHistory"]["rows"]
+                    self._branches = [{name: row[name] for name in BRANCH_COLUMNS} for row in rows]
+        else:  # Ctrl-C in the first epoch leaves something to resume from, too
             self._add_branches()
             self._write_checkpoint()
 
