@@ -333,6 +333,14 @@ def test_killed_at_any_moment_and_resumed(tiny, silent, tmp_path):
     assert same(whole, broken)
 
 
+def test_more_epochs_than_the_schedule_has_are_one_line(finished, silent, tmp_path):
+    broken = shutil.copytree(finished[0], tmp_path / "broken")
+    config = (broken / "config.yaml").read_text()
+    (broken / "config.yaml").write_text(config.replace("epochs: 2\n", "epochs: 3\n", 1))
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: .* its schedule ends before step 18; continue with the"):
+        resume(broken, silent)
+
+
 def test_another_number_of_classes_is_one_line(finished, silent, tmp_path):
     content = state(finished[0])
     content["foldconv"]["architecture_args"]["num_classes"] = 7

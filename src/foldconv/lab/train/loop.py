@@ -79,8 +79,8 @@ class Training:
         self._test_batches = evaluation_loader(data, **where)
         rates = (config.weight_decay, config.lr, config.stem_lr_factor, config.bias_lr_factor)
         self._optimizer = create_optimizer(training_groups(self.module.network, *rates), config)
-        steps = math.ceil(len(self.batches) / config.accumulate)
-        self._schedule = create_schedule(self._optimizer, config, steps * config.epochs)
+        self._steps = math.ceil(len(self.batches) / config.accumulate)  # of an epoch
+        self._schedule = create_schedule(self._optimizer, config, self._steps * config.epochs)
         if content is not None:
             with refused(path):
                 self._load(content)
@@ -183,10 +183,16 @@ class Training:
 
     def _load(self, content: dict[str, Any]) -> None:
         """What is no tensor of the network; also from files of earlier versions, which Lightning's Trainer wrote."""
-        self.step = content["global_step"]
-        self.epoch = content["epoch"] + 1 if self.step else 0
+        done = [content[name] for name in ("global_step", "epoch")]
+        if not all(type(number) is int for number in done):
+            raise ValueError(f"expected whole numbers of steps and epochs, received {done}")
+        self.step = done[0]
+        self.epoch = done[1] + 1 if self.step else 0
         self._optimizer.load_state_dict(split(content["optimizer_states"][0], self._optimizer))
         self._schedule.load_state_dict(content["lr_schedulers"][0])
+        needed = self.step + (self.config.epochs - self.epoch) * self._steps
+        if needed > getattr(self._schedule, "total_steps", needed):
+            raise ValueError(f"its schedule ends before step {needed}; continue with the epochs that it was made for")
         self.fabric.strategy.precision.load_state_dict(content.get("precision") or content.get("MixedPrecision") or {})
         self.seconds = content["seconds"] if "seconds" in content else content["callbacks"]["Stopwatch"]["seconds"]
 
@@ -199,5 +205,5 @@ def refused(path: Path) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        reason = " ".join(repr(error).split())
-        raise CheckpointError(f"{path}: cannot be continued: expected the state of such a run: {reason}") from error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise CheckpointError(f"{path}: cannot be continued as config.yaml says: {reason}") from error
