@@ -23,7 +23,7 @@ def name(*tensors):
 def test_large_kernels_on_the_cpu_take_its_path():
     pytest.importorskip("numba")
     assert name(*tensors(LARGE)) == "cpu"
-    assert name(*tensors(SMALL)) == "blocks"
+    assert name(*tensors(SMALL)) == "torch"
     with ops.using("cpu"):
         assert name(*tensors(SMALL)) == "cpu"
     with ops.using("torch"):

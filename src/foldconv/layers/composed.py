@@ -24,6 +24,9 @@ from ..errors import UnsupportedError
 from .foldable import Foldable, conv_arguments, describe_rank, lacks_values, layout_of, name_among_callers, plain_class
 from .once import evaluated_once
 
+FULL_PRECISION = frozenset({torch.float32, torch.float64, torch.complex64, torch.complex128})
+"""What kernels are composed in as they are."""
+
 
 class ComposedConv(Foldable):
     """Mixin for ``nn.Conv*d`` subclasses whose kernel is a function of several parameters."""
@@ -91,18 +94,21 @@ class ComposedConv(Foldable):
         Composed at each call, in float32 at least, also under autocast.
         """
         parameters = [getattr(self, name, None) for name in self.composed_from]
-        traced = next((p for p in parameters if isinstance(p, Proxy)), None)
-        if traced is not None:  # torch.fx traces this layer itself
-            return traced.tracer.create_proxy("call_function", self._kernel_of, tuple(parameters), {})  # pyright: ignore
+        for p in parameters:
+            if isinstance(p, Proxy):  # torch.fx traces this layer itself
+                return p.tracer.create_proxy("call_function", self._kernel_of, tuple(parameters), {})  # pyright: ignore
         return self._kernel_of(*parameters)
 
     def _kernel_of(self, *parameters: Tensor | None) -> Tensor:
         self._check(parameters)
         first = next(p for p in parameters if p is not None)
-        dtype = first.dtype
-        wide = torch.promote_types(dtype, torch.float32)
-        if all(p is None or p.dtype is wide for p in parameters) and not _is_autocast(first.device.type):
+        dtype, is_wide = first.dtype, first.dtype in FULL_PRECISION
+        for p in parameters:
+            if p is not None and p.dtype is not dtype:
+                is_wide = False
+        if is_wide and not _is_autocast(first.device.type):
             return self.compose(*parameters)
+        wide = torch.promote_types(dtype, torch.float32)
         with _without_autocast(first.device.type):
             return self.compose(*(None if p is None else p.to(wide) for p in parameters)).to(dtype)
 
@@ -199,6 +205,9 @@ class ComposedConv(Foldable):
     @evaluated_once
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Convolve; arguments and shapes as in the plain layer (`output_size`: transposed convolutions only)."""
+        return self._convolve(input, output_size)
+
+    def _convolve(self, input: Tensor, output_size: list[int] | None) -> Tensor:
         if not self.transposed:
             return self._conv_forward(input, self.kernel(), self.bias)  # pyright: ignore
         ndim = len(self.kernel_size)

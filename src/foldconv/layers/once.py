@@ -73,9 +73,10 @@ def evaluated_once(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         # The compiler comes first, so that it need not look at what is open.
         if torch.compiler.is_compiling():
             return forward(layer, input, *args, **kwargs)
-        traced = as_a_call(layer, input, args, kwargs)
-        if traced is not None:
-            return traced
+        if type(input) is not Tensor:
+            traced = as_a_call(layer, input, args, kwargs)
+            if traced is not None:
+                return traced
         if _open and isinstance(input, Tensor):
             composed = next((context[layer] for context in reversed(_open) if layer in context), None)
             plain = None if composed is None else composed.instead(input)

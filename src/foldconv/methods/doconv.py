@@ -28,6 +28,7 @@ from ..algebra import Kernel
 from ..algebra.rules import conv_geometry, transposed_geometry
 from ..errors import UnsupportedError
 from ..layers import ComposedConv, Foldable
+from ..layers.composed import FULL_PRECISION
 from ..layers.once import evaluated_once
 from ._registry import Init, Method, register
 
@@ -165,7 +166,30 @@ class _DOConvNd(ComposedConv):
         featured = self.composition == "feature" and isinstance(input, Tensor)  # not a stand-in of torch.fx
         if featured and self.D is not None and output_size is None:
             return self.feature_forward(input)
-        return super().forward(input, output_size)
+        if type(input) is not Tensor or self.transposed:
+            return self._convolve(input, output_size)
+        return self._conv_forward(input, self._composed(), self.bias)  # pyright: ignore
+
+    def _composed(self) -> Tensor:
+        """`kernel`, by a short way where nothing is special: of a small network's step, Python is what counts."""
+        held = self._parameters
+        weight, D = held.get("weight"), held.get("D")
+        if (
+            weight is None
+            or D is None
+            or held.get("weight_extra") is not None
+            or weight.dim() < 4  # where D's shape would be checked less
+            or weight.dtype not in FULL_PRECISION
+            or weight.dtype is not D.dtype
+            or torch.is_autocast_enabled(weight.device.type)
+            or type(self).kernel is not ComposedConv.kernel
+        ):
+            return self.kernel()
+        try:
+            return self.compose(weight, D, None)
+        except UnsupportedError:
+            self.checked_parameters()  # the same with the layer's name
+            raise
 
     @property
     def method(self) -> DOConv:

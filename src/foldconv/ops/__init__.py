@@ -10,7 +10,9 @@ path           where
 =============  ====================================================================================
 
 Every path computes what torch's operations compute, to rounding, and is deterministic. `why` says which one tensors
-take and why, `foldconv.explain` that of each layer; `using` forces one.
+take and why, `foldconv.explain` that of each layer; `using` forces one, and the variable ``FOLDCONV_PATH`` one for the
+whole process. The GPU's is on trial: its first result for each shape is compared with torch's, and if it is wrong the
+path steps aside with a warning.
 """
 
 from ._autograd import compose_depthwise, compose_orepa, compose_pointwise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,9 +39,8 @@ def compose_depthwise(taps: Tensor, D: Tensor, groups: int = 1) -> Tensor:
     """
     path = decide(_check_depthwise, groups, taps, D)
     if path is None:
-        kernel = _torch.depthwise(taps.flatten(2), D, groups)
-        return kernel if taps.dim() == 3 else kernel.reshape(taps.shape)
-    return _OnPath.apply(path, "depthwise", groups, None, taps, D)  # pyright: ignore[reportReturnType]
+        return _torch.depthwise(taps, D, groups)
+    return _Depthwise.apply(path, groups, taps, D)  # pyright: ignore[reportReturnType]
 
 
 def _check_depthwise(taps: Tensor, D: Tensor, groups: int) -> None:
@@ -129,48 +128,60 @@ def _expect(name: str, first: Tensor, others: dict[str, Any], out: int, groups: 
             )
 
 
+class _Depthwise(torch.autograd.Function):
+    """`compose_depthwise` by a path, in as few calls as can be: in small networks these are what it costs."""
+
+    @staticmethod
+    def forward(ctx: Any, path: Any, groups: int, taps: Tensor, D: Tensor) -> Tensor:
+        ctx.how = path, groups
+        ctx.save_for_backward(taps, D)
+        return path.depthwise(taps, D, groups)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        path, groups = ctx.how
+        taps, D = ctx.saved_tensors
+        if torch.is_grad_enabled():  # of a gradient's gradient
+            return None, None, *_differentiably(_torch.depthwise, (taps, D), groups, grads[0])
+        return None, None, *path.depthwise_gradients(grads[0], taps, D, groups)
+
+
 class _OnPath(torch.autograd.Function):
-    """A composition by a path, from tensors (None for one that is missing); `centre` is OREPA's."""
+    """Another composition by a path, from tensors (None for one that is missing); `centre` is OREPA's."""
 
     @staticmethod
     def forward(ctx: Any, path: Any, name: str, groups: int, centre: int | None, *tensors: Tensor | None) -> Tensor:
         ctx.how = path, name, groups, centre
         ctx.save_for_backward(*tensors)
-        kernel: Tensor = getattr(path, name)(*_arguments(name, centre, tensors), groups)
-        return _shaped(kernel, tensors[0])
+        return getattr(path, name)(*_arguments(name, centre, tensors), groups)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         path, name, groups, centre = ctx.how
         tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[4:]
-        if torch.is_grad_enabled():  # of a gradient's gradient
-            found = _differentiably(name, groups, centre, tensors, grads[0])
+        if torch.is_grad_enabled():
+
+            def compose(*inputs: Tensor) -> Tensor:
+                return getattr(_torch, name)(*_arguments(name, centre, inputs[:-1]), inputs[-1])
+
+            found = _differentiably(compose, tensors, groups, grads[0])
         else:
-            arguments = _arguments(name, centre, tensors)
-            first, *others = getattr(path, f"{name}_gradients")(grads[0].flatten(2), *arguments, groups)
-            found = (_shaped(first, tensors[0]), *others)
+            found = getattr(path, f"{name}_gradients")(grads[0], *_arguments(name, centre, tensors), groups)
         return None, None, None, None, *(gradient if w else None for gradient, w in zip(found, wanted))
 
 
 def _arguments(name: str, centre: int | None, tensors: Sequence[Any]) -> Sequence[Any]:
     """The tensors as a path takes them."""
-    if name == "depthwise" and tensors[0].dim() > 3:
-        return tensors[0].flatten(2), tensors[1]
     return (Orepa(*tensors, centre),) if name == "orepa" else tensors  # pyright: ignore[reportCallIssue]
 
 
-def _shaped(kernel: Tensor, like: Any) -> Tensor:
-    """With the positions in as many dimensions."""
-    return kernel if kernel.dim() == like.dim() else kernel.view(like.shape)
-
-
 def _differentiably(
-    name: str, groups: int, centre: int | None, tensors: Sequence[Any], grad: Tensor
+    compose: Callable[..., Tensor], tensors: Sequence[Any], groups: int, grad: Tensor
 ) -> list[Tensor | None]:
     """The gradients of `tensors` by torch operations, themselves differentiable."""
     wanted = [t is not None and t.requires_grad for t in tensors]
     with torch.enable_grad():
-        kernel = getattr(_torch, name)(*_arguments(name, centre, tensors), groups)
+        kernel = compose(*tensors, groups)
         inputs = [t for t, w in zip(tensors, wanted) if w]
-        found = iter(torch.autograd.grad(kernel, inputs, grad.flatten(2), create_graph=True))
+        found = iter(torch.autograd.grad(kernel, inputs, grad, create_graph=True))
     return [next(found) if w else None for w in wanted]

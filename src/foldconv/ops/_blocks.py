@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ._buffers import empty
+from ._torch import shaped
 
 name = "blocks"
-WORTHWHILE = 0
+WORTHWHILE = 1 << 13
+"""Below, laying out the blocks takes longer than they save."""
 _SIDE = 16
 """Rows of a block at least, where channels divide."""
-_SMALL = 1 << 13
-"""Weights below which it takes longer to lay out the blocks than they save."""
 
 
 def reason_against(*tensors: Tensor) -> str | None:
@@ -33,49 +33,46 @@ def reason_against(*tensors: Tensor) -> str | None:
 
 def depthwise(taps: Tensor, D: Tensor, groups: int) -> Tensor:
     """See `foldconv.ops.compose_depthwise`."""
-    return _chain(taps, D.transpose(1, 2), groups)
+    return shaped(_chain(taps.flatten(2), D.transpose(1, 2), groups), taps)
 
 
 def depthwise_gradients(grad: Tensor, taps: Tensor, D: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """The gradients of `taps` and `D`."""
-    return _chain(grad, D, groups), _outer(grad, taps, groups)
+    grad = grad.flatten(2)
+    return shaped(_chain(grad, D, groups), taps), _outer(grad, taps.flatten(2), groups)
 
 
 def _chain(taps: Tensor, D: Tensor, groups: int) -> Tensor:
     """``K[o, i, m] = taps[o, i, m] + Σ_s D[c, s, m] · taps[o, i, s]``, in the layout of `taps`."""
     out, per_group, multiplier = taps.shape
     channels, _, k = D.shape
-    side = _channels_in_a_block(per_group, min(k, multiplier), taps.numel())
+    side = _channels_in_a_block(per_group, min(k, multiplier))
+    full = D + torch.eye(multiplier, k, dtype=D.dtype, device="cpu")
+    blocks = torch.zeros(channels // side, side * multiplier, side * k, dtype=D.dtype, device="cpu")
+    on_diagonal = blocks.view(-1, side, multiplier, side, k).diagonal(dim1=1, dim2=3)
+    on_diagonal.copy_(full.view(-1, side, multiplier, k).permute(0, 2, 3, 1))
     rows = _rows(taps, groups, side)
-    if side == 1 and k == multiplier:
-        product = torch.baddbmm(rows, rows, D)
+    if groups == 1:
+        kernel = empty((out, per_group, k), D.dtype)
+        torch.bmm(rows, blocks, out=kernel.view(out, -1, side * k).transpose(0, 1))
     else:
-        full = D + torch.eye(multiplier, k, dtype=D.dtype, device="cpu")
-        blocks = torch.zeros(channels // side, side * multiplier, side * k, dtype=D.dtype, device="cpu")
-        on_diagonal = blocks.view(-1, side, multiplier, side, k).diagonal(dim1=1, dim2=3)
-        on_diagonal.copy_(full.view(-1, side, multiplier, k).permute(0, 2, 3, 1))
-        if groups == 1 and side > 1:
-            kernel = empty((out, per_group, k), D.dtype)
-            torch.bmm(rows, blocks, out=kernel.view(out, -1, side * k).transpose(0, 1))
-            return _like(taps, kernel)
-        product = torch.bmm(rows, blocks)
-    return _like(taps, product.unflatten(0, (groups, -1)).transpose(1, 2).reshape(out, per_group, k).contiguous())
+        product = torch.bmm(rows, blocks).unflatten(0, (groups, -1))
+        kernel = product.transpose(1, 2).reshape(out, per_group, k).contiguous()
+    return _like(taps, kernel)
 
 
 def _outer(left: Tensor, right: Tensor, groups: int) -> Tensor:
     """``(G·I, k, S)``: the sum over outputs of ``left[o, i, m] · right[o, i, s]``."""
     (_, per_group, k), multiplier = left.shape, right.shape[2]
-    side = _channels_in_a_block(per_group, min(k, multiplier), left.numel())
+    side = _channels_in_a_block(per_group, min(k, multiplier))
     product = torch.bmm(_rows(left, groups, side).transpose(1, 2), _rows(right, groups, side))
-    if side == 1:
-        return product
     on_diagonal = product.view(-1, side, k, side, multiplier).diagonal(dim1=1, dim2=3)
     return on_diagonal.permute(0, 3, 1, 2).reshape(-1, k, multiplier)
 
 
-def _channels_in_a_block(per_group: int, k: int, weights: int) -> int:
+def _channels_in_a_block(per_group: int, k: int) -> int:
     side = 1
-    while weights >= _SMALL and side * k < _SIDE and per_group % (2 * side) == 0:
+    while side * k < _SIDE and per_group % (2 * side) == 0:
         side *= 2
     return side
 

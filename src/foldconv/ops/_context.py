@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import contextvars
+import os
 
 import torch
 
-forced_path: contextvars.ContextVar[str | None] = contextvars.ContextVar("path", default=None)
+VARIABLE = "FOLDCONV_PATH"
+asked_for: str | None = os.environ.get(VARIABLE) or None
+"""The path of the whole process."""
+forced_path: contextvars.ContextVar[str | None] = contextvars.ContextVar("path", default=asked_for)
 """Set by `foldconv.ops.using`."""
 
 
 def is_recorded() -> bool:
     """Is a compiler, tracer or function transform looking at this forward? It should see how the kernel is made."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return True
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def is_observed() -> bool:
-    """Is this forward recorded, or does a mode see each of torch's operations (a counter, a fake, a checkpoint's)?"""
-    return is_recorded() or torch._C._len_torch_dispatch_stack() > 0
+    """Is it recorded, or does a mode see each of torch's operations (a counter, a checkpoint's, one that fakes)?
+
+    The same words again, for they run in every forward.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )

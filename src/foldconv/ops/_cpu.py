@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._buffers import empty
+from ._buffers import SMALLEST, empty
 from ._threads import run
-from ._torch import Orepa
+from ._torch import Orepa, shaped
 
 name = "cpu"
-WORTHWHILE = 1 << 15
+WORTHWHILE = 1 << 10
 MOST_TAPS = 32
 """More are unrolled into code that takes too long to compile."""
 TASKS = 8
@@ -63,35 +63,67 @@ def reason_against(*tensors: Tensor) -> str | None:
 def depthwise(taps: Tensor, D: Tensor, groups: int) -> Tensor:
     """See `foldconv.ops.compose_depthwise`."""
     if not taps.is_contiguous():
-        taps = _laid_out(taps)
-        if not taps.is_contiguous():
-            return _chain_last(taps, _with_identity(D), groups)
-    return _chain(taps, D, groups)
+        flat = _laid_out(taps.flatten(2))
+        if not flat.is_contiguous():
+            return shaped(_chain_last(flat, _with_identity(D), groups), taps)
+        taps = taps.contiguous()
+    return _chain(taps, D, groups, False)
 
 
 def depthwise_gradients(grad: Tensor, taps: Tensor, D: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """The gradients of `taps` and `D`."""
     if not taps.is_contiguous():
-        taps = _laid_out(taps)
-        if not taps.is_contiguous():
-            grad = _laid_out(grad, like=taps)
-            return _chain_last(grad, _with_identity(D).transpose(1, 2), groups), _outer_sums(grad, taps, groups)
+        flat = _laid_out(taps.flatten(2))
+        if not flat.is_contiguous():
+            grad = _laid_out(grad.flatten(2), like=flat)
+            d_taps = _chain_last(grad, _with_identity(D).transpose(1, 2), groups)
+            return shaped(d_taps, taps), _outer_sums(grad, flat, groups)
+        taps = taps.contiguous()
     grad = grad.contiguous()
-    return _chain(grad, D.transpose(1, 2), groups), _outer_sums(grad, taps, groups)
+    return _chain(grad, D, groups, True), _outer(grad, taps, D.shape[1], D.shape[2], groups)
 
 
-def _chain(taps: Tensor, D: Tensor, groups: int) -> Tensor:
-    """``K[o, i, m] = taps[o, i, m] + Σ_s D[c, m, s] · taps[o, i, s]``, both contiguous."""
-    out, per_group = taps.shape[:2]
-    channels, k, multiplier = D.shape
-    dtype, loops = taps.dtype, _kernels()
-    D = D.contiguous()
-    table = torch.empty(channels, multiplier, _padded(k), dtype=dtype, device="cpu")
-    loops.table_of(k, multiplier, _NUMPY[dtype])(D.data_ptr(), table.data_ptr(), channels)
-    kernel = empty((out, per_group, k), dtype)
-    loop = loops.chain(k, multiplier, _NUMPY[dtype])
-    run(loop, taps.numel(), taps.data_ptr(), table.data_ptr(), kernel.data_ptr(), out, groups, per_group)
+def _chain(taps: Tensor, D: Tensor, groups: int, back: bool) -> Tensor:
+    """``K[o, i, m] = taps[o, i, m] + Σ_s D[c, m, s] · taps[o, i, s]``, or by D's transpose; taps contiguous."""
+    dtype, shape, D = taps.dtype, taps.shape, D.contiguous()
+    channels, k, multiplier, room, fill, loop = _chaining(D.shape, back, dtype)
+    table = torch.empty(room, dtype=dtype, device="cpu")
+    fill(D.data_ptr(), table.data_ptr(), channels)
+    if k != multiplier:
+        kernel = empty((*shape[:2], k), dtype)
+    else:
+        kernel = torch.empty_like(taps) if taps.nbytes < SMALLEST else empty(shape, dtype)
+    at = taps.data_ptr(), table.data_ptr(), kernel.data_ptr()
+    run(loop, taps.numel(), *at, shape[0], groups, shape[1])
     return kernel
+
+
+@functools.lru_cache
+def _chaining(shape: torch.Size, back: bool, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Sizes and loops for a D of this shape."""
+    channels, k, multiplier = shape
+    if back:
+        k, multiplier = multiplier, k
+    loops, wide = _kernels(), _NUMPY[dtype]
+    room = channels * multiplier * _padded(k)
+    table, chain = loops.table_of(k, multiplier, back, wide), loops.chain(k, multiplier, wide)
+    return channels, k, multiplier, room, table, chain
+
+
+def _outer(left: Tensor, right: Tensor, k: int, multiplier: int, groups: int) -> Tensor:
+    """``(G·I, k, S)``: the sum over outputs of ``left[o, i, m] · right[o, i, s]``; both contiguous."""
+    out, per_group, *_ = left.shape
+    chunks, loop = _summing(out, per_group, k, multiplier, groups, left.dtype)
+    sums = torch.empty(chunks * groups * per_group, k, multiplier, dtype=left.dtype, device="cpu")
+    at = left.data_ptr(), right.data_ptr(), sums.data_ptr()
+    run(loop, left.numel(), *at, out, groups, per_group, chunks)
+    return sums if chunks == 1 else sums.view(chunks, -1, k, multiplier).sum(0)
+
+
+@functools.lru_cache
+def _summing(out: int, per_group: int, k: int, multiplier: int, groups: int, dtype: torch.dtype) -> tuple[int, Any]:
+    """Chunks and the loop of sums over outputs."""
+    return _chunks(out, groups, per_group), _kernels().outer(k, multiplier, _NUMPY[dtype])
 
 
 def _with_identity(D: Tensor) -> Tensor:
@@ -112,21 +144,18 @@ def _outer_sums(left: Tensor, right: Tensor, groups: int) -> Tensor:
     """``(G·I, k, S)``: the sum over outputs of ``left[o, i, m] · right[o, i, s]``; both in the same layout."""
     out, per_group, k = left.shape
     multiplier = right.shape[2]
-    sums = _room(out, groups, per_group, k, multiplier, left)
     if right.is_contiguous():
-        loop, at = _kernels().outer(k, multiplier, _NUMPY[left.dtype]), (t.data_ptr() for t in (left, right, sums))
-        run(loop, left.numel(), *at, out, groups, per_group, len(sums))
-        return _total(sums).view(groups * per_group, k, multiplier)
-    sums = sums.view(-1, groups, k, multiplier, per_group)
+        return _outer(left, right, k, multiplier, groups)
+    chunks = _chunks(out, groups, per_group)
+    sums = torch.empty(chunks, groups, k, multiplier, per_group, dtype=left.dtype, device="cpu")
     _run(_kernels().outer_last(), left.transpose(1, 2), right.transpose(1, 2), sums)
     return _total(sums).permute(0, 3, 1, 2).reshape(groups * per_group, k, multiplier)
 
 
-def _room(out: int, groups: int, per_group: int, k: int, multiplier: int, like: Tensor) -> Tensor:
-    """For sums over outputs, in as many chunks as make enough tasks; their number depends on the shape only."""
+def _chunks(out: int, groups: int, per_group: int) -> int:
+    """Sums over outputs are cut into as many chunks as make enough tasks; their number depends on the shape only."""
     tasks = groups * math.ceil(per_group / _kernels().BLOCK)
-    chunks = max(1, min(math.ceil(TASKS / tasks), out // groups // _OUTPUTS_PER_SUM))
-    return torch.empty(chunks, groups, per_group, k, multiplier, dtype=like.dtype, device="cpu")
+    return max(1, min(math.ceil(TASKS / tasks), out // groups // _OUTPUTS_PER_SUM))
 
 
 def _total(sums: Tensor) -> Tensor:

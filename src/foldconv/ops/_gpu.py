@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ._context import forced_path
-from ._torch import Orepa
+from ._torch import Orepa, shaped
 
 name = "gpu"
 WORTHWHILE = 0
@@ -79,7 +79,8 @@ def _is_interpreted() -> bool:
 
 def depthwise(taps: Tensor, D: Tensor, groups: int) -> Tensor:
     """See `foldconv.ops.compose_depthwise`."""
-    taps, last = _laid_out(taps)
+    like = taps
+    taps, last = _laid_out(taps.flatten(2))
     out, per_group, multiplier = taps.shape
     k = D.shape[1]
     kernel = _empty(taps, k, last)
@@ -88,13 +89,14 @@ def depthwise(taps: Tensor, D: Tensor, groups: int) -> Tensor:
         _kernels().depthwise, tile, taps, D.contiguous(), kernel, per_group, out // groups, tile.blocks,
         K=k, S=multiplier, LAST=last, ROWS=tile.rows, WIDE=tile.wide,
     )  # fmt: skip
-    return kernel
+    return shaped(kernel, like)
 
 
 def depthwise_gradients(grad: Tensor, taps: Tensor, D: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """The gradients of `taps` and `D`."""
-    taps, last = _laid_out(taps)
-    grad = _as(grad, last)
+    like = taps
+    taps, last = _laid_out(taps.flatten(2))
+    grad = _as(grad.flatten(2), last)
     out, per_group, multiplier = taps.shape
     k = D.shape[1]
     d_taps = _empty(taps, multiplier, last)
@@ -107,7 +109,7 @@ def depthwise_gradients(grad: Tensor, taps: Tensor, D: Tensor, groups: int) -> t
         K=k, S=multiplier, GRAD_LAST=last, LAST=last, OREPA=False, PADDED=_padded(k), WIDE=tile.wide,
     )  # fmt: skip
     d_D = _total(sums)
-    return d_taps, d_D.permute(0, 3, 1, 2).reshape(D.shape) if last else d_D
+    return shaped(d_taps, like), d_D.permute(0, 3, 1, 2).reshape(D.shape) if last else d_D
 
 
 # ---------------------------------------------------------------------- OREPA

@@ -48,21 +48,23 @@ def _padded(taps: int) -> int:
 
 
 @functools.cache
-def table_of(k: int, S: int, dtype: Any) -> Any:
-    """From D, ``(channels, k, S)``: with the identity added, as ``(channels, S, padded k)``."""
+def table_of(k: int, S: int, back: bool, dtype: Any) -> Any:
+    """From D, ``(channels, k, S)``: with the identity added, as ``(channels, S, padded k)``.
+
+    With `back` D is ``(channels, S, k)``: for a gradient's way back, by the transpose.
+    """
     P = _padded(k)
+    shape = (S, k) if back else (k, S)
 
     @_jit
     def fill(D, table, channels):
-        d, t = (
-            numba.carray(_pointer(D), (channels, k, S), dtype),
-            numba.carray(_pointer(table), (channels, S, P), dtype),
-        )
+        d = numba.carray(_pointer(D), (channels, shape[0], shape[1]), dtype)
+        t = numba.carray(_pointer(table), (channels, S, P), dtype)
         t[:] = 0
         for c in range(channels):
-            for m in range(k):
-                for s in range(S):
-                    t[c, s, m] = d[c, m, s]
+            for s in range(S):
+                for m in range(k):
+                    t[c, s, m] = d[c, s, m] if back else d[c, m, s]
             for m in range(min(k, S)):
                 t[c, m, m] += 1
 

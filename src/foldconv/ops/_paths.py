@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedError
 from . import _blocks, _cpu, _gpu
-from ._context import forced_path, is_observed
+from ._context import VARIABLE, asked_for, forced_path, is_observed
 from ._torch import Orepa
+from ._trial import Trial
 
 
 class Path(Protocol):
@@ -29,7 +30,7 @@ class Path(Protocol):
     orepa_gradients: Callable[[Tensor, Orepa, int], Orepa]
 
 
-_FAST: tuple[Any, ...] = (_gpu, _cpu, _blocks)
+_FAST: tuple[Any, ...] = (Trial(_gpu), _cpu, _blocks)
 
 _decisions: dict[tuple[Any, ...], Path | None] = {}
 """What `decide` has found, by what it follows from."""
@@ -46,6 +47,10 @@ def paths() -> tuple[str, ...]:
         ('gpu', 'cpu', 'blocks', 'torch')
     """
     return (*(path.name for path in _FAST), "torch")
+
+
+if asked_for is not None and asked_for not in paths():
+    raise UnsupportedError(f"{VARIABLE}: expected one of {', '.join(paths())}, received {asked_for!r}")
 
 
 def choose(*tensors: Tensor) -> Path | None:
@@ -74,8 +79,9 @@ def decide(check: Callable[..., None], groups: int, *tensors: Tensor | None) -> 
     if is_observed():
         check(*tensors, groups)
         return None
-    kinds = [None if t is None else (type(t), t.shape, t.dtype, t.device) for t in tensors]
-    key = (check, groups, forced_path.get(), *kinds)
+    key: Any = (check, groups, forced_path.get())
+    for t in tensors:
+        key += (None,) if t is None else (type(t), t.shape, t.dtype, t.device)
     try:
         return _decisions[key]
     except KeyError:
@@ -136,8 +142,9 @@ def why(*tensors: Tensor) -> str:
         ...     why(torch.zeros(8, 4, 9))
         'torch: asked for by foldconv.ops.using'
     """
-    if forced_path.get() is not None:
-        return f"{forced_path.get()}: asked for by foldconv.ops.using"
+    forced = forced_path.get()
+    if forced is not None:
+        return f"{forced}: asked for by {VARIABLE if forced == asked_for else 'foldconv.ops.using'}"
     reasons = []
     for path in _FAST:
         reason = _reason_against(path, tensors)

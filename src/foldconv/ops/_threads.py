@@ -28,6 +28,8 @@ def run(loop: Callable[..., Any], size: int, *arguments: Any) -> None:
 
     `size` is the number of weights it goes through.
     """
+    if size < 2 * WORK_OF_ONE:
+        return loop(0, 1, *arguments)
     threads = max(1, min(torch.get_num_threads(), MOST, size // WORK_OF_ONE))
     openmp = _openmp()
     if threads == 1:
