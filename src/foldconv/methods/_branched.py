@@ -14,6 +14,7 @@ from ..algebra.norms import is_norm, norm_only
 from ..algebra.rules import conv_geometry
 from ..layers import BranchedConv
 from ..layers.foldable import conv_arguments
+from ._moments import MomentSum
 from ._registry import Init, Method
 
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -41,8 +42,9 @@ class BranchedMethod(Method):
         raise NotImplementedError
 
     def body(self, main: nn.Sequential, conv: Any, norm: nn.Module | None) -> nn.Module:
-        """The whole tree; by default the sum of the main branch and the others."""
-        return Sum(main=main, **self.branches(conv, norm))
+        """The whole tree; by default the sum of the main branch and the others, a `MomentSum` if the method says so."""
+        cls = MomentSum if getattr(self, "moments", False) else Sum
+        return cls(main=main, **self.branches(conv, norm))
 
     def main_conv(self, conv: Any) -> Any:
         """The convolution of the main branch, with `conv`'s parameters.

@@ -7,6 +7,7 @@ keep statistics of it, where rounding would show, and where the branches are fas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,13 +20,15 @@ from ..algebra.convolutions import CONVOLUTIONS
 from ..algebra.rules import conv_geometry
 from ..layers.foldable import all_are_watched, is_altered
 from ..ops import is_recorded
-from ..ops._moments import ILL, Main, Norm, Window, add_points, moments_of, statistics
+from ..ops._moments import ILL, Main, Norm, Window, add_points, add_window, moments_of, statistics
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 _MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
-WORTHWHILE = 24
-"""Positions of a batch for each channel, from which on products over channels are cheaper than maps."""
+MAP, PASS = 100, 30
+"""What a norm and an addition cost an element of a map, and what a pass over it, in multiplications of a product."""
+SLOWER = 1.25
+"""How much slower the moments may be, for the memory that they save."""
 
 
 class MomentSum(Sum):
@@ -58,48 +61,85 @@ def _by_moments(block: nn.Module, x: Tensor) -> Tensor | None:
     """The sum, or None where the branches have to run."""
     if not _can_see(block, x):
         return None
-    branches: list[Any] = [_branch_of(child, x.dim() - 2) for child in block.children()]
-    if len(branches) < 2 or any(branch is None for branch in branches):
+    ndim = x.dim() - 2
+    found = [(_branch_of(child, ndim), child) for child in block.children()]
+    main, others = found[0][0] if found else None, found[1:]
+    if len(found) < 2 or main is None or main.conv is None or any(pair != (0, 0) for pair in main.padding):
         return None
-    main, *others = branches
-    if main.conv is None or any(pair != (0, 0) for pair in main.padding):
+    if not all(_is_trained(x, branch) for branch, _ in found if branch is not None):
         return None
-    window = _window_of(main, others, x.dim() - 2)
-    if window is None or not _is_trained(x, branches):
-        return None
-    window, pads = window
-    conv = main.conv
+    window, pads = _window_of(main, ndim)
+    given = x
     if any(pads):
-        x = F.pad(x, pads, _MODES[conv.padding_mode])
-    size = _sizes(x, conv, window)
-    positions = len(x)
-    for n in size:
-        positions *= n
-    if min(size) < 1 or positions < max(2, WORTHWHILE * max(conv.weight.shape[1], conv.weight.shape[0] // conv.groups)):
+        x = F.pad(x, pads, _MODES[main.conv.padding_mode])
+    size = _sizes(x, main.conv, window)
+    count = math.prod((len(x), *size))
+    if min(size) < 1 or count < 2:
         return None
-    points = others
+
+    points: list[_Branch] = []
+    rest: list[tuple[_Branch | None, nn.Module]] = []
+    before = [pads[2 * (ndim - 1 - i)] for i in range(ndim)]
+    offset: tuple[int, ...] | None = None
+    for branch, child in others:
+        own = None if branch is None else _offset(branch, main, before)
+        if branch is None or own is None or offset not in (None, own):
+            rest.append((branch, child))
+        else:
+            points.append(branch)
+            offset = own
+    window = window._replace(offset=offset or window.offset)
+    alone = not any(pads) and main.norm is not None and _offset(main, main, before) == window.offset
+    if alone:
+        points.insert(0, main)
+    if not points or not _pays(points, main.conv, count):
+        output = None
+    else:
+        output = _add_points(x, None if alone else main, points, window, size, count)
+    if output is None:
+        if main.norm is None or main.conv.bias is not None or any(pads):
+            return None
+        rest = others
+        output = add_window(None, x, _parts(main), window, keep=True)
+    copies = 0
+    for branch, child in rest:
+        plain = None if branch is None else _plain_window(branch, main)
+        if branch is None or plain is None:
+            output = output + child(given)
+            continue
+        same = branch.conv.weight.shape == main.conv.weight.shape and branch.conv.weight[0, 0].numel() > 1
+        copies += same
+        output = add_window(output, given, _parts(branch), plain, keep=same and copies == 1)
+    return output
+
+
+def _add_points(
+    x: Tensor, main: _Branch | None, points: Sequence[_Branch], window: Window, size: Sequence[int], count: int
+) -> Tensor | None:
+    """The sum of the main branch and the points; None: rounding would show."""
+    kernels = [None if b.conv is None else b.conv.weight for b in points]
     with torch.no_grad():
         moments = moments_of(x, window, size)
-        found = [statistics(moments, None if b.conv is None else b.conv.weight) for b in points]
+        found = [statistics(moments, kernel) for kernel in kernels]
         for branch, (_, variance, terms) in zip(points, found):
             if not bool((terms <= ILL * (variance + branch.norm.eps)).all()):
                 return None
-        norms = [branch.norm for branch in points]
-        for norm, (mean, variance, _) in zip(norms, found):
-            factor = _factor(norm)
-            norm.running_mean.lerp_(mean, factor)
-            norm.running_var.lerp_(variance * (positions / (positions - 1)), factor)
-        norm = main.norm
-        first = Main(
-            conv.weight,
-            conv.bias,
-            None if norm is None else _parts(norm),
-            None if norm is None else norm.running_mean,
-            None if norm is None else norm.running_var,
-            0.0 if norm is None else _factor(norm),
-        )
-    parts = [(None if b.conv is None else b.conv.weight, _parts(b.norm)) for b in points]
-    return add_points(x, first, parts, moments, [variance for _, variance, _ in found], window)
+        for branch, (mean, variance, _) in zip(points, found):
+            factor = _factor(branch.norm)
+            branch.norm.running_mean.lerp_(mean, factor)
+            branch.norm.running_var.lerp_(variance * (count / (count - 1)), factor)
+    norms = [Norm(b.norm.weight, b.norm.bias, b.norm.eps) for b in points]
+    variances = [variance for _, variance, _ in found]
+    return add_points(x, None if main is None else _parts(main), list(zip(kernels, norms)), moments, variances, window)
+
+
+def _pays(points: Sequence[_Branch], conv: Any, count: int) -> bool:
+    """Are products over channels about as fast as the maps that they save, in multiplications?"""
+    out, inputs, groups = conv.weight.shape[0] // conv.groups, conv.weight.shape[1], conv.groups
+    kernels = sum(branch.conv is not None for branch in points)
+    maps = count * out * (3 * inputs * kernels + MAP * len(points))
+    products = count * (2 * inputs**2 + 3 * inputs * out + PASS * (inputs + out)) + 3 * kernels * out * inputs**2
+    return groups * products <= SLOWER * groups * maps
 
 
 def _can_see(block: nn.Module, x: Any) -> bool:
@@ -132,38 +172,42 @@ def _branch_of(module: nn.Module, ndim: int) -> _Branch | None:
     return _Branch(padding, conv, norm)
 
 
-def _window_of(main: _Branch, others: Sequence[Any], ndim: int) -> tuple[Window, list[int]] | None:
-    """The convolution's geometry on an input that is padded first, and that padding; None: no point lies inside."""
-    conv = main.conv
-    geometry = conv_geometry(conv)
-    padding, pads = geometry["padding"], [0] * (2 * ndim)
+def _window_of(main: _Branch, ndim: int) -> tuple[Window, list[int]]:
+    """The convolution's geometry on an input that is padded first, and that padding, for `F.pad`."""
+    geometry = conv_geometry(main.conv)
+    padding, pads, own = geometry["padding"], [0] * (2 * ndim), (0,) * ndim
     if geometry["padding_mode"] != "zeros" or any(before != after for before, after in padding):
         pads = [n for pair in reversed(padding) for n in pair]
-        before, own = [pair[0] for pair in padding], (0,) * ndim
     else:
-        before, own = [0] * ndim, tuple(pair[0] for pair in padding)
-    offset = None
-    for branch in others:
-        begin = [-n for n, _ in branch.padding]
-        if branch.conv is not None:
-            g = conv_geometry(branch.conv)
-            begin = [b - p for b, (p, _) in zip(begin, g["padding"])]
-            if (
-                set(branch.conv.weight.shape[2:]) != {1}
-                or branch.conv.bias is not None
-                or tuple(g["stride"]) != tuple(geometry["stride"])
-                or g["groups"] != geometry["groups"]
-                or branch.conv.weight.shape[:2] != conv.weight.shape[:2]
-            ):
-                return None
-        elif set(geometry["stride"]) != {1} or conv.weight.shape[0] != conv.weight.shape[1] * conv.groups:
+        own = tuple(pair[0] for pair in padding)
+    return Window(geometry["stride"], own, geometry["dilation"], geometry["groups"], (0,) * ndim), pads
+
+
+def _offset(branch: _Branch, main: _Branch, before: Sequence[int]) -> tuple[int, ...] | None:
+    """Where a branch of one tap and the main one's stride begins to read; None: it is another, or pads."""
+    begin, conv = [n - pair[0] for n, pair in zip(before, branch.padding)], branch.conv
+    stride, weight, groups = tuple(main.conv.stride), main.conv.weight, main.conv.groups
+    if branch.norm is None:
+        return None
+    if conv is None:
+        if set(stride) != {1} or weight.shape[0] != weight.shape[1] * groups:
             return None
-        if branch.norm is None or min(begin) < 0 or (offset is not None and begin != offset):
+    else:
+        if conv.bias is not None or tuple(conv.stride) != stride or conv.groups != groups:
             return None
-        offset = begin
-    assert offset is not None
-    offset = tuple(o + b for o, b in zip(offset, before))
-    return Window(geometry["stride"], own, geometry["dilation"], geometry["groups"], offset), pads
+        if conv.weight.shape[:2] != weight.shape[:2] or conv.weight[0, 0].numel() != 1:
+            return None
+        begin = [n - pair[0] for n, pair in zip(begin, conv_geometry(conv)["padding"])]
+    return tuple(begin) if min(begin) >= 0 else None
+
+
+def _plain_window(branch: _Branch, main: _Branch) -> Window | None:
+    """The geometry of a branch whose convolution reads the input itself; None: something stands before it."""
+    conv = branch.conv
+    if conv is None or branch.norm is None or conv.bias is not None or any(p != (0, 0) for p in branch.padding):
+        return None
+    window, pads = _window_of(branch, len(branch.padding))
+    return None if any(pads) else window
 
 
 def _sizes(x: Tensor, conv: Any, window: Window) -> list[int]:
@@ -174,27 +218,30 @@ def _sizes(x: Tensor, conv: Any, window: Window) -> list[int]:
     ]
 
 
-def _is_trained(x: Tensor, branches: Sequence[Any]) -> bool:
-    """Does each norm normalize by this batch and follow it, and is all of one type?"""
-    for branch in branches:
-        norm = branch.norm
-        if norm is not None and (
-            not (norm.training and norm.track_running_stats) or norm.running_mean is None or norm.running_var is None
-        ):
-            return False
-        for module in (branch.conv, norm):
-            for t in () if module is None else (*module._parameters.values(), *module._buffers.values()):
-                if t is not None and t.dim() and not _is_like(t, x):
-                    return False
-    return True
+def _is_trained(x: Tensor, branch: _Branch) -> bool:
+    """Does its norm normalize by this batch and follow it, and is all of one type?"""
+    norm = branch.norm
+    if norm is not None and (
+        not (norm.training and norm.track_running_stats) or norm.running_mean is None or norm.running_var is None
+    ):
+        return False
+    tensors = [t for m in branch[1:] if m is not None for t in (*m._parameters.values(), *m._buffers.values())]
+    return all(_is_like(t, x) for t in tensors if t is not None and t.dim())
 
 
 def _is_like(t: Tensor, x: Tensor) -> bool:
     return type(t) in (Tensor, nn.Parameter) and t.dtype == x.dtype and t.device == x.device
 
 
-def _parts(norm: Any) -> Norm:
-    return Norm(norm.weight, norm.bias, norm.eps)
+def _parts(branch: _Branch) -> Main:
+    """A branch's tensors; counts the batch."""
+    conv, norm = branch.conv, branch.norm
+    if norm is None:
+        return Main(conv.weight, conv.bias, None, None, None, 0.0)
+    with torch.no_grad():
+        factor = _factor(norm)
+    own = Norm(norm.weight, norm.bias, norm.eps)
+    return Main(conv.weight, conv.bias, own, norm.running_mean, norm.running_var, factor)
 
 
 def _factor(norm: Any) -> float:

@@ -25,6 +25,10 @@ _AXES = {2: ("vertical", "horizontal"), 3: ("depth", "vertical", "horizontal")}
 class ACNet(BranchedMethod):
     """ACNet for `expand`: strips through the middle of each kernel of two dimensions or more.
 
+    Args:
+        moments: while training on a CPU, compute the strips again backward instead of keeping their maps: the same
+            sum, gradients and running statistics. False runs the branches of section 3.1 one by one.
+
     Source: Ding et al., ICCV 2019, section 3.
 
     Example:
@@ -34,6 +38,8 @@ class ACNet(BranchedMethod):
         >>> [tuple(branch.conv.kernel_size) for branch in rich[0].body.children()]
         [(3, 3), (3, 1), (1, 3)]
     """
+
+    moments: bool = True
 
     name: ClassVar[str] = "acnet"
     title: ClassVar[str] = "ACNet"

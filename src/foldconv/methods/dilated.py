@@ -37,6 +37,8 @@ class Dilated(BranchedMethod):
     Args:
         kernel_sizes, dilations: the small kernels for every convolution; None: the paper's, by kernel size (5 to 17).
         depthwise_only: leave convolutions that are not depthwise as they are, as the paper does.
+        moments: while training on a CPU, compute the small kernels again backward instead of keeping their maps: the
+            same sum, gradients and running statistics. False runs the branches of section 3.1 one by one.
 
     Raises:
         UnsupportedError: for lists of different lengths, or only one of them.
@@ -54,6 +56,7 @@ class Dilated(BranchedMethod):
     kernel_sizes: tuple[int, ...] | None = None
     dilations: tuple[int, ...] | None = None
     depthwise_only: bool = True
+    moments: bool = True
 
     name: ClassVar[str] = "dilated"
     title: ClassVar[str] = "UniRepLKNet"

@@ -19,12 +19,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..algebra import Sum
 from ..algebra.norms import scale_and_shift
 from ..formulas import POINT_BESIDE_ONE_TAP, middle
 from ..layers import BranchedConv
 from ._branched import BranchedMethod, conv_norm, identity_norm
-from ._moments import MomentSum
 from ._registry import register
 
 
@@ -64,10 +62,6 @@ class RepVGG(BranchedMethod):
     paper: ClassVar[str] = "Ding et al., CVPR 2021, arXiv 2101.03697"
     adds: ClassVar[str] = "a 1×1 branch and an identity, each with a norm"
     gain: ClassVar[str] = "ImageNet top-1, RepVGG-A0: 72.41"
-
-    def body(self, main: nn.Sequential, conv: Any, norm: nn.Module | None) -> nn.Module:
-        """The sum, by moments where that is exact."""
-        return (MomentSum if self.moments else Sum)(main=main, **self.branches(conv, norm))
 
     def branches(self, conv: Any, norm: nn.Module | None) -> dict[str, nn.Module]:
         """1×1 and identity."""

@@ -53,7 +53,7 @@ class Norm(NamedTuple):
 
 
 class Main(NamedTuple):
-    """The convolution, its norm if it has one, and what that norm does to its running statistics."""
+    """A convolution, its norm if it has one, and what that norm does to its running statistics."""
 
     weight: Tensor
     bias: Tensor | None
@@ -151,26 +151,17 @@ class _Points(torch.autograd.Function):
         if weight is None:
             size = [(n - 1) // s + 1 for n, s in zip(x.shape[2:], window.stride)]
             y = x.new_empty(len(x), len(shift), *size).contiguous(memory_format=_layout(x))
-            y.copy_(shift.view(-1, *(1,) * len(size)).expand_as(y))
+            y.copy_(_wide(shift, y).expand_as(y))
         elif main.norm is None:  # pyright: ignore[reportOptionalMemberAccess]
             y = _convolve(x, weight, shift if bias is None else bias + shift, window)
         else:
             z = _convolve(x, weight, bias, window)
-            y, save_mean, save_rstd = torch.native_batch_norm(
-                z,
-                gamma,
-                shift if beta is None else beta + shift,
-                main.running_mean,  # pyright: ignore[reportOptionalMemberAccess]
-                main.running_var,  # pyright: ignore[reportOptionalMemberAccess]
-                True,
-                main.momentum,  # pyright: ignore[reportOptionalMemberAccess]
-                main.norm.eps,  # pyright: ignore[reportOptionalMemberAccess]
-            )
+            y, save_mean, save_rstd = _normed(z, gamma, shift if beta is None else beta + shift, main)  # pyright: ignore
         size = y.shape[2:]
         layout = _layout(x)
         y = y.contiguous(memory_format=layout)
         rows = _rows(_read(x, window, size), window.groups, layout)
-        _rows(y, window.groups, layout).baddbmm_(_repeated(merged, rows), rows)
+        _add_product(_rows(y, window.groups, layout), merged, rows)
         ctx.save_for_backward(
             x, weight, bias, gamma, beta, z, save_mean, save_rstd, merged, *scales, mean, covariance, *points
         )
@@ -202,19 +193,8 @@ class _Points(torch.autograd.Function):
         needs_x = ctx.needs_input_grad[0]
         dx = None
         if weight is not None:
-            dx, d_weight, d_bias = _aten.convolution_backward(
-                dz,
-                x,
-                weight,
-                None if bias is None else [len(bias)],
-                window.stride,
-                window.padding,
-                window.dilation,
-                False,
-                [0] * len(size),
-                groups,
-                [needs_x, ctx.needs_input_grad[1], bias is not None],
-            )
+            wanted = [needs_x, ctx.needs_input_grad[1], bias is not None]
+            dx, d_weight, d_bias = _backward(dz, x, weight, bias, window, wanted)
         # From here on the 1×1 branches.
         outer = _over_batch(torch.bmm(g_rows, rows.transpose(1, 2)), groups)
         by_group = total.view(groups, -1, 1)
@@ -252,6 +232,50 @@ class _Points(torch.autograd.Function):
         )
 
 
+def add_window(y: Tensor | None, x: Tensor, branch: Main, window: Window, keep: bool) -> Tensor:
+    """``y + norm(conv(x))``, into `y`; without `keep` the convolution runs again backward, and its map is not kept."""
+    assert branch.norm is not None
+    return _Window.apply(y, x, branch.weight, branch.norm.weight, branch.norm.bias, branch, window, keep)  # pyright: ignore
+
+
+class _Window(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        into: Tensor | None,
+        x: Tensor,
+        weight: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        branch: Main,
+        window: Window,
+        keep: bool,
+    ) -> Tensor:
+        z = _convolve(x, weight, None, window)
+        y, mean, rstd = _normed(z, gamma, beta, branch, into)
+        ctx.save_for_backward(x, weight, gamma, beta, mean, rstd, z if keep else None)
+        ctx.window, ctx.eps, ctx.adds = window, branch.norm.eps, into is not None  # pyright: ignore
+        if into is not None:
+            ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, weight, gamma, beta, mean, rstd, z = ctx.saved_tensors
+        (g,), window = grads, ctx.window
+        if torch.is_grad_enabled():  # of a gradient's gradient
+            found = _differentiably(window, ctx.eps, (), (x, weight, None, gamma, beta), g)
+            return g if ctx.adds else None, found[0], found[1], found[3], found[4], None, None, None
+        if z is None:
+            z = _convolve(x, weight, None, window)
+        dz, d_gamma, d_beta = _aten.native_batch_norm_backward(
+            g, z, gamma, None, None, mean, rstd, True, ctx.eps, [True, gamma is not None, beta is not None]
+        )
+        wanted = [*ctx.needs_input_grad[1:3], False]
+        dx, d_weight, _ = _backward(dz, x, weight, None, window, wanted)
+        return g if ctx.adds else None, dx, d_weight, d_gamma, d_beta, None, None, None
+
+
 def _merged(
     mean: Tensor, covariance: Tensor, variances: Sequence[Tensor], points: Sequence[Any], eps: Sequence[float]
 ) -> tuple[Tensor, list[Tensor]]:
@@ -284,9 +308,9 @@ def _pulled_back(
     else:
         part = x.new_empty(*x.shape[:2], *size).contiguous(memory_format=layout)
     rows = _rows(part, window.groups, layout)
-    rows.baddbmm_(_repeated(first[0], rows), first[1], beta=1 if part is dx else 0)
-    rows.baddbmm_(_repeated(second[0], rows), second[1], alpha=-1)
-    part.add_(constant.view(-1, *(1,) * len(size)))
+    _add_product(rows, *first, beta=1 if part is dx else 0)
+    _add_product(rows, *second, alpha=-1)
+    part.add_(_wide(constant, part))
     if whole:
         return part
     dx = torch.zeros_like(x) if dx is None else dx
@@ -306,7 +330,7 @@ def _differentiably(
             y = _convolve(x, weight, bias, window)
             if main_eps is not None:
                 y = F.batch_norm(y, None, None, gamma, beta, True, 0.0, main_eps)
-        read = _read(x, window, size)
+        read = _read(x, window, size) if eps else x
         for e, kernel, factor, shift in zip(eps, points[::3], points[1::3], points[2::3]):
             z = read if kernel is None else _CONV[x.dim() - 2](read, kernel, groups=window.groups)
             y = y + F.batch_norm(z, None, None, factor, shift, True, 0.0, e)
@@ -316,11 +340,66 @@ def _differentiably(
     return [next(found) if w else None for w in wanted]
 
 
+# ---------------------------------------------------------------------- norms
+
+
+def _normed(
+    z: Tensor, gamma: Tensor | None, beta: Tensor | None, branch: Main, into: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``native_batch_norm`` in training mode; its output is added to `into`, if that is there."""
+    found = _statistics(z, branch)
+    if found is None:
+        running, eps = (branch.running_mean, branch.running_var), branch.norm.eps  # pyright: ignore
+        y, *found = torch.native_batch_norm(z, gamma, beta, *running, True, branch.momentum, eps)
+        return y if into is None else into.add_(y), found[0], found[1]
+    mean, rstd = found
+    scale = rstd if gamma is None else rstd * gamma
+    shift = -scale * mean if beta is None else torch.addcmul(beta, scale, mean, value=-1)
+    if into is None:
+        return torch.addcmul(_wide(shift, z), z, _wide(scale, z)), mean, rstd
+    return into.addcmul_(z, _wide(scale, z)).add_(_wide(shift, z)), mean, rstd
+
+
+def _statistics(z: Tensor, branch: Main) -> tuple[Tensor, Tensor] | None:
+    """Mean and 1/σ of each channel, in a tenth of torch's time, and into the running statistics; None: rounding shows.
+
+    torch sums in two passes; here they are sums and products.
+    """
+    if not z.is_contiguous():
+        return None
+    batch, channels = z.shape[:2]
+    flat = z.view(batch * channels, 1, -1)
+    count = batch * flat.shape[2]
+    mean = flat.sum(2).view(batch, channels).sum(0).div_(count)
+    square = torch.bmm(flat, flat.transpose(1, 2)).view(batch, channels).sum(0).div_(count)
+    variance = torch.addcmul(square, mean, mean, value=-1).clamp_min_(0)
+    eps = branch.norm.eps  # pyright: ignore[reportOptionalMemberAccess]
+    if not bool((square <= ILL * (variance + eps)).all()):
+        return None
+    if branch.running_mean is not None and branch.running_var is not None:
+        branch.running_mean.lerp_(mean, branch.momentum)
+        branch.running_var.lerp_(variance * (count / (count - 1)), branch.momentum)
+    return mean, (variance + eps).rsqrt_()
+
+
+def _wide(t: Tensor, like: Tensor) -> Tensor:
+    return t.view(-1, *(1,) * (like.dim() - 2))
+
+
 # ---------------------------------------------------------------------- positions
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     return _CONV[x.dim() - 2](x, weight, bias, window.stride, window.padding, window.dilation, window.groups)
+
+
+def _backward(
+    g: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, wanted: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of `_convolve`."""
+    sizes, ends = None if bias is None else [len(bias)], [0] * (x.dim() - 2)
+    stride, padding, dilation, groups, _ = window
+    return _aten.convolution_backward(g, x, weight, sizes, stride, padding, dilation, False, ends, groups, wanted)
 
 
 def _where(window: Window, size: Sequence[int]) -> tuple[Any, ...]:
@@ -351,6 +430,17 @@ def _rows(x: Tensor, groups: int, layout: torch.memory_format) -> Tensor:
 def _over_batch(t: Tensor, groups: int) -> Tensor:
     """``(N·G, ...)`` summed to ``(G, ...)``."""
     return t if len(t) == groups else t.view(-1, groups, *t.shape[1:]).sum(0)
+
+
+def _add_product(rows: Tensor, matrix: Tensor, others: Tensor, beta: int = 1, alpha: int = 1) -> None:
+    """``rows = beta·rows + alpha·matrix @ others``, a matrix per group."""
+    matrix = _repeated(matrix, rows)
+    if matrix.shape[1:] != (1, 1):
+        rows.baddbmm_(matrix, others, beta=beta, alpha=alpha)
+    elif beta:
+        rows.addcmul_(others, matrix, value=alpha)
+    else:
+        torch.mul(others, matrix if alpha == 1 else matrix * alpha, out=rows)
 
 
 def _repeated(matrix: Tensor, rows: Tensor) -> Tensor:
