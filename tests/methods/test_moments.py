@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import foldconv
+import foldconv.ops._moments
 from foldconv.algebra import Sum
 from foldconv.methods import _moments
 from foldconv.methods._moments import MomentSum
@@ -19,6 +20,7 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 @pytest.fixture(autouse=True)
 def every_size(monkeypatch):
     monkeypatch.setattr(_moments, "SLOWER", 1e9)
+    monkeypatch.setattr(foldconv.ops._moments, "SMALL", 0)
 
 
 @pytest.fixture
@@ -185,6 +187,7 @@ def test_branches_of_another_kind_run_beside_the_others(calls):
 
 def test_few_positions_for_the_channels(calls, monkeypatch):
     monkeypatch.setattr(_moments, "SLOWER", 1.25)
+    monkeypatch.setattr(foldconv.ops._moments, "SMALL", 2**17)
     conv = nn.Conv2d(256, 256, 3, padding=1, bias=False)
     assert_same(expanded(conv, nn.BatchNorm2d(256)), image(2, 256, 3, 3))
     assert not calls
@@ -195,7 +198,7 @@ def test_few_positions_for_the_channels(calls, monkeypatch):
 def test_copies_strips_and_dilated_kernels(calls):
     """Their maps are computed again backward."""
     geometries = [{"padding": 1}, {"padding": 1, "stride": 2}, {}, {"padding": 1, "groups": 4}, {"kernel_size": 1}]
-    for method in ("mobileone", "acnet"):
+    for method in ("mobileone", "acnet", "dbb"):
         for number, geometry in enumerate(geometries):
             conv = nn.Conv2d(4, 4, **{"kernel_size": 3, "bias": False} | geometry)
             if method == "mobileone" or conv.kernel_size != (1, 1):
@@ -204,7 +207,7 @@ def test_copies_strips_and_dilated_kernels(calls):
     assert_same(expanded(large, nn.BatchNorm2d(4), "dilated"), image())
     wide = nn.Conv2d(4, 6, 1, stride=2, bias=False)
     assert_same(expanded(wide, nn.BatchNorm2d(6), "mobileone"), image())
-    assert len(calls) == 2 * (len(geometries) + 1)
+    assert len(calls) == 2 * (len(geometries) + 1) + 2 * 3  # DBB, where it has a 1×1 branch
 
 
 def test_no_map_is_kept_for_the_branches():

@@ -161,6 +161,7 @@ class DBB(BranchedMethod):
     """
 
     internal_width: int | None = None
+    moments: bool = True
 
     name: ClassVar[str] = "dbb"
     title: ClassVar[str] = "Diverse Branch Block"

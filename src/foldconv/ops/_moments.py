@@ -33,6 +33,9 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 ILL = 256.0
 """How many times its variance the mean square of a branch's terms may be: so many roundings the variance is off."""
 
+SMALL = 2**17
+"""Elements of a map up to which torch's own statistics take no longer."""
+
 
 class Window(NamedTuple):
     """The convolution that the branches stand beside: its arguments, and where a 1×1 branch begins to read."""
@@ -365,7 +368,7 @@ def _statistics(z: Tensor, branch: Main) -> tuple[Tensor, Tensor] | None:
 
     torch sums in two passes; here they are sums and products.
     """
-    if not z.is_contiguous():
+    if z.numel() <= SMALL or not z.is_contiguous():
         return None
     batch, channels = z.shape[:2]
     flat = z.view(batch * channels, 1, -1)
@@ -390,6 +393,12 @@ def _wide(t: Tensor, like: Tensor) -> Tensor:
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+    if _is_product(x, weight, window):
+        if x.shape[2:].numel() == 1:
+            return F.linear(x.flatten(1), weight.flatten(1), bias).view(len(x), -1, *x.shape[2:])
+        flat, kernel = x.flatten(2), weight.flatten(1).expand(len(x), -1, -1)
+        z = torch.bmm(kernel, flat) if bias is None else torch.baddbmm(bias[:, None], kernel, flat)
+        return z.view(len(x), -1, *x.shape[2:])
     return _CONV[x.dim() - 2](x, weight, bias, window.stride, window.padding, window.dilation, window.groups)
 
 
@@ -397,9 +406,32 @@ def _backward(
     g: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, wanted: list[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of `_convolve`."""
+    if _is_product(x, weight, window):
+        flat, kernel, rows = g.flatten(2), weight.flatten(1), x.flatten(2).transpose(1, 2)
+        if x.shape[2:].numel() == 1:
+            dx = flat[:, :, 0] @ kernel if wanted[0] else None
+            d_weight = flat[:, :, 0].t() @ rows[:, 0] if wanted[1] else None
+        else:
+            dx = torch.bmm(kernel.t().expand(len(x), -1, -1), flat) if wanted[0] else None
+            d_weight = torch.bmm(flat, rows).sum(0) if wanted[1] else None
+        shaped = (None if t is None else t.view_as(like) for t, like in ((dx, x), (d_weight, weight)))
+        return *shaped, flat.sum((0, 2)) if wanted[2] else None  # pyright: ignore[reportReturnType]
     sizes, ends = None if bias is None else [len(bias)], [0] * (x.dim() - 2)
     stride, padding, dilation, groups, _ = window
-    return _aten.convolution_backward(g, x, weight, sizes, stride, padding, dilation, False, ends, groups, wanted)
+    layout = _layout(x)
+    if weight.shape[1] == 1 < groups and weight[0].numel() > 9 and x.dim() == 4 and x.is_contiguous():
+        # The gradients of a large depthwise kernel take torch half the time so, with the copies.
+        g, x = (t.contiguous(memory_format=torch.channels_last) for t in (g, x))
+    dx, *others = _aten.convolution_backward(
+        g, x, weight, sizes, stride, padding, dilation, False, ends, groups, wanted
+    )
+    return None if dx is None else dx.contiguous(memory_format=layout), *others  # pyright: ignore
+
+
+def _is_product(x: Tensor, weight: Tensor, window: Window) -> bool:
+    """Of matrices, which torch's convolution is no faster at, and slow for few positions."""
+    plain = weight.shape[2:].numel() == 1 == window.groups and x.is_contiguous()
+    return plain and not any(window.padding) and set(window.stride) == {1}
 
 
 def _where(window: Window, size: Sequence[int]) -> tuple[Any, ...]:
