@@ -412,7 +412,7 @@ def test_reasons(method, conv, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: foldconv.MobileOne(conv_branches=0), "conv_branches: expected an integer ≥ 1, received 0"),
+        (lambda: foldconv.MobileOne(conv_branches=0), "conv_branches: expected an integer from 1 to 1000, received 0"),
         (lambda: foldconv.Dilated(kernel_sizes=(3,)), r"expected lists of one length, received \(3,\) and None"),
     ],
 )
