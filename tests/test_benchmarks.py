@@ -20,7 +20,8 @@ from foldconv.lab.bench.report import table
 
 with pytest.MonkeyPatch.context() as _patch:
     _patch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-    training_loop, training_step = map(importlib.import_module, ("training_loop", "training_step"))
+    names = ("cpu", "gpu", "training_loop", "training_step")
+    cpu, gpu, training_loop, training_step = map(importlib.import_module, names)
     from floor import Floor
     from originals import locate, swap
 
@@ -186,3 +187,63 @@ def test_both_loops_are_measured(tmp_path, capsys):
     assert [len(report["cpu_seconds"][loop]) for loop in ("bare", "foldconv")] == [2, 2]
     assert report["ratio"] > 0
     assert f"ratio {report['ratio']:.3f}" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- all at once
+
+
+def test_cpu_writes_every_case_beside_what_was_there(tmp_path, capsys, monkeypatch):
+    tiny = {
+        "resnet18": BenchConfig("digits_resnet", (2, 3), (8,), ("doconv",), ("step",), 2),
+        "fold": BenchConfig("digits_resnet", (2,), (8,), ("doconv",), ("fold", "kept"), 1),
+    }
+    monkeypatch.setattr(cpu, "CASES", tiny)
+    monkeypatch.setattr(cpu, "RESNET", "digits_resnet")
+    monkeypatch.setattr(cpu, "REACH", {("fold", "digits_resnet", 2, 8, "doconv"): 1e-9})
+    files = ["--out", str(tmp_path / "a.json"), "--picture", str(tmp_path / "a.png")]
+    assert cpu.main(["--only", "fold", *files]) == 0
+    assert not (tmp_path / "a.png").exists()
+    assert cpu.main(["--only", "resnet18", "--rounds", "1", *files]) == 0
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert [(r["case"], r["what"]) for r in report["results"]] == [
+        *[("resnet18", "step")] * 2, ("fold", "fold"), ("fold", "kept")
+    ]  # fmt: skip
+    assert all(len(values) == 1 for values in report["results"][0]["seconds"].values())
+    assert set(report["commands"]) == set(tiny)
+    assert " --clock cpu" in report["commands"]["fold"]
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("| training step | digits_resnet 3×8² | doconv | ") for line in printed)
+    assert any("| fold, checked | digits_resnet | doconv | " in line and "(not yet)" in line for line in printed)
+    with pytest.raises(SystemExit):
+        cpu.main(["--only", "flod", *files])
+    assert "did you mean 'fold'?" in capsys.readouterr().err
+
+
+def test_what_should_be_reached_is_measured():
+    measured = {
+        (what, config.network, batch, size)
+        for config in cpu.CASES.values()
+        for what in config.what
+        for batch, size in config.cases
+    }
+    assert {row[:4] for row in cpu.REACH} <= measured
+    place = gpu.Place()
+    assert {row[1:] for row in gpu.REACH} <= set(place.cases)
+    assert {row[0] for row in gpu.REACH} <= {method for method, path in place.contestants}
+
+
+def test_gpu_runs_dry(tmp_path, capsys):
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--dry", "--rounds", "1", "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert report["dry"]
+    assert {row["network"] for row in report["steps"]} == {"squeezenet1_1"}
+    assert [row["amp"] for row in report["steps"]] == [False, True]
+    assert "orepa, a compiled layer: off by" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_says_that_there_is_none(tmp_path):
+    assert "torch finds no GPU" in gpu.main(["--out", str(tmp_path / "gpu.json")])
+    assert not list(tmp_path.iterdir())

@@ -100,31 +100,19 @@ def test_bytes_kept_are_those_of_the_graph_each_storage_once(report):
     assert found["ratios"]["dbb"]["median"] == found["bytes"]["dbb"] / found["bytes"][PLAIN]
 
 
-def test_the_loop_runs_as_many_epochs_as_it_says(monkeypatch):
-    runs, trained = [], []
-    monkeypatch.setattr(loop, "STEPS", 3)
-    monkeypatch.setattr(loop, "fit", lambda given, console: runs.append(given))
-    monkeypatch.setattr(loop, "_bare", lambda config, network, images, labels, batch, epochs: trained.append(epochs))
-    report = measure(BenchConfig("digits_resnet", (2,), (8,), ("doconv",), ("loop",), steps=1))
-    assert [given.epochs for given in runs] == [3, 1] * 2
-    assert trained == [2, 2]
-    assert {(given.method, given.batch_size, given.architecture) for given in runs} == {("plain", 2, "digits_resnet")}
-    found = result(report, "loop")
-    assert [len(samples) for samples in found["seconds"].values()] == [1, 1]
-    assert "bare loop" in table(report)
-
-
-def test_both_loops_train_what_they_are_given(monkeypatch):
-    monkeypatch.setattr(loop, "STEPS", 2)
-    steps = Counter()
-    step = torch.optim.SGD.step
+def test_the_loop_is_compared_with_a_bare_one_step_by_step(monkeypatch):
+    steps, step = Counter(), torch.optim.SGD.step
+    monkeypatch.setattr(loop, "IMAGES", 5)
     monkeypatch.setattr(torch.optim.SGD, "step", lambda *a, **k: steps.update(["step"]) or step(*a, **k))
     network = zoo.create("digits_resnet")
     before = copy.deepcopy(network.state_dict())
     given = BenchConfig("digits_resnet", (2,), (8,), ("doconv",), ("loop",), steps=1)
-    found = loop.epochs(given, network, 2, (1, 8, 8), 10, 1, lambda run: [steps.clear(), run(), steps["step"]][2])
-    assert found == {"bare loop": [2], "foldconv train": [2]}  # here its steps are what counts
+    found = loop.epochs(given, network, 2, (1, 8, 8), 10, 3, lambda run: [steps.clear(), run(), steps["step"]][2])
+    assert found == {"bare loop": [2] * 3, "foldconv train": [2] * 3}  # here its steps are what counts
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    report = measure(given)
+    assert set(result(report, "loop")["ratios"]) == {"bare loop", "foldconv train"}
+    assert "foldconv train" in table(report)
 
 
 def test_the_processs_own_time_is_that_of_one_thread(tiny, monkeypatch):

@@ -186,7 +186,7 @@ class _Case:
         return {"bytes": found, "ratios": ratios({name: [float(n)] for name, n in found.items()}, PLAIN)}
 
     def loop(self) -> dict[str, Any]:
-        """Seconds of an epoch of `foldconv.train.fit`, beside a bare loop over the same images; the plain network."""
+        """Seconds of an epoch of `foldconv train`, beside a bare loop over the same images; the plain network."""
         from .loop import BARE, epochs
 
         plain = self.contestants[0].network

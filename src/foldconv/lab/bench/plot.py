@@ -19,7 +19,9 @@ from .measure import FORMAT
 Point = tuple[float, float, float, float]
 
 
-def plot(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> dict[str, list[Point]]:
+def plot(
+    paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], network: str | None = None
+) -> dict[str, list[Point]]:
     """Draw the ratio of training steps against the work per step (batch × pixels) into a PNG.
 
     One line per contestant with its interquartile band, and a line at 1, the plain network.
@@ -27,6 +29,7 @@ def plot(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -
     Args:
         paths: files that ``foldconv bench --out`` wrote; steps of the same network are drawn as one line.
         out: the picture to write.
+        network: draw this network's only.
 
     Returns:
         For each line its points ``(work, median, lower, upper)``.
@@ -36,6 +39,7 @@ def plot(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -
         OSError: a file cannot be read or written.
     """
     results = [result for path in paths for result in _read(path) if result["what"] == "step"]
+    results = [result for result in results if network in (None, result["network"])]
     if not results:
         names = ", ".join(str(path) for path in paths)
         raise UnsupportedError(f"nothing to draw: no training steps in {names}; measure them with --what step")
