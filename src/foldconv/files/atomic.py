@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -82,6 +83,62 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a folder; when the block ends well, what was written into it moves to where `path` lies, `path` last.
+
+    For formats of several files, or of a folder: each is written under the name that it is to have.
+
+    Args:
+        path: the file, or the folder, that the block writes; others beside it may have other names.
+        overwrite: whether what is there may be replaced.
+
+    Raises:
+        FileExistsError: something of that name exists and ``overwrite=False``.
+        FileNotFoundError: the folder does not exist, or the block wrote nothing of that name.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic_folder(Path(folder, "net.xml")) as temporary:
+    ...         for name in ("net.xml", "net.bin"):
+    ...             _ = (temporary / name).write_text("whole")
+    ...     sorted(os.listdir(folder))
+    ['net.bin', 'net.xml']
+    """
+    target = Path(os.path.abspath(path))
+    if os.path.lexists(target) and not overwrite:
+        raise FileExistsError(errno.EEXIST, "exists, not overwritten; choose another name", str(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder to write into", str(target.parent))
+    _remove_abandoned(target.parent)
+    temporary = target.parent / f".tmp-{_place()}-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        temporary.mkdir()
+        yield temporary
+        written = sorted(temporary.iterdir(), key=lambda each: each.name == target.name)
+        if not written or written[-1].name != target.name:
+            raise FileNotFoundError(errno.ENOENT, "nothing was written", str(path))
+        for each in written:
+            if os.path.lexists(target.with_name(each.name)) and not overwrite:
+                name = str(target.with_name(each.name))
+                raise FileExistsError(errno.EEXIST, "belongs to what is written and exists; choose another name", name)
+        for inner in temporary.rglob("*"):
+            sync_folder(inner)  # a file as well: the name must not reach the disk before the bytes do
+        for each in written:
+            place = target.with_name(each.name)
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            os.replace(each, place)
+        sync_folder(target.parent)
+    except Exception as error:
+        if _is_disk_full(error):
+            full = "No space left on device: the disk is full; free some space and repeat"
+            raise OSError(errno.ENOSPC, full, str(target)) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_json(path: str | os.PathLike[str], values: Any, *, overwrite: bool = True, indent: int = 2) -> None:
     """Write plain values as a file of JSON, whole or not at all; see `atomic_path`."""
     with atomic_path(path, overwrite=overwrite) as temporary:
@@ -99,9 +156,12 @@ def _remove_abandoned(folder: Path) -> None:
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             found = _TEMPORARY.fullmatch(entry.name)
-            if found and entry.is_file(follow_symlinks=False):
+            if found and not entry.is_symlink():
                 here = found["place"] == _place() and os.name == "posix"
                 if not _lives(int(found["process"])) if here else time.time() - entry.stat().st_mtime > _LONG_AGO:
+                    if entry.is_dir():
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                        continue
                     with contextlib.suppress(OSError):
                         os.unlink(entry.path)
 

@@ -1,0 +1,281 @@
+"""`export`: fold a network, write it in a runtime's format, and run what was written before it gets its name."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import runpy
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..errors import FoldMismatchError, UnsupportedError
+from ..files.atomic import atomic_folder, write_json
+from ..layers import Foldable
+from ..network._watching import arguments_of
+from ..network.fold import fold
+from ..network.permute import absorb_permutations
+from ..network.tree import copy_of
+from .apart import interpreter
+from .describing import described
+from .formats import Format, convolutions, format_of
+from .portable import portable
+from .running import call, furthest, run_file
+
+_LOG = logging.getLogger(__name__)
+_LARGEST_BATCH = 1024
+"""ExecuTorch reserves memory for it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What `export` wrote, and how near it is to the network; print it for one line."""
+
+    path: Path
+    format: str
+    size: int
+    """Bytes, of all files together."""
+    error: float | None
+    """Largest difference from the folded network in float64, relative to the output's largest value; None: not run."""
+    why_unchecked: str = ""
+
+    def __str__(self) -> str:
+        checked = f"not checked: {self.why_unchecked}" if self.error is None else f"within {self.error:.1e} of the fold"
+        return f"{self.path}: {self.format}, {self.size:,} bytes, {checked}"
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any,
+    *,
+    format: str | None = None,
+    dynamic_batch: bool = True,
+    labels: Sequence[str] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    check: bool = True,
+    overwrite: bool = False,
+) -> Exported:
+    """Fold a network, write it in a format that a runtime takes, run that file and compare.
+
+    The evaluation-mode function is written, whatever mode the model is in: foldable layers and batch norms become plain
+    convolutions, permutations of channels move into the layers around them, and what the runtime gets wrong is put in
+    other words. Nothing appears under `path` unless the runtime, in a process of its own and in 32 bits, computes what
+    the folded network computes in float64.
+
+    Args:
+        model: any module, expanded or not; it is not touched.
+        path: its suffix is the format: ``.onnx`` (ONNX), ``.pt2`` (torch.export), ``.pte`` (ExecuTorch), ``.xml``
+            (OpenVINO), ``.mlpackage`` (Core ML), ``.param`` (ncnn), ``.tflite`` (LiteRT).
+        example_inputs: what the model is called with: a tensor, a tuple of tensors, or a dictionary of them by keyword;
+            the first dimension of each is the batch.
+        format: the format's name, where it is to be checked against the suffix.
+        dynamic_batch: whether the file takes batches of any size, where the format can: ONNX, torch.export, OpenVINO
+            and ExecuTorch (up to 64). The others take batches as large as the example, ncnn one sample.
+        labels: the names of the classes, in the order of the outputs; written into the description.
+        preprocessing: what turns an image into the input, such as mean, std, size and interpolation; plain values.
+        check: run the file and compare; without, it is only written.
+        overwrite: whether files that are there may be replaced.
+
+    Returns:
+        An `Exported`. Beside the file lies its description, ``NAME.json`` (for ONNX it is in the file).
+
+    Raises:
+        UnsupportedError: for a suffix that no format has, a convolution that the runtime cannot do (by name), a network
+            that the converter cannot write, with its reason, and labels that do not fit the output.
+        FoldMismatchError: the file does not compute what the network does; it is removed.
+        ModuleNotFoundError: a package is missing; the message names it and foldconv's extra.
+        FileExistsError: there is something at `path`, or where a file beside it belongs.
+
+    Example:
+        >>> import tempfile
+        >>> import foldconv
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        >>> rich = foldconv.expand(net, "repvgg")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     exported = export(rich, Path(folder, "net.pt2"), torch.randn(2, 3, 8, 8))
+        >>> exported.format, exported.error < 1e-5
+        ('torch.export', True)
+    """
+    form = format_of(path, format)
+    python = interpreter(form)
+    form.expect_packages()
+    network, inputs = _with_tensors(model, example_inputs)
+    folded = deployable(network, inputs)
+    any_batch = dynamic_batch and form.any_batch
+    # A graph traced at a batch of one holds for no other.
+    batches = [_batch(inputs, size) for size in ((2, 1, 3) if any_batch else (len(inputs[0]), len(inputs[0])))]
+    expected, own_error = _expected(folded, batches)
+    description = described(form, inputs, expected[0], any_batch, labels, preprocessing)
+    ready = portable(_supported(folded, form), form)
+    with atomic_folder(path, overwrite=overwrite) as folder:
+        temporary = folder / Path(path).name
+        with _converting(path, form):
+            _write(form, _program(ready, batches[0], any_batch), temporary, python)
+        _describe(form, temporary, description)
+        error, why = None, "" if check else "check=False"
+        if form.runs_on not in ("any", sys.platform):
+            why = why or f"{form.name} runs on {form.runs_on} only"
+        elif check:
+            received = run_file(form.runtime, temporary, [[x.numpy() for x in b] for b in batches], python=python)
+            error, _, differs = furthest(expected, received)
+            allowed = form.tolerance + 8 * own_error
+            if differs or not error <= allowed:
+                differs = differs or f"received {error:.1e} of its largest value"
+                raise FoldMismatchError(
+                    f"{path}: {form.name} does not compute what the folded network does in float64: expected at most "
+                    f"{allowed:.1e}, {differs}; nothing was left there"
+                )
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return Exported(Path(path), form.name, size, error, why)
+
+
+def deployable(model: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
+    """The network as a device should get it: folded, norms and permutations absorbed, in evaluation mode.
+
+    Args:
+        model: it is not touched.
+        inputs: tensors that it is called with.
+    """
+    layers = sum(isinstance(module, Foldable) for module in model.modules())
+    folded = absorb_permutations(fold(model, batchnorm=True, example_inputs=tuple(inputs)), inplace=True)
+    folded = (folded if folded is not model else copy_of(model)).eval().requires_grad_(False)
+    left = [name for name, module in folded.named_modules() if isinstance(module, Foldable)]
+    if left:
+        raise UnsupportedError(f"{left[0]}: is still a foldable layer after folding; please report this network")
+    if layers:
+        _LOG.info("%d foldable layers were folded", layers)
+    return folded
+
+
+class _ByKeyword(nn.Module):
+    """A network that is called with keyword arguments, called with positional ones."""
+
+    def __init__(self, network: nn.Module, names: Sequence[str]):
+        super().__init__()
+        self.network = network
+        self.names = tuple(names)
+
+    def forward(self, *values: Tensor) -> Any:
+        return self.network(**dict(zip(self.names, values)))
+
+
+def _with_tensors(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The network and the tensors that it is called with, on the CPU."""
+    args, kwargs = arguments_of(example_inputs)
+    values = [*args, *kwargs.values()]
+    for value in values:
+        if not isinstance(value, Tensor) or value.dim() < 1 or len(value) != len(values[0]) or not len(value):
+            raise UnsupportedError(
+                "example_inputs: expected tensors whose first dimension is one batch, of at least one sample, received "
+                f"{tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}; wrap the network in one "
+                "that takes such tensors"
+            )
+    if not values:
+        raise UnsupportedError("example_inputs: expected a tensor, a tuple or a dictionary of them, received none")
+    if kwargs:
+        model = _ByKeyword(model, tuple(kwargs))
+    return model, tuple(value.detach().cpu() for value in values)
+
+
+def _batch(inputs: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
+    """`size` samples, made of the example's in turn; numbers with a fraction get smaller from one to the next."""
+    picked = [value[torch.arange(size) % len(value)] for value in inputs]
+    shrink = 1 - torch.arange(size) / (2 * size + 2)
+    return tuple(x * shrink.to(x.dtype).view(-1, *(1,) * (x.dim() - 1)) if x.is_floating_point() else x for x in picked)
+
+
+def _outputs(network: nn.Module, batch: Sequence[Tensor]) -> list[np.ndarray]:
+    with torch.no_grad():
+        values = tree_leaves(network(*batch))
+    if not values or not all(isinstance(value, Tensor) for value in values):
+        kinds = ", ".join(sorted({type(value).__name__ for value in values})) or "nothing"
+        raise UnsupportedError(f"the network's output holds {kinds}, expected tensors; wrap it in one that returns its tensors")
+    return [value.numpy() for value in values]
+
+
+def _expected(folded: nn.Module, batches: Sequence[Sequence[Tensor]]) -> tuple[list[list[np.ndarray]], float]:
+    """The outputs in float64, and how far torch's own float32 is from them."""
+    exact = copy_of(folded).double()
+    expected = [_outputs(exact, [x.double() if x.is_floating_point() else x for x in batch]) for batch in batches]
+    return expected, furthest(expected, [_outputs(folded, batch) for batch in batches])[0]
+
+
+def _supported(folded: nn.Module, form: Format) -> nn.Module:
+    for name, conv in convolutions(folded).items():
+        for kind in form.kinds(conv):
+            if kind in form.refused:
+                raise UnsupportedError(
+                    f"{name or 'the root'}: a convolution ({kind}) that {form.name} {form.refused[kind]}; choose another format"
+                )
+    return folded
+
+
+@contextlib.contextmanager
+def _converting(path: Any, form: Format) -> Iterator[None]:
+    """A converter's chatter is nobody's; its errors come in one line."""
+    levels = {name: logging.getLogger(name).level for name in _CHATTER}
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+            warnings.simplefilter("ignore")
+            for name in levels:
+                logging.getLogger(name).setLevel(logging.ERROR)
+            yield
+    except (OSError, MemoryError, ImportError, UnsupportedError):
+        raise
+    except Exception as error:
+        raise UnsupportedError(f"{path}: {form.name} cannot write this network: {reason(error)}") from error
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def reason(error: BaseException) -> str:
+    """The line of an exception, or of what caused it, that tells most."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"[:400]
+
+
+_CHATTER = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "openvino", "coremltools", "executorch")
+
+
+def _program(network: nn.Module, batch: Sequence[Tensor], any_batch: bool) -> Any:
+    """The network as one graph of torch's operations; in it any size of batch, or the given one."""
+    size = torch.export.Dim("batch", max=_LARGEST_BATCH)
+    shapes = tuple({0: size} for _ in batch) if any_batch else None
+    with torch.no_grad():
+        return torch.export.export(network, tuple(batch), dynamic_shapes=shapes)
+
+
+def _write(form: Format, program: Any, path: Path, python: Sequence[str]) -> None:
+    if form.alone:
+        source = path.with_name("program.pt2")
+        torch.export.save(program, source)
+        call(form.runtime, "convert", str(source), str(path), python=python)
+        source.unlink()
+    else:
+        runpy.run_path(str(form.runtime))["convert"](program, str(path))
+    for suffix in (path.suffix, *form.beside):
+        if not path.with_suffix(suffix).exists():
+            raise RuntimeError(f"the converter ended well and wrote no {path.stem}{suffix}")
+
+
+def _describe(form: Format, path: Path, description: dict[str, Any]) -> None:
+    """Into the file, where the format has a place for it; else beside it."""
+    functions = runpy.run_path(str(form.runtime))
+    if "describe" in functions:
+        functions["describe"](str(path), json.dumps(description))
+    else:
+        write_json(path.with_suffix(".json"), description)

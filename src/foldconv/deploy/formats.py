@@ -1,0 +1,169 @@
+"""The formats: what writes and runs each, and which convolutions it takes. Messages, help and documents are made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..algebra.convolutions import PLAIN
+from ..errors import UnsupportedError, unknown
+from ..layers.permuted import PERMUTED
+
+
+def _rank(conv: Any) -> int:
+    return len(conv.kernel_size)
+
+
+def _turned(conv: Any) -> bool:
+    return conv.transposed
+
+
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "circular padding": lambda conv: conv.padding_mode == "circular",
+    "permuted channels": lambda conv: isinstance(conv, tuple(PERMUTED.values())),
+    "three dimensions": lambda conv: _rank(conv) == 3,
+    "groups in three dimensions": lambda conv: _rank(conv) == 3 and conv.groups > 1,
+    "transposed in three dimensions": lambda conv: _rank(conv) == 3 and _turned(conv),
+    "transposed with output_padding": lambda conv: _turned(conv) and any(conv.output_padding),
+    "transposed with dilation": lambda conv: _turned(conv) and any(d > 1 for d in conv.dilation),
+}
+"""The kinds of convolution that some runtime does not take as they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One format of file and what is known of it; `FORMATS` has them all."""
+
+    name: str
+    suffix: str
+    file: str
+    """The runtime's file in this folder; it imports nothing of foldconv, so that it runs in any environment."""
+    extra: str | None
+    """Of foldconv's extras the one that brings the packages; None: torch alone."""
+    packages: tuple[str, ...] = ()
+    """What converts and runs, by the name to install."""
+    beside: tuple[str, ...] = ()
+    """Suffixes of the files that belong to the one that is named."""
+    rewritten: tuple[str, ...] = ()
+    """`KINDS` that become other modules of the same function first."""
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """`KINDS` that the runtime cannot do, and what it does instead."""
+    any_batch: bool = True
+    """Whether a file can take batches of any size."""
+    tolerance: float = 1e-5
+    """Largest difference from the network in float64, relative to the output's largest value."""
+    runs_on: str = "any"
+    alone: bool = False
+    """Whether the converter runs in a process of its own, since it may die, or writes to the terminal."""
+    apart: str | None = None
+    """The converter's package, where it needs another torch than this environment has."""
+
+    @property
+    def runtime(self) -> Path:
+        """The runtime's file of code."""
+        return Path(__file__).with_name(self.file)
+
+    def expect_packages(self) -> None:
+        """Refuse to begin where a package is missing.
+
+        Raises:
+            ModuleNotFoundError: naming the package and the extra that brings it.
+        """
+        for package in self.packages:
+            if importlib.util.find_spec(_IMPORTED.get(package, package)) is None:
+                raise ModuleNotFoundError(
+                    f'{self.suffix}: {self.name} needs {package}; install it: pip install "foldconv[{self.extra}]"',
+                    name=package,
+                )
+
+    def kinds(self, conv: nn.Module) -> list[str]:
+        """Those of the kinds that this runtime does not take as they are, which a convolution is of."""
+        return [kind for kind in (*self.rewritten, *self.refused) if KINDS[kind](conv)]
+
+
+_IMPORTED: dict[str, str] = {}
+"""Packages that are imported under another name than they are installed by."""
+
+FORMATS: dict[str, Format] = {
+    form.suffix: form
+    for form in (
+        Format("ONNX", ".onnx", "onnx.py", "onnx", ("onnx", "onnxscript", "onnxruntime")),
+        Format("torch.export", ".pt2", "torch_export.py", None),
+        Format(
+            *("ExecuTorch", ".pte", "executorch.py", "executorch", ("executorch",)),
+            rewritten=("circular padding",),
+            refused={"three dimensions": "is converted and then fails when it runs"},
+        ),
+        Format("OpenVINO", ".xml", "openvino.py", "openvino", ("openvino",), beside=(".bin",)),
+        Format(
+            *("Core ML", ".mlpackage", "coreml.py", "coreml", ("coremltools",)),
+            rewritten=("circular padding",),
+            any_batch=False,
+            runs_on="darwin",
+            alone=True,
+        ),
+        Format(
+            *("ncnn", ".param", "ncnn.py", "ncnn", ("ncnn", "pnnx"), (".bin",)),
+            rewritten=("circular padding", "permuted channels"),
+            any_batch=False,
+            tolerance=1e-4,
+            alone=True,
+        ),
+        Format(
+            *("LiteRT", ".tflite", "litert.py", "litert"),
+            refused={
+                "groups in three dimensions": "has no such operation",
+                "transposed in three dimensions": "writes a file that does not load",
+                "transposed with output_padding": "has no such operation",
+                "transposed with dilation": "has no such operation",
+            },
+            any_batch=False,
+            alone=True,
+            apart="litert-torch",
+        ),
+    )
+}
+"""Every format by its suffix."""
+
+
+def format_of(path: str | os.PathLike[str], format: str | None = None) -> Format:
+    """The format that a path, or a name given for it, means.
+
+    Args:
+        path: of the file to write or to run.
+        format: a suffix with or without its dot, or a name; None: the path's suffix.
+
+    Raises:
+        UnsupportedError: for a suffix that no format has, and for a path that does not end in the format's.
+
+    Example:
+        >>> format_of("net.onnx").name, format_of("net.xml", "openvino").suffix
+        ('ONNX', '.xml')
+    """
+    suffix = Path(path).suffix
+    by_name = {form.name.lower(): form for form in FORMATS.values()} | {s[1:]: form for s, form in FORMATS.items()}
+    if format is not None:
+        found = by_name.get(str(format).lower().lstrip("."))
+        if found is None:
+            raise UnsupportedError(f"format: {unknown('format', format, [form.name for form in FORMATS.values()])}")
+        if found.suffix != suffix:
+            raise UnsupportedError(
+                f"{path}: expected a name that ends in {found.suffix} for {found.name}, received {suffix or 'none'}; "
+                "choose such a name"
+            )
+        return found
+    if suffix not in FORMATS:
+        named = ", ".join(f"{s} ({form.name})" for s, form in FORMATS.items())
+        raise UnsupportedError(f"{path}: no format has the suffix {suffix!r}; expected one of: {named}")
+    return FORMATS[suffix]
+
+
+def convolutions(network: nn.Module) -> dict[str, Any]:
+    """The ordinary convolutions of a network by name, which `KINDS` speak of."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, PLAIN)}

@@ -1,0 +1,96 @@
+"""Convolutions that a runtime gets wrong or refuses, written as other modules of exactly the same function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..algebra.convolutions import taps_of, written_padding
+from ..layers.foldable import conv_arguments, plain_class
+from ..layers.permuted import PERMUTED
+from ..network.tree import replace_modules
+from .formats import Format, convolutions
+
+
+class WrappedPad(nn.Module):
+    """Circular padding as a concatenation of slices, which every runtime knows.
+
+    Args:
+        padding: before and after, per spatial dimension.
+
+    Shapes:
+        input ``(..., *spatial)``; output with each spatial size larger by its padding.
+
+    Example:
+        >>> WrappedPad([(1, 2)])(torch.tensor([[[1.0, 2.0, 3.0]]]))
+        tensor([[[3., 1., 2., 3., 1., 2.]]])
+    """
+
+    def __init__(self, padding: list[tuple[int, int]]):
+        super().__init__()
+        self.padding = padding
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pad one dimension after the other."""
+        for dim, (before, after) in zip(range(-len(self.padding), 0), self.padding):
+            size = input.shape[dim]
+            parts = [input.narrow(dim, size - before, before)] if before else []
+            parts += [input, *([input.narrow(dim, 0, after)] if after else [])]
+            input = torch.cat(parts, dim)
+        return input
+
+    def extra_repr(self) -> str:
+        """The padding."""
+        return f"{self.padding}"
+
+
+def portable(network: nn.Module, form: Format) -> nn.Module:
+    """The network itself, with what `form` lists as rewritten in other words; the function stays the same.
+
+    Example:
+        >>> from foldconv.deploy.formats import FORMATS
+        >>> conv = nn.Conv1d(2, 2, 3, padding=1, padding_mode="circular")
+        >>> portable(nn.Sequential(conv), FORMATS[".param"])
+        Sequential(
+          (0): Sequential(
+            (0): WrappedPad([(1, 1)])
+            (1): Conv1d(2, 2, kernel_size=(3,), stride=(1,))
+          )
+        )
+    """
+    found = {conv: _rewritten(conv, form) for conv in convolutions(network).values()}
+    return replace_modules(network, {conv: new for conv, new in found.items() if new is not None})
+
+
+def _rewritten(conv: Any, form: Format) -> nn.Module | None:
+    kinds = [kind for kind in form.kinds(conv) if kind in form.rewritten]
+    if not kinds:
+        return None
+    before: list[nn.Module] = []
+    behind: list[nn.Module] = []
+    if "permuted channels" in kinds:
+        before += _permutation(conv, conv.input_order)
+        behind += _permutation(conv, conv.output_order)
+    arguments = conv_arguments(conv) | {"bias": conv.bias is not None}
+    if "circular padding" in kinds:
+        before.append(WrappedPad(written_padding(conv)))
+        arguments |= {"padding": 0, "padding_mode": "zeros"}
+    cls: Any = plain_class(conv)
+    cls = next((plain for plain, permuted in PERMUTED.items() if isinstance(conv, permuted)), cls)
+    plain = cls(**arguments, device="meta")
+    plain.weight, plain.bias = conv.weight, conv.bias
+    return nn.Sequential(*before, plain, *behind).eval()
+
+
+def _permutation(conv: Any, order: Tensor | None) -> list[nn.Module]:
+    """A gather of channels as a convolution of one tap, which is one for the channel that is taken."""
+    if order is None:
+        return []
+    rank = len(taps_of(conv))
+    cls = next(plain for plain, permuted in PERMUTED.items() if isinstance(conv, permuted))
+    gather = cls(len(order), len(order), 1, bias=False, device=conv.weight.device, dtype=conv.weight.dtype)
+    ones = torch.eye(len(order), device=conv.weight.device, dtype=conv.weight.dtype)[order]
+    gather.weight = nn.Parameter(ones.reshape(*ones.shape, *(1,) * rank), requires_grad=False)
+    return [gather]

@@ -1,0 +1,96 @@
+"""A written file is run by its runtime in a process of its own: a runtime that dies or lies takes nobody with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UnsupportedError
+
+_CHILD = Path(__file__).with_name("_child.py")
+_LONGEST = 1800
+"""Seconds until a runtime counts as hanging."""
+
+
+def run_file(
+    runtime: Path,
+    path: str | os.PathLike[str],
+    batches: Sequence[Sequence[np.ndarray]],
+    *,
+    python: Sequence[str] = (),
+) -> list[list[np.ndarray]]:
+    """The outputs of a file for each batch of inputs.
+
+    Args:
+        runtime: the runtime's file of code, with a function ``run(path, batches)``.
+        path: of the file to run.
+        batches: the arrays of each call, in the order of the network's inputs.
+        python: the command of another interpreter; by default this one.
+
+    Raises:
+        UnsupportedError: with the runtime's own reason, when it refuses the file or the inputs, or dies.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        given, result = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
+        arrays = {f"{i}/{j}": array for i, batch in enumerate(batches) for j, array in enumerate(batch)}
+        np.savez(given, **arrays)  # pyright: ignore[reportArgumentType]
+        call(runtime, "run", str(path), str(given), str(result), python=python)
+        with np.load(result) as file:
+            found: list[list[np.ndarray]] = [[] for _ in batches]
+            for name in file.files:
+                found[int(name.split("/")[0])].append(file[name])
+    return found
+
+
+def call(runtime: Path, function: str, *arguments: str, python: Sequence[str] = ()) -> None:
+    """One function of a runtime's file, in a process of its own.
+
+    Raises:
+        UnsupportedError: when it fails; with the last line that it wrote, or the signal that ended it.
+    """
+    # -P: the folder of this package is not searched for imports; its files have the names of their runtimes.
+    command = [*(python or (sys.executable, "-P")), str(_CHILD), str(runtime), function, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_LONGEST)
+    except subprocess.TimeoutExpired:
+        raise UnsupportedError(f"{runtime.stem}: {function} did not end within {_LONGEST // 60} minutes") from None
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise UnsupportedError(f"{runtime.stem}: the process of {function} was killed by {name}")
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise UnsupportedError(f"{runtime.stem}: {function} failed: {(lines or ['no reason given'])[-1][:500]}")
+
+
+def furthest(
+    expected: Sequence[Sequence[np.ndarray]], received: Sequence[Sequence[np.ndarray]]
+) -> tuple[float, float, str]:
+    """Largest difference relative to the output it is in, the largest absolute value, and what differs in kind.
+
+    Example:
+        >>> furthest([[np.array([0.0, 4.0])]], [[np.array([0.0, 3.0])]])
+        (0.25, 4.0, '')
+        >>> furthest([[np.zeros(2)]], [[np.zeros(3)]])[2]
+        'output 0: expected the shape (2,), received (3,)'
+    """
+    worst = largest = 0.0
+    for ours, theirs in zip(expected, received):
+        if len(ours) != len(theirs):
+            return np.inf, largest, f"expected {len(ours)} outputs, received {len(theirs)}"
+        for i, (left, right) in enumerate(zip(ours, theirs)):
+            if left.shape != right.shape:
+                return np.inf, largest, f"output {i}: expected the shape {left.shape}, received {right.shape}"
+            if left.size:
+                scale = float(np.abs(left).max())
+                gap = float(np.abs(left - np.asarray(right, dtype=left.dtype)).max())
+                gap = gap / scale if scale else gap
+                worst = gap if gap != gap else max(worst, gap)  # max() would hide a NaN behind a number
+                largest = max(largest, scale)
+    return worst, largest, ""
