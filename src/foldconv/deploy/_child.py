@@ -1,7 +1,7 @@
 """What runs in a process of its own: one function of a runtime's file, on arrays from a file.
 
-``python _child.py RUNTIME.py run MODEL INPUTS.npz OUTPUTS.npz`` or ``... RUNTIME.py convert PROGRAM.pt2 TARGET``. It imports
-nothing of foldconv, so that it starts in an environment that has only the runtime.
+``python _child.py RUNTIME.py run MODEL INPUTS.npz OUTPUTS.npz`` or ``... RUNTIME.py convert PROGRAM.pt2 TARGET``. It
+imports nothing of foldconv, so that it starts in an environment that has only the runtime.
 """
 
 import runpy

@@ -8,7 +8,6 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .. import __version__
@@ -60,7 +59,9 @@ def described(
     try:
         json.dumps(description, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise UnsupportedError(f"preprocessing: expected values that JSON knows, received {shown(preprocessing)}: {error}") from None
+        raise UnsupportedError(
+            f"preprocessing: expected values that JSON knows, received {shown(preprocessing)}: {error}"
+        ) from None
     return description
 
 

@@ -4,9 +4,10 @@ An activation f with f(s·x) = s·f(x) for s > 0 lets a channel be made smaller 
 
     W⁽²⁾ f(W⁽¹⁾ x + b) = (W⁽²⁾ S) f(S⁻¹ W⁽¹⁾ x + S⁻¹ b),    sᵢ = √(r⁽¹⁾ᵢ / r⁽²⁾ᵢ)
 
-with r⁽¹⁾ᵢ the largest weight of output channel i before, r⁽²⁾ᵢ that of input channel i behind: then both are √(r⁽¹⁾ᵢ r⁽²⁾ᵢ).
-M. Nagel, M. van Baalen, T. Blankevoort, M. Welling: Data-free quantization through weight equalization and bias
-correction, ICCV 2019, equations 7 to 11. Their absorption of biases is left out: at padded borders it changes the function.
+with r⁽¹⁾ᵢ the largest weight of output channel i before and r⁽²⁾ᵢ that of input channel i behind: then both are
+√(r⁽¹⁾ᵢ r⁽²⁾ᵢ). M. Nagel, M. van Baalen, T. Blankevoort, M. Welling: Data-free quantization through weight equalization and
+bias correction, ICCV 2019, equations 7 to 11. Their absorption of biases is left out: at padded borders it changes the
+function.
 """
 
 from __future__ import annotations
@@ -16,16 +17,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import nn
 
-from ..algebra.convolutions import PLAIN
-from ..errors import FoldMismatchError, UnsupportedError
+from ..errors import UnsupportedError
 from ..layers import Foldable
-from ..layers.foldable import is_altered
-from ..network._outputs import difference
-from ..network._tracing import Trace
-from ..network._watching import arguments_of
-from ..network.dataflow import DataFlow
 from ..network.table import some
 from ..network.tree import copy_of
 
@@ -59,8 +54,8 @@ def equalize(model: nn.Module, example_inputs: Any = None, *, inplace: bool = Fa
 
     Raises:
         UnsupportedError: foldable layers are left, or a convolution is called twice in one forward.
-        FoldMismatchError: the outputs in float64 differ by more than 1e-10 of their largest value; `model` is as it was.
-        ModuleNotFoundError: with `example_inputs`, brevitas is not installed; it comes with the extra ``quantization``.
+        FoldMismatchError: the outputs in float64 differ by more than 1e-10 of the largest; `model` is as it was.
+        ModuleNotFoundError: with `example_inputs`, where brevitas is missing; the extra ``quantization`` brings it.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.PReLU(), nn.Conv2d(2, 4, 3))
@@ -91,3 +86,131 @@ def equalize(model: nn.Module, example_inputs: Any = None, *, inplace: bool = Fa
         for name, values in exact.named_parameters():
             target.get_parameter(name).copy_(values)
     return target
+
+
+def _refuse_reused(model: nn.Module) -> None:
+    """A convolution that is called twice has one range and two places behind it; nobody scales that rightly."""
+    names = {module: name for name, module in model.named_modules()}
+    flow = DataFlow(model)
+    for module, count in flow.calls.items():
+        if count > 1 and isinstance(module, (*PLAIN, nn.Linear)):
+            raise UnsupportedError(
+                f"{names[module]}: is called {count} times in one forward, which equalization cannot follow; give each "
+                "call a module of its own"
+            )
+
+
+def _by_brevitas(model: nn.Module) -> None:
+    """Its equalization of the model itself, where brevitas can trace it."""
+    try:
+        from brevitas.fx import symbolic_trace  # pyright: ignore[reportMissingImports]
+        from brevitas.graph.equalize import EqualizeGraph  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'equalize needs brevitas; install it: pip install "foldconv[quantization]"', name=error.name
+        ) from None
+    try:
+        graph = symbolic_trace(model)
+    except Exception as error:  # a tracer raises whatever the forward does to a stand-in
+        _LOG.warning("brevitas cannot trace the network (%s): residual sums and gates stay", type(error).__name__)
+        return
+    EqualizeGraph(iterations=20, merge_bias=False).apply(graph)
+    with torch.no_grad():
+        for name, values in graph.named_parameters():
+            if name in dict(model.named_parameters()):
+                model.get_parameter(name).copy_(values)
+
+
+def _by_pairs(model: nn.Module) -> list[str]:
+    """Equalize each pair of layers with homogeneous functions between; names of layers that others follow."""
+    flow = DataFlow(model)
+    names = {module: name for name, module in model.named_modules()}
+    pairs: dict[Any, set[Any]] = {}
+    clipped: dict[nn.Module, None] = {}
+    for trace in flow.traces:
+        called = dict(trace.calls())
+        for node, first in called.items():
+            if isinstance(first, (*PLAIN, nn.Linear)) and first in flow.free:
+                second, curved = _next(trace, node, called)
+                pairs.setdefault(first, set()).add(second if second in flow.free else None)
+                if curved:
+                    clipped[first] = None
+    alike = [(first, *seconds) for first, seconds in pairs.items() if len(seconds) == 1 and None not in seconds]
+    for _ in range(_ROUNDS):
+        if max((_even(first, second) for first, second in alike), default=0.0) < 1e-3:
+            break
+    return [names[module] for module in clipped]
+
+
+def _next(trace: Trace, node: fx.Node, called: dict[fx.Node, nn.Module]) -> tuple[nn.Module | None, bool]:
+    """The layer that alone gets a layer's output, through homogeneous functions only; or whether one is clipped."""
+    while len(node.users) == 1 and node not in trace.escaped:
+        (user,) = node.users
+        module: Any = called.get(user)
+        if not user.args or user.args[0] is not node:
+            return None, False
+        if isinstance(module, (*PLAIN, nn.Linear)):
+            return (None if is_altered(module) else module), False
+        kind = user.target if module is None else type(module)
+        if kind in _CLIPPED:
+            return None, True
+        homogeneous = kind in (*_HOMOGENEOUS, *_FUNCTIONS, *_METHODS)
+        if not homogeneous or (module is not None and is_altered(module)):
+            return None, False
+        node = user
+    return None, False
+
+
+@torch.no_grad()
+def _even(first: Any, second: Any) -> float:
+    """One step of equation 11; how far the largest scale was from 1, as a logarithm."""
+    before, behind = _by_output(first), _by_input(second)
+    scale = (before.abs().amax(1) / behind.abs().amax(1)).sqrt()
+    scale = torch.where((scale > 0) & scale.isfinite(), scale, 1.0)  # a channel that is zero, or that nobody reads
+    _by_output(first, 1 / scale)
+    _by_input(second, scale)
+    if first.bias is not None:
+        first.bias /= scale
+    return float(scale.log().abs().max())
+
+
+def _by_output(layer: Any, factor: Tensor | None = None) -> Tensor:
+    """The weights by output channel, ``(out, rest)``, after multiplying each channel by a factor."""
+    groups = getattr(layer, "groups", 1)
+    if getattr(layer, "transposed", False):  # (in, out / groups, taps)
+        weight = layer.weight.view(groups, layer.in_channels // groups, layer.out_channels // groups, -1).transpose(
+            1, 2
+        )
+    else:  # (out, in / groups, taps)
+        weight = layer.weight.view(groups, layer.weight.shape[0] // groups, layer.weight.shape[1], -1)
+    if factor is not None:
+        weight.mul_(factor.view(groups, -1, 1, 1))
+    return weight.flatten(2).flatten(0, 1)
+
+
+def _by_input(layer: Any, factor: Tensor | None = None) -> Tensor:
+    """The same by input channel, ``(in, rest)``."""
+    groups = getattr(layer, "groups", 1)
+    if getattr(layer, "transposed", False):
+        weight = layer.weight.view(groups, layer.in_channels // groups, layer.out_channels // groups, -1)
+    else:
+        weight = layer.weight.view(groups, layer.weight.shape[0] // groups, layer.weight.shape[1], -1).transpose(1, 2)
+    if factor is not None:
+        weight.mul_(factor.view(groups, -1, 1, 1))
+    return weight.flatten(2).flatten(0, 1)
+
+
+def _compare(before: nn.Module, after: nn.Module, example_inputs: Any) -> None:
+    args, kwargs = arguments_of(example_inputs)
+
+    def wide(value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    args, kwargs = tuple(map(wide, args)), {name: wide(value) for name, value in kwargs.items()}
+    with torch.no_grad():
+        error, scale = difference(before(*args, **kwargs), after(*args, **kwargs), "the output")
+    if not error <= TOLERANCE * scale:
+        raise FoldMismatchError(
+            f"the equalized network differs: expected at most {TOLERANCE * scale:.1e} in float64, received {error:.1e}; "
+            "nothing was changed; please report this network"
+        )

@@ -200,7 +200,9 @@ def _outputs(network: nn.Module, batch: Sequence[Tensor]) -> list[np.ndarray]:
         values = tree_leaves(network(*batch))
     if not values or not all(isinstance(value, Tensor) for value in values):
         kinds = ", ".join(sorted({type(value).__name__ for value in values})) or "nothing"
-        raise UnsupportedError(f"the network's output holds {kinds}, expected tensors; wrap it in one that returns its tensors")
+        raise UnsupportedError(
+            f"the network's output holds {kinds}, expected tensors; wrap it in one that returns its tensors"
+        )
     return [value.numpy() for value in values]
 
 
