@@ -1,6 +1,8 @@
 """The public names, each written once; `foldconv` asks here when one is first used."""
 
 # ruff: noqa: F401
+from .deploy.equalize import equalize
+from .deploy.export import export
 from .errors import CheckpointError, FoldConvError, FoldMismatchError, NoMatchError, UnsupportedError
 from .files.convert import convert_weights
 from .files.native import load, save

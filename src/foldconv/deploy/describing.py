@@ -36,8 +36,9 @@ def described(
         UnsupportedError: for as many labels as there are no classes, and for values that JSON does not know.
 
     Example:
-        >>> from foldconv.deploy.formats import FORMATS
-        >>> found = described(FORMATS[".pt2"], [torch.zeros(1, 3)], [np.zeros((1, 2))], True, ["cat", "dog"], None)
+        >>> import torch
+        >>> form = Format("torch.export", ".pt2", "torch_export.py", None)
+        >>> found = described(form, [torch.zeros(1, 3)], [np.zeros((1, 2))], True, ["cat", "dog"], None)
         >>> found["inputs"], found["labels"]
         ([{'shape': [None, 3], 'dtype': 'float32'}], ['cat', 'dog'])
     """

@@ -111,13 +111,13 @@ def export(
     python = interpreter(form)
     form.expect_packages()
     network, inputs = _with_tensors(model, example_inputs)
-    folded = deployable(network, inputs)
+    folded = _supported(deployable(network, inputs), form)
     any_batch = dynamic_batch and form.any_batch
     # A graph traced at a batch of one holds for no other.
     batches = [_batch(inputs, size) for size in ((2, 1, 3) if any_batch else (len(inputs[0]), len(inputs[0])))]
     expected, own_error = _expected(folded, batches)
     description = described(form, inputs, expected[0], any_batch, labels, preprocessing)
-    ready = portable(_supported(folded, form), form)
+    ready = portable(folded, form)
     with atomic_folder(path, overwrite=overwrite) as folder:
         temporary = folder / Path(path).name
         with _converting(path, form):
@@ -217,9 +217,8 @@ def _supported(folded: nn.Module, form: Format) -> nn.Module:
     for name, conv in convolutions(folded).items():
         for kind in form.kinds(conv):
             if kind in form.refused:
-                raise UnsupportedError(
-                    f"{name or 'the root'}: a convolution ({kind}) that {form.name} {form.refused[kind]}; choose another format"
-                )
+                why = f"{form.name} {form.refused[kind]}"
+                raise UnsupportedError(f"{name or 'the root'}: {kind}: {why}; choose another format")
     return folded
 
 

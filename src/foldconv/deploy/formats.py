@@ -1,4 +1,4 @@
-"""The formats: what writes and runs each, and which convolutions it takes. Messages, help and documents are made of it."""
+"""The formats: what writes and runs each, and which convolutions it takes; help and messages are made of this table."""
 
 from __future__ import annotations
 
@@ -151,7 +151,8 @@ def format_of(path: str | os.PathLike[str], format: str | None = None) -> Format
     if format is not None:
         found = by_name.get(str(format).lower().lstrip("."))
         if found is None:
-            raise UnsupportedError(f"format: {unknown('format', format, [form.name for form in FORMATS.values()])}")
+            names = [form.name.lower() for form in FORMATS.values()]
+            raise UnsupportedError(f"format: {unknown('format', str(format).lower(), names)}")
         if found.suffix != suffix:
             raise UnsupportedError(
                 f"{path}: expected a name that ends in {found.suffix} for {found.name}, received {suffix or 'none'}; "
@@ -162,6 +163,24 @@ def format_of(path: str | os.PathLike[str], format: str | None = None) -> Format
         named = ", ".join(f"{s} ({form.name})" for s, form in FORMATS.items())
         raise UnsupportedError(f"{path}: no format has the suffix {suffix!r}; expected one of: {named}")
     return FORMATS[suffix]
+
+
+def described_formats() -> str:
+    """The table for people, a line each.
+
+    Example:
+        >>> print(described_formats().splitlines()[1])
+          .pt2         torch.export  any batch
+    """
+    lines = []
+    for form in FORMATS.values():
+        notes = ["any batch" if form.any_batch else "a fixed batch"]
+        notes += [f"extra {form.extra}"] if form.extra and form.apart is None else []
+        notes += ["in an environment of its own"] if form.apart else []
+        notes += [f"no {kind}" for kind in form.refused]
+        notes += [f"checked on {form.runs_on} only"] if form.runs_on != "any" else []
+        lines.append(f"  {form.suffix:<12} {form.name:<13} {', '.join(notes)}")
+    return "\n".join(lines)
 
 
 def convolutions(network: nn.Module) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,9 +29,9 @@ class WrappedPad(nn.Module):
         tensor([[[3., 1., 2., 3., 1., 2.]]])
     """
 
-    def __init__(self, padding: list[tuple[int, int]]):
+    def __init__(self, padding: Sequence[tuple[int, int]]):
         super().__init__()
-        self.padding = padding
+        self.padding = list(padding)
 
     def forward(self, input: Tensor) -> Tensor:
         """Pad one dimension after the other."""
@@ -50,9 +51,9 @@ def portable(network: nn.Module, form: Format) -> nn.Module:
     """The network itself, with what `form` lists as rewritten in other words; the function stays the same.
 
     Example:
-        >>> from foldconv.deploy.formats import FORMATS
+        >>> form = Format("of an example", ".net", "example.py", None, rewritten=("circular padding",))
         >>> conv = nn.Conv1d(2, 2, 3, padding=1, padding_mode="circular")
-        >>> portable(nn.Sequential(conv), FORMATS[".param"])
+        >>> portable(nn.Sequential(conv), form)
         Sequential(
           (0): Sequential(
             (0): WrappedPad([(1, 1)])

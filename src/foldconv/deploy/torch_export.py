@@ -15,8 +15,9 @@ def convert(program: Any, path: str) -> None:
 def run(path: str, batches: list) -> list:
     """The outputs for each batch."""
     import torch
+    from torch.utils._pytree import tree_leaves
 
     network = torch.export.load(path).module()
     with torch.no_grad():
-        outputs = [torch.utils._pytree.tree_leaves(network(*map(torch.from_numpy, batch))) for batch in batches]
+        outputs = [tree_leaves(network(*map(torch.from_numpy, batch))) for batch in batches]
     return [[value.numpy() for value in batch] for batch in outputs]

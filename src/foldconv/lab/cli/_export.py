@@ -30,9 +30,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("out", metavar="OUT", help="file to write; its suffix is the format")
     add_network_arguments(parser)
     parser.add_argument("--fixed-batch", metavar="N", type=int, help="take batches of N images only (default: any)")
-    parser.add_argument(
-        "--labels", metavar="FILE", help="names of the classes, one a line (default: those of training)"
-    )
+    parser.add_argument("--labels", metavar="FILE", help="classes' names, one a line (default: those of training)")
     parser.add_argument("--no-check", action="store_true", help="write only; do not run what was written")
     parser.add_argument("--force", action="store_true", help="replace what is there")
 

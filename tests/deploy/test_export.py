@@ -1,0 +1,103 @@
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import foldconv
+from foldconv.deploy import export as exporting
+from foldconv.deploy.formats import FORMATS
+from foldconv.deploy.running import call, run_file
+from foldconv.errors import FoldMismatchError, UnsupportedError
+
+X = torch.randn(2, 3, 8, 8)
+
+
+def network():
+    torch.manual_seed(0)
+    conv = [nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5)]
+    return nn.Sequential(*conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+def test_an_expanded_network_in_training_mode_is_written_as_it_evaluates(tmp_path):
+    net = network().train()
+    net(X)
+    rich = foldconv.expand(net, "repvgg")
+    flags = [module.training for module in rich.modules()]
+    path = tmp_path / "net.pt2"
+    exported = foldconv.export(rich, path, X, labels=["cat", "dog"], preprocessing={"mean": [0.5] * 3})
+    assert exported.error < 1e-5
+    assert exported.format == "torch.export"
+    assert "within" in str(exported)
+    assert [module.training for module in rich.modules()] == flags
+    program = torch.export.load(path)
+    assert not [node for node in program.graph.nodes if "batch_norm" in str(node.target)]
+    assert sorted(os.listdir(tmp_path)) == ["net.json", "net.pt2"]
+    description = json.loads((tmp_path / "net.json").read_text())
+    assert description["labels"] == ["cat", "dog"]
+    assert description["inputs"][0]["shape"] == [None, 3, 8, 8]
+    # Any batch, in a process that has never seen the network.
+    x = torch.randn(5, 3, 8, 8)
+    (found,) = run_file(FORMATS[".pt2"].runtime, path, [[x.numpy()]])
+    assert np.abs(found[0] - rich.eval()(x).detach().numpy()).max() < 1e-5
+    with pytest.raises(FileExistsError):
+        foldconv.export(rich, path, X)
+
+
+def test_a_file_that_computes_something_else_is_not_left_there(tmp_path, monkeypatch):
+    program = exporting._program
+
+    def wrong(network, batch, any_batch):
+        with torch.no_grad():
+            network[0].weight[0] *= 1.001
+        return program(network, batch, any_batch)
+
+    monkeypatch.setattr(exporting, "_program", wrong)
+    with pytest.raises(FoldMismatchError, match=r"does not compute what .* nothing was left there"):
+        foldconv.export(network(), tmp_path / "net.pt2", X, dynamic_batch=False)
+    assert os.listdir(tmp_path) == []
+
+
+class Asks(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("net", "inputs", "options", "message"),
+    [
+        (network(), X, {"labels": ["cat"]}, "labels: expected 2 names, one for each class, received 1"),
+        (network(), X, {"preprocessing": {"mean": X}}, "preprocessing: expected values that JSON knows"),
+        (network(), (), {}, "example_inputs: expected a tensor"),
+        (network(), (X, 1), {}, "example_inputs: expected tensors .* received int"),
+        (Asks(), X, {}, "torch.export cannot write this network: .*[Dd]ata-dependent"),
+    ],
+    ids=["labels", "preprocessing", "nothing", "number", "control flow"],
+)
+def test_refused_in_one_line(tmp_path, net, inputs, options, message):
+    with pytest.raises(UnsupportedError, match=message) as error:
+        foldconv.export(net, tmp_path / "net.pt2", inputs, **options)
+    assert "\n" not in str(error.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_runtime_cannot_do_is_refused_by_the_layers_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("foldconv.deploy.formats.Format.expect_packages", lambda self: None)
+    net = nn.Sequential(nn.Conv3d(1, 2, 3))
+    with pytest.raises(UnsupportedError, match="0: three dimensions: ExecuTorch is converted and then fails"):
+        foldconv.export(net, tmp_path / "net.pte", torch.randn(1, 1, 5, 5, 5))
+
+
+def test_a_runtime_that_dies_or_fails_is_told_in_one_line(tmp_path):
+    runtime = tmp_path / "sick.py"
+    runtime.write_text("import os, signal\ndef run(path, batches):\n    os.kill(os.getpid(), signal.SIGKILL)\n")
+    with pytest.raises(UnsupportedError, match="sick: the process of run was killed by SIGKILL"):
+        run_file(runtime, "net", [[np.zeros(1)]])
+    runtime.write_text("def run(path, batches):\n    raise ValueError('no such operator')\n")
+    with pytest.raises(UnsupportedError, match="sick: run failed: ValueError: no such operator"):
+        run_file(runtime, "net", [[np.zeros(1)]])
+    with pytest.raises(UnsupportedError, match="sick: write failed"):
+        call(runtime, "write", "a", "b", python=(sys.executable,))

@@ -1,0 +1,42 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from foldconv.deploy.formats import FORMATS
+from foldconv.deploy.portable import portable
+from foldconv.layers.permuted import PermutedConv1d, PermutedConv2d
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv1d(4, 6, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(4, 6, (3, 5), stride=2, padding=(0, 2), groups=2, padding_mode="circular"),
+        nn.Conv2d(4, 6, 4, padding="same", padding_mode="circular", bias=False),
+        nn.Conv3d(2, 3, 3, padding=(1, 0, 2), dilation=(1, 1, 2), padding_mode="circular"),
+        PermutedConv1d(4, 4, 3, groups=2, input_order=[2, 0, 3, 1]),
+        PermutedConv2d(
+            *(4, 4, 3),
+            padding=1,
+            padding_mode="circular",
+            groups=2,
+            input_order=[2, 0, 3, 1],
+            output_order=[1, 3, 0, 2],
+        ),
+    ],
+    ids=str,
+)
+def test_rewritten_convolutions_compute_the_same_in_plain_words(conv):
+    net = nn.Sequential(conv, nn.ReLU()).double()
+    ncnn = FORMATS[".param"]
+    x = torch.randn(2, conv.in_channels, *(9, 10, 11)[: len(conv.kernel_size)], dtype=torch.float64)
+    rewritten = portable(copy.deepcopy(net), ncnn)
+    assert (rewritten(x) - net(x)).abs().max() < 1e-14
+    assert not [m for m in rewritten.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) and ncnn.kinds(m)]
+
+
+def test_what_a_runtime_takes_stays():
+    net = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), nn.ReLU())
+    assert portable(net, FORMATS[".onnx"])[0] is net[0]
