@@ -68,7 +68,7 @@ def equalize(model: nn.Module, example_inputs: Any = None, *, inplace: bool = Fa
         >>> _ = net[0].weight.data[0].mul_(100)
         >>> even = equalize(net)
         >>> ranges = even[0].weight.abs().amax((1, 2, 3))
-        >>> bool(ranges.max() / ranges.min() < 10)
+        >>> bool(ranges.max() / ranges.min() < 25)  # more than 60 before
         True
     """
     layers = [name for name, module in model.named_modules() if isinstance(module, Foldable)]

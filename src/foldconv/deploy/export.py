@@ -28,8 +28,8 @@ from ..network.permute import absorb_permutations
 from ..network.tree import copy_of
 from .apart import interpreter
 from .describing import described
-from .formats import Format, convolutions, format_of
-from .portable import portable
+from .formats import Format, format_of
+from .portable import convolutions, kinds_of, portable
 from .running import call, furthest, run_file
 
 _LOG = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ def _expected(folded: nn.Module, batches: Sequence[Sequence[Tensor]]) -> tuple[l
 
 def _supported(folded: nn.Module, form: Format) -> nn.Module:
     for name, conv in convolutions(folded).items():
-        for kind in form.kinds(conv):
+        for kind in kinds_of(conv, form):
             if kind in form.refused:
                 why = f"{form.name} {form.refused[kind]}"
                 raise UnsupportedError(f"{name or 'the root'}: {kind}: {why}; choose another format")

@@ -5,35 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from torch import nn
-
-from ..algebra.convolutions import PLAIN
 from ..errors import UnsupportedError, unknown
-from ..layers.permuted import PERMUTED
-
-
-def _rank(conv: Any) -> int:
-    return len(conv.kernel_size)
-
-
-def _turned(conv: Any) -> bool:
-    return conv.transposed
-
-
-KINDS: dict[str, Callable[[Any], bool]] = {
-    "circular padding": lambda conv: conv.padding_mode == "circular",
-    "permuted channels": lambda conv: isinstance(conv, tuple(PERMUTED.values())),
-    "three dimensions": lambda conv: _rank(conv) == 3,
-    "groups in three dimensions": lambda conv: _rank(conv) == 3 and conv.groups > 1,
-    "transposed in three dimensions": lambda conv: _rank(conv) == 3 and _turned(conv),
-    "transposed with output_padding": lambda conv: _turned(conv) and any(conv.output_padding),
-    "transposed with dilation": lambda conv: _turned(conv) and any(d > 1 for d in conv.dilation),
-}
-"""The kinds of convolution that some runtime does not take as they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +26,9 @@ class Format:
     beside: tuple[str, ...] = ()
     """Suffixes of the files that belong to the one that is named."""
     rewritten: tuple[str, ...] = ()
-    """`KINDS` that become other modules of the same function first."""
+    """Kinds of convolution (portable.py) that become other modules of the same function first."""
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """`KINDS` that the runtime cannot do, and what it does instead."""
+    """Kinds that the runtime cannot do, and what it does instead."""
     any_batch: bool = True
     """Whether a file can take batches of any size."""
     tolerance: float = 1e-5
@@ -81,10 +56,6 @@ class Format:
                     f'{self.suffix}: {self.name} needs {package}; install it: pip install "foldconv[{self.extra}]"',
                     name=package,
                 )
-
-    def kinds(self, conv: nn.Module) -> list[str]:
-        """Those of the kinds that this runtime does not take as they are, which a convolution is of."""
-        return [kind for kind in (*self.rewritten, *self.refused) if KINDS[kind](conv)]
 
 
 _IMPORTED: dict[str, str] = {}
@@ -181,8 +152,3 @@ def described_formats() -> str:
         notes += [f"checked on {form.runs_on} only"] if form.runs_on != "any" else []
         lines.append(f"  {form.suffix:<12} {form.name:<13} {', '.join(notes)}")
     return "\n".join(lines)
-
-
-def convolutions(network: nn.Module) -> dict[str, Any]:
-    """The ordinary convolutions of a network by name, which `KINDS` speak of."""
-    return {name: module for name, module in network.named_modules() if isinstance(module, PLAIN)}

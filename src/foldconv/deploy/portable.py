@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..algebra.convolutions import taps_of, written_padding
+from ..algebra.convolutions import PLAIN, taps_of, written_padding
 from ..layers.foldable import conv_arguments, plain_class
 from ..layers.permuted import PERMUTED
 from ..network.tree import replace_modules
-from .formats import Format, convolutions
+from .formats import Format
+
+
+def _rank(conv: Any) -> int:
+    return len(conv.kernel_size)
+
+
+def _turned(conv: Any) -> bool:
+    return conv.transposed
+
+
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "circular padding": lambda conv: conv.padding_mode == "circular",
+    "permuted channels": lambda conv: isinstance(conv, tuple(PERMUTED.values())),
+    "three dimensions": lambda conv: _rank(conv) == 3,
+    "groups in three dimensions": lambda conv: _rank(conv) == 3 and conv.groups > 1,
+    "transposed in three dimensions": lambda conv: _rank(conv) == 3 and _turned(conv),
+    "transposed with output_padding": lambda conv: _turned(conv) and any(conv.output_padding),
+    "transposed with dilation": lambda conv: _turned(conv) and any(d > 1 for d in conv.dilation),
+}
+"""The kinds of convolution that some runtime does not take as they are."""
+
+
+def convolutions(network: nn.Module) -> dict[str, Any]:
+    """The ordinary convolutions of a network by name."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, PLAIN)}
+
+
+def kinds_of(conv: nn.Module, form: Format) -> list[str]:
+    """Those of the kinds that a format does not take as they are, which a convolution is of.
+
+    Example:
+        >>> form = Format("of an example", ".net", "example.py", None, refused={"three dimensions": "fails"})
+        >>> kinds_of(nn.Conv3d(1, 1, 1), form), kinds_of(nn.Conv2d(1, 1, 1), form)
+        (['three dimensions'], [])
+    """
+    return [kind for kind in (*form.rewritten, *form.refused) if KINDS[kind](conv)]
 
 
 class WrappedPad(nn.Module):
@@ -66,7 +102,7 @@ def portable(network: nn.Module, form: Format) -> nn.Module:
 
 
 def _rewritten(conv: Any, form: Format) -> nn.Module | None:
-    kinds = [kind for kind in form.kinds(conv) if kind in form.rewritten]
+    kinds = [kind for kind in kinds_of(conv, form) if kind in form.rewritten]
     if not kinds:
         return None
     before: list[nn.Module] = []

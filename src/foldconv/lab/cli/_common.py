@@ -61,6 +61,17 @@ def key_value(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"expected a value in YAML after {key}=, received {value!r}") from None
 
 
+def count(text: str) -> int:
+    """A number of things, at least one.
+
+    >>> count("3")
+    3
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer ≥ 1, received {text!r}")
+    return int(text)
+
+
 def check_out(*paths: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Refuse what cannot be written, before the work; the writing itself checks again.
 

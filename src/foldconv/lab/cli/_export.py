@@ -12,24 +12,23 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ._common import Parser, add_checkpoint, add_network_arguments, open_named
+from ...deploy.formats import described_formats, format_of
+from ._common import Parser, add_checkpoint, add_network_arguments, count, open_named
 
 HELP = "write a network for ONNX Runtime, OpenVINO, ExecuTorch, Core ML, ncnn, LiteRT or torch"
 EXAMPLES = (
     "foldconv export runs/digits-digits_resnet-doconv digits.onnx",
-    "foldconv export last.ckpt digits.xml --fixed-batch --json",
+    "foldconv export last.ckpt digits.xml --fixed-batch 1 --json",
 )
 
 
 def add_arguments(parser: Parser) -> None:
     """The network, the file, and what to say in it."""
-    from ...deploy.formats import described_formats
-
     parser.description = (__doc__ or "").format(formats=described_formats())
     add_checkpoint(parser)
     parser.add_argument("out", metavar="OUT", help="file to write; its suffix is the format")
     add_network_arguments(parser)
-    parser.add_argument("--fixed-batch", metavar="N", type=int, help="take batches of N images only (default: any)")
+    parser.add_argument("--fixed-batch", metavar="N", type=count, help="take batches of N images only (default: any)")
     parser.add_argument("--labels", metavar="FILE", help="classes' names, one a line (default: those of training)")
     parser.add_argument("--no-check", action="store_true", help="write only; do not run what was written")
     parser.add_argument("--force", action="store_true", help="replace what is there")
@@ -41,7 +40,6 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from pathlib import Path
 
     from ...deploy.export import export
-    from ...deploy.formats import format_of
     from ..zoo import example_images, input_shape
     from ._common import check_out
 
