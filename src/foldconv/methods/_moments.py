@@ -8,7 +8,7 @@ keep statistics of it, where rounding would show, and where the branches are fas
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -131,6 +131,49 @@ def _add_points(
     norms = [Norm(b.norm.weight, b.norm.bias, b.norm.eps) for b in points]
     variances = [variance for _, variance, _ in found]
     return add_points(x, None if main is None else _parts(main), list(zip(kernels, norms)), moments, variances, window)
+
+
+def point_then_norm(first: nn.Module, norm: Any, x: Any, minus: Callable[[], Tensor]) -> Tensor | None:
+    """``norm(first(x)) - minus()``, the norm's statistics up to date when it is asked; None: the modules have to run.
+
+    `first` is a 1×1 convolution, or the sum of one and the identity.
+    """
+    conv: Any = first._modules.get("conv") if type(first) is Sum and len(first._modules) == 2 else first
+    if conv is not first and type(first._modules.get("identity")) is not nn.Identity:
+        return None
+    if not isinstance(x, Tensor) or type(conv) not in CONVOLUTIONS.values() or type(norm) not in _NORMS:
+        return None
+    ndim = x.dim() - 2
+    if conv.bias is not None or conv.weight[0, 0].numel() != 1 or set(conv.stride) != {1} or any(_padding_of(conv)):
+        return None
+    branch = _Branch([(0, 0)] * ndim, conv, norm)
+    count = len(x) * x.shape[2:].numel()
+    if not (_can_see(first, x) and _can_see(norm, x) and _is_trained(x, branch)):
+        return None
+    if count < 2 or not _pays([branch], conv, count):
+        return None
+    kernel = conv.weight
+    if conv is not first:
+        rows = torch.arange(len(kernel))
+        eye = torch.zeros_like(kernel)
+        eye.view(len(kernel), -1)[rows, rows % kernel.shape[1]] = 1
+        kernel = kernel + eye
+    window = Window((1,) * ndim, (0,) * ndim, (1,) * ndim, conv.groups, (0,) * ndim)
+    with torch.no_grad():
+        moments = moments_of(x, window, x.shape[2:])
+        mean, variance, terms = statistics(moments, kernel)
+        if not bool((terms <= ILL * (variance + norm.eps)).all()):
+            return None
+        factor = _factor(norm)
+        norm.running_mean.lerp_(mean, factor)
+        norm.running_var.lerp_(variance * (count / (count - 1)), factor)
+    taken = minus().flatten()
+    own = Norm(norm.weight, -taken if norm.bias is None else norm.bias - taken, norm.eps)
+    return add_points(x, None, [(kernel, own)], moments, [variance], window)
+
+
+def _padding_of(conv: Any) -> list[int]:
+    return [n for pair in conv_geometry(conv)["padding"] for n in pair]
 
 
 def _pays(points: Sequence[_Branch], conv: Any, count: int) -> bool:

@@ -33,6 +33,7 @@ from ..formulas import POINT_BESIDE_ONE_TAP
 from ..layers.foldable import all_are_watched, is_altered
 from ..ops import is_recorded
 from ._branched import BranchedMethod, conv_norm, norm_like, padding_modules
+from ._moments import point_then_norm
 from ._registry import register
 
 _POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
@@ -94,13 +95,19 @@ class PaddedWindow(nn.Sequential):
         torch.Size([2, 3, 4, 4])
     """
 
+    moments: bool = True
+    """May the first two run as one 1×1 convolution, by the moments of their input?"""
+
     def forward(self, input: Tensor) -> Tensor:
         """Run the four on ``(batch, channels, *spatial)``."""
         row: Any = list(self.children())
         if len(row) != 4 or not _can_shift(row[1], row[2], input):
             return super().forward(input)
         first, pad, window, last = row
-        y = pad.norm(first(input))
+        y = point_then_norm(first, pad.norm, input, lambda: pad.of_zero(input)) if self.moments else None
+        if y is None:
+            y = pad.norm(first(input))
+            y = y - pad.of_zero(y)
         shift = pad.of_zero(y)
         if type(window) in _POOLS.values():
             size, groups, dilation = as_tuple(window.kernel_size, y.dim() - 2), y.shape[1], 1
@@ -109,7 +116,7 @@ class PaddedWindow(nn.Sequential):
             weight, groups, dilation = window.weight, window.groups, window.dilation
             constant = weight.flatten(2).sum(2).unflatten(0, (groups, -1)) @ shift.view(groups, -1, 1)
         padding, conv = [before for before, _ in pad.padding], CONV[y.dim() - 2]
-        return last(conv(y - shift, weight, constant.flatten(), window.stride, padding, dilation, groups))
+        return last(conv(y, weight, constant.flatten(), window.stride, padding, dilation, groups))
 
     def to_kernel(self, dtype: torch.dtype | None = torch.float64) -> Kernel:
         """The kernel of the four in a row."""
@@ -188,7 +195,7 @@ class DBB(BranchedMethod):
             for name, pad in padding_modules(conv_geometry(conv)["padding"], conv.padding_mode).items():
                 branch.add_module(name, pad)
         else:
-            branch = _padded_window(conv)
+            branch = _padded_window(conv, self.moments)
             branch.add_module("conv", _pointwise(conv, conv.out_channels))
             _add_norm_and_padding(branch, conv, norm, conv.out_channels)
         branch.add_module("pool", _POOLS[ndim](conv.kernel_size, stride=conv.stride))
@@ -196,7 +203,7 @@ class DBB(BranchedMethod):
         return branch
 
     def _stack(self, conv: Any, norm: nn.Module | None, depthwise: bool) -> nn.Sequential:
-        branch = _padded_window(conv)
+        branch = _padded_window(conv, self.moments)
         width = self.internal_width or conv.in_channels * (2 if depthwise else 1)
         first = _pointwise(conv, width)
         if width == conv.in_channels:
@@ -242,9 +249,13 @@ def _pads_zeros(conv: Any) -> bool:
     return conv.padding_mode == "zeros" and any(n for pair in conv_geometry(conv)["padding"] for n in pair)
 
 
-def _padded_window(conv: Any) -> nn.Sequential:
+def _padded_window(conv: Any, moments: bool) -> nn.Sequential:
     """An empty branch for a window that pads as `conv` does."""
-    return PaddedWindow() if _pads_zeros(conv) else nn.Sequential()
+    if not _pads_zeros(conv):
+        return nn.Sequential()
+    branch = PaddedWindow()
+    branch.moments = moments
+    return branch
 
 
 def _add_norm_and_padding(branch: nn.Sequential, conv: Any, norm: nn.Module | None, channels: int) -> None:
