@@ -6,6 +6,7 @@ import inspect
 import itertools
 import math
 import re
+import sys
 
 import pytest
 import torch
@@ -456,3 +457,43 @@ def test_training_is_not_that_of_the_plain_convolution():
     x = example(plain)
     assert (layer(x) - plain(x)).abs().max() > 1e-3
     same(foldconv.fold(layer)(x), layer(x))
+
+
+def calls(layer, x):
+    """How many functions a forward calls, Python's and torch's."""
+    count = 0
+
+    def note(frame, event, argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    layer(x)
+    sys.setprofile(note)
+    try:
+        layer(x)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_a_small_layer_calls_little():
+    """What a small network's step costs beside the plain one is calls, not arithmetic."""
+    plain, x = nn.Conv2d(1, 8, 3), torch.randn(1, 1, 4, 4)
+    assert calls(foldconv.expand(plain, "doconv"), x) <= calls(plain, x) + 26
+    plain, x = nn.Conv2d(16, 16, 3), torch.randn(1, 16, 4, 4)
+    assert calls(foldconv.expand(plain, "doconv"), x) <= calls(plain, x) + 38
+
+
+def test_the_short_way_is_not_taken_past_what_a_subclass_says():
+    class Doubled(DOConv2d):
+        def kernel(self):
+            return 2 * super().kernel()
+
+    class Tripled(DOConv2d):
+        def compose(self, *parameters):
+            return 3 * super().compose(*parameters)
+
+    for cls, factor in ((Doubled, 2), (Tripled, 3)):
+        layer = randomized(cls(4, 6, 3, bias=False, **F64))
+        x = example(layer)
+        same(layer(x), factor * F.conv2d(x, DOConv2d.kernel(layer) / (3 if cls is Tripled else 1)))
