@@ -21,6 +21,7 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 @pytest.fixture(autouse=True)
 def every_size(monkeypatch):
     monkeypatch.setattr(_moments, "SLOWER", 1e9)
+    monkeypatch.setattr(_moments, "FEW", 0)
     monkeypatch.setattr(foldconv.ops._moments, "SMALL", 0)
 
 
@@ -174,6 +175,8 @@ def test_where_the_branches_run(calls):
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         rich(image(1, 4, 1, 1))
     assert rich[0].body.point.norm.num_batches_tracked == 0
+    with pytest.raises(RuntimeError, match="to have 4 channels, but got 3"):
+        rich(image(2, 3, 9, 9))
 
 
 def test_branches_of_another_kind_run_beside_the_others(calls):
@@ -194,6 +197,9 @@ def test_few_positions_for_the_channels(calls, monkeypatch):
     conv = nn.Conv2d(256, 256, 3, padding=1, bias=False)
     assert_same(expanded(conv, nn.BatchNorm2d(256)), image(2, 256, 3, 3))
     assert not calls
+    assert_same(expanded(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)), image(2, 8, 9, 9))
+    assert len(calls) == 2
+    monkeypatch.setattr(_moments, "FEW", 2**15)
     assert_same(expanded(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)), image(2, 8, 9, 9))
     assert len(calls) == 2
 

@@ -27,6 +27,8 @@ _PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 _MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 MAP, PASS = 100, 30
 """What a norm and an addition cost an element of a map, and what a pass over it, in multiplications of a product."""
+FEW = 2**15
+"""Elements of the larger of input and output up to which the branches run: calls take longer than arithmetic."""
 CHEAP = 64
 """Multiplications for an element of a map that is computed again backward; of dearer maps one in three is kept."""
 SLOWER = 1.25
@@ -70,13 +72,15 @@ def _by_moments(block: nn.Module, x: Tensor) -> Tensor | None:
         return None
     if not all(_is_trained(x, branch) for branch, _ in found if branch is not None):
         return None
+    if x.shape[1] != main.conv.weight.shape[1] * main.conv.groups:
+        return None  # torch says so
     window, pads = _window_of(main, ndim)
     given = x
     if any(pads):
         x = F.pad(x, pads, _MODES[main.conv.padding_mode])
     size = _sizes(x, main.conv, window)
     count = math.prod((len(x), *size))
-    if min(size) < 1 or count < 2:
+    if min(size) < 1 or count < 2 or max(x.numel(), count * len(main.conv.weight)) <= FEW:
         return None
 
     points: list[_Branch] = []
@@ -144,13 +148,15 @@ def point_then_norm(first: nn.Module, norm: Any, x: Any, minus: Callable[[], Ten
     if not isinstance(x, Tensor) or type(conv) not in CONVOLUTIONS.values() or type(norm) not in _NORMS:
         return None
     ndim = x.dim() - 2
+    if x.shape[1] != conv.weight.shape[1] * conv.groups:
+        return None
     if conv.bias is not None or conv.weight[0, 0].numel() != 1 or set(conv.stride) != {1} or any(_padding_of(conv)):
         return None
     branch = _Branch([(0, 0)] * ndim, conv, norm)
     count = len(x) * x.shape[2:].numel()
     if not (_can_see(first, x) and _can_see(norm, x) and _is_trained(x, branch)):
         return None
-    if count < 2 or not _pays([branch], conv, count):
+    if count < 2 or x.numel() <= FEW or not _pays([branch], conv, count):
         return None
     kernel = conv.weight
     if conv is not first:

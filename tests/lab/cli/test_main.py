@@ -52,7 +52,10 @@ def test_version(call):
     ("arguments", "message"),
     [
         ([], "foldconv: the following arguments are required: COMMAND; see foldconv --help"),
-        (["trian"], "unknown value 'trian'; did you mean 'train'?; expected one of: train, eval, fold, export, inspect, "),
+        (
+            ["trian"],
+            "unknown value 'trian'; did you mean 'train'?; expected one of: train, eval, fold, export, inspect, ",
+        ),
         (["train", "--epoch", "3"], "foldconv train: unknown argument '--epoch'; did you mean '--epochs'?"),
         (["train", "--epoch=3"], "unknown argument '--epoch'; did you mean '--epochs'?"),
         (["train", "--epochs", "many"], "foldconv train: argument --epochs: invalid int value: 'many'"),
