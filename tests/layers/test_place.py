@@ -388,6 +388,27 @@ def test_gradients_are_shown_to_who_asks_the_output_for_them():
     assert off(foldconv.fold(copy.deepcopy(net)).eval()(X), net.eval()(X)) < 1e-10
 
 
+def test_watchers_for_infinities_and_backward_hooks_before_an_in_place_activation():
+    net = expanded("repvgg").append(nn.ReLU(inplace=True))
+    calls = []
+
+    def watch(module, inputs, output):
+        calls.append(bool(torch.isfinite(output).all()) and not output.isnan().any())
+
+    def gradient():
+        x = X.clone().requires_grad_()
+        found = torch.autograd.grad(net(x).square().sum(), [x, *net.parameters()])
+        return torch.cat([g.flatten() for g in found])
+
+    right = gradient()
+    for module in net.modules():
+        module.register_forward_hook(watch)
+    net[0].register_full_backward_hook(lambda *_: None)
+    assert off(gradient(), right) < 1e-12
+    assert all(calls)
+    assert len(calls) >= 4
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 def test_replicas_and_what_is_compiled_traced_or_scripted_in_parts():
     net = expanded("repvgg").eval()

@@ -155,3 +155,18 @@ def compose_taps(first: Tensor, second: Tensor, groups: int) -> Tensor:
     flipped = second.flip(tuple(range(2, 2 + ndim)))
     composed = CONV[ndim](image, flipped, padding=tuple(k - 1 for k in second.shape[2:]), groups=groups)
     return composed.transpose(0, 1)
+
+
+class PickingConv2d(nn.Conv2d):
+    """A strided 1×1 convolution without padding that picks the pixels first.
+
+    With channels last the gradient of its weight writes past its memory in torch 2.15 (oneDNN 3.13, AVX2) if a group
+    has few channels, as a stem's 1×1 branch does; the plain network has no such convolution.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        down, right = self.stride
+        return F.conv2d(input[..., ::down, ::right], weight, bias, groups=self.groups)
+
+    def _get_name(self) -> str:
+        return "Conv2d"

@@ -51,7 +51,8 @@ _ABOUT |= _methods(
 )
 _ABOUT |= {torch.numel, torch.is_floating_point, torch.is_complex, torch.is_inference, torch.result_type}
 _ABOUT |= {torch.zeros_like, torch.ones_like, torch.empty_like, torch.rand_like, torch.randn_like, torch.full_like}
-"""Read no value."""
+_ABOUT |= _methods("isnan isinf isfinite") | {torch.isnan, torch.isinf, torch.isfinite}
+"""Read no value, or ask only whether it is a number: watchers of training do."""
 _KEEPING = _methods("detach detach_ clone contiguous to cpu cuda float double half bfloat16 type type_as")
 _KEEPING |= _methods("requires_grad_") | _attributes("data") | {torch.clone, torch.detach}
 """Leave every value as it is, but for its type."""
@@ -152,7 +153,9 @@ class Unplaced(Tensor):
     def ordinary(self) -> Tensor:
         """The same tensor, no longer watched."""
         with torch._C.DisableTorchFunctionSubclass():
-            return self._given if self._has_no_history() else self.as_subclass(Tensor)
+            # A function's view of it (backward hooks make one) takes no in-place activation: a copy does, as a norm's
+            # output would.
+            return self._given if self._has_no_history() else self.as_subclass(Tensor).clone()
 
     def _has_no_history(self) -> bool:
         """Has no autograd function given this object a history of its own?"""

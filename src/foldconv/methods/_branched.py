@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from ..algebra import Sum
-from ..algebra.convolutions import CONVOLUTIONS
+from ..algebra.convolutions import CONVOLUTIONS, PickingConv2d
 from ..algebra.norms import is_norm, norm_only
 from ..algebra.rules import conv_geometry
 from ..layers import BranchedConv
@@ -121,9 +121,9 @@ def branch_conv(
     of its own in front.
 
     Example:
-        >>> branch_conv(nn.Conv2d(4, 8, 3, stride=2, padding=1), (1, 1))
+        >>> branch_conv(nn.Conv2d(8, 8, 3, stride=2, padding=1), (1, 1))
         Sequential(
-          (conv): Conv2d(4, 8, kernel_size=(1, 1), stride=(2, 2), bias=False)
+          (conv): Conv2d(8, 8, kernel_size=(1, 1), stride=(2, 2), bias=False)
         )
         >>> branch_conv(nn.Conv2d(4, 8, 3), (1, 1))
         Sequential(
@@ -134,14 +134,17 @@ def branch_conv(
     steps = tuple(conv.dilation if dilation is None else dilation)
     padding = inner_padding(conv, kernel_size, steps)
     own = all(before == after >= 0 for before, after in padding)
-    inner = CONVOLUTIONS[len(kernel_size)](
-        conv.in_channels if in_channels is None else in_channels,
+    inputs = conv.in_channels if in_channels is None else in_channels
+    shares = conv.groups if groups is None else groups
+    picks = len(kernel_size) == 2 and max(kernel_size) == 1 < max(conv.stride) and inputs // shares < 8
+    inner = (PickingConv2d if picks and not (own and any(map(any, padding))) else CONVOLUTIONS[len(kernel_size)])(
+        inputs,
         conv.out_channels if out_channels is None else out_channels,
         tuple(kernel_size),  # pyright: ignore[reportArgumentType]
         stride=conv.stride,
         padding=tuple(before for before, _ in padding) if own else 0,  # pyright: ignore[reportArgumentType]
         dilation=steps,  # pyright: ignore[reportArgumentType]
-        groups=conv.groups if groups is None else groups,
+        groups=shares,
         bias=False,
         padding_mode=conv.padding_mode if own and any(before for before, _ in padding) else "zeros",
         device=conv.weight.device,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra import Sum
-from ..algebra.convolutions import CONVOLUTIONS
+from ..algebra.convolutions import CONVOLUTIONS, PickingConv2d
 from ..algebra.rules import conv_geometry
 from ..layers.foldable import all_are_watched, is_altered
 from ..ops import is_recorded
@@ -211,7 +211,7 @@ def _branch_of(module: nn.Module, ndim: int) -> _Branch | None:
         return None
     parts: list[Any] = list(module._modules.values())
     norm = parts.pop() if parts and type(parts[-1]) in _NORMS else None
-    conv = parts.pop() if parts and type(parts[-1]) is CONVOLUTIONS[ndim] else None
+    conv = parts.pop() if parts and type(parts[-1]) in (CONVOLUTIONS[ndim], PickingConv2d) else None
     padding = [(0, 0)] * ndim
     for pad in parts:
         if type(pad) not in _PADS or len(pad.padding) != 2 * ndim:
