@@ -388,6 +388,15 @@ def test_gradients_are_shown_to_who_asks_the_output_for_them():
     assert off(foldconv.fold(copy.deepcopy(net)).eval()(X), net.eval()(X)) < 1e-10
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler tells that it leaves the hand-over to Python
+def test_a_compiled_part_that_begins_with_the_place():
+    net = expanded("repvgg")
+    net = nn.Sequential(net[0], nn.Sequential(net[1], nn.ReLU()))
+    right = net(X)
+    net[1].compile(backend="eager")
+    assert off(net(X), right) < 1e-12
+
+
 def test_watchers_for_infinities_and_backward_hooks_before_an_in_place_activation():
     net = expanded("repvgg").append(nn.ReLU(inplace=True))
     calls = []

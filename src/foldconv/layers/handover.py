@@ -49,6 +49,7 @@ _ABOUT |= _methods("size dim numel nelement stride storage_offset element_size u
 _ABOUT |= _methods(
     "is_floating_point is_complex is_contiguous is_inference is_set_to is_pinned is_shared dim_order _is_view"
 )
+_ABOUT |= _methods("is_conj is_neg is_coalesced _is_zerotensor") | {torch.is_conj, torch.is_neg}  # compilers ask
 _ABOUT |= {torch.numel, torch.is_floating_point, torch.is_complex, torch.is_inference, torch.result_type}
 _ABOUT |= {torch.zeros_like, torch.ones_like, torch.empty_like, torch.rand_like, torch.randn_like, torch.full_like}
 _ABOUT |= _methods("isnan isinf isfinite") | {torch.isnan, torch.isinf, torch.isfinite}
