@@ -1,4 +1,4 @@
-"""Write the README's table of training steps from the measurements in benchmarks/results.
+"""Write the README's table of what training costs from benchmarks/results/cpu.json, which benchmarks/cpu.py measures.
 
 python docs/write_speed_table.py
 """
@@ -7,30 +7,22 @@ import json
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FILES = ("cpu-resnet18.json", "cpu-resnet50.json")
+RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 METHODS = ("doconv", "orepa", "repvgg", "acnet", "mobileone", "dbb")
+SAID = {"step": "training step", "kept": "bytes kept for backward"}
 BEGIN, END = "<!-- speed: written by docs/write_speed_table.py -->\n", "<!-- end of speed -->"
 
 
-def cell(ratios, method):
-    """The ratio, beside it the authors' own layer's."""
-    if method not in ratios:
-        return ""
-    original = ratios.get(f"{method} (original)")
-    return f"{ratios[method]:.2f}" + ("" if original is None else f" ({original:.2f})")
-
-
 def table():
-    """The table in Markdown."""
-    lines = ["| training step | " + " | ".join(f"`{m}`" for m in METHODS) + " |", "|---" * (len(METHODS) + 1) + "|"]
-    for name in FILES:
-        report = json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
-        network = report["arguments"]["network"].partition("/")[2]
-        for result in report["results"]:
-            if result["what"] == "step":
+    """The table in Markdown: ratios to the plain network, steps first."""
+    lines = ["| | " + " | ".join(f"`{m}`" for m in METHODS) + " |", "|---" * (len(METHODS) + 1) + "|"]
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))["results"]
+    for what, said in SAID.items():
+        for result in results:
+            if result["what"] == what:
                 ratios = {contestant: found["median"] for contestant, found in result["ratios"].items()}
-                case = f"{network}, {result['batch']}×{result['size']}²"
-                lines.append(f"| {case} | " + " | ".join(cell(ratios, m) for m in METHODS) + " |")
+                case = f"{said}, {result['network'].rpartition('/')[2]} {result['batch']}×{result['size']}²"
+                lines.append(f"| {case} | " + " | ".join(f"{ratios[m]:.2f}" if m in ratios else "" for m in METHODS) + " |")
     return "\n".join(lines) + "\n"
 
 

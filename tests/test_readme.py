@@ -43,4 +43,4 @@ def test_the_speeds_are_the_measurements():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.with_table(README) == README
-    assert "| resnet18, 8×224² | 1." in README
+    assert "| training step, resnet18 8×224² | 1." in README
