@@ -22,7 +22,8 @@ def table():
             if result["what"] == what:
                 ratios = {contestant: found["median"] for contestant, found in result["ratios"].items()}
                 case = f"{said}, {result['network'].rpartition('/')[2]} {result['batch']}×{result['size']}²"
-                lines.append(f"| {case} | " + " | ".join(f"{ratios[m]:.2f}" if m in ratios else "" for m in METHODS) + " |")
+                cells = [f"{ratios[method]:.2f}" if method in ratios else "" for method in METHODS]
+                lines.append(f"| {case} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
