@@ -63,7 +63,7 @@ class _Branch(NamedTuple):
 
 def _by_moments(block: nn.Module, x: Tensor) -> Tensor | None:
     """The sum, or None where the branches have to run."""
-    if not _can_see(block, x):
+    if _is_small(block, x) or not _can_see(block, x):
         return None
     ndim = x.dim() - 2
     found = [(_branch_of(child, ndim), child) for child in block.children()]
@@ -189,6 +189,14 @@ def _pays(points: Sequence[_Branch], conv: Any, count: int) -> bool:
     maps = count * out * (3 * inputs * kernels + MAP * len(points))
     products = count * (2 * inputs**2 + 3 * inputs * out + PASS * (inputs + out)) + 3 * kernels * out * inputs**2
     return groups * products <= SLOWER * groups * maps
+
+
+def _is_small(block: nn.Module, x: Any) -> bool:
+    """Are there so few elements, before and behind, that looking at the branches would already take too long?"""
+    main: Any = next(iter(block._modules.values()), None)
+    conv = main[0] if type(main) is nn.Sequential and len(main) else main
+    out = getattr(conv, "out_channels", 0)
+    return type(x) is Tensor and x.dim() > 2 and x.numel() // max(x.shape[1], 1) * max(x.shape[1], out) <= FEW
 
 
 def _can_see(block: nn.Module, x: Any) -> bool:
