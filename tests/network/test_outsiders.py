@@ -178,3 +178,33 @@ def test_frozen_norms_with_an_activation_are_taken_in():
     assert all(torch.equal(value, rich.state_dict()[key]) for key, value in before.items())
     plain = foldconv.fold(rich.eval())
     torch.testing.assert_close(plain(X), rich(X), rtol=1e-10, atol=1e-10)
+
+
+SEEN = []
+
+
+def see(module, inputs, output):
+    SEEN.append(output)
+
+
+class Capturing(nn.Module):
+    """As transformers' models do: at the first forward it hooks its parts, and takes from then on what they saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        if not getattr(self, "_output_capturing_hooks_installed", False):
+            self.norm.register_forward_hook(see)
+            self._output_capturing_hooks_installed = True
+        SEEN.clear()
+        self.norm(self.conv(x))
+        return SEEN.pop()
+
+
+def test_a_model_that_hooks_itself_at_its_first_forward():
+    net, x = Capturing().eval(), torch.randn(2, 3, 6, 6)
+    for _ in range(2):
+        assert foldconv.plan(net, "repvgg", example_inputs=x).taken == ["conv"]
+        net(x)

@@ -105,6 +105,7 @@ class _Watch(TorchFunctionMode):
                 continue
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
+            vars(module).pop("_output_capturing_hooks_installed", None)  # transformers puts its own there again
             module.register_forward_pre_hook(self.enter, with_kwargs=True)
             module.register_forward_hook(self.leave, with_kwargs=True)
 
