@@ -317,7 +317,10 @@ def test_the_benchmark_says_that_it_needs_a_gpu(tmp_path):
     command, environment = [sys.executable, script, "--out", out], {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "gpu.py: torch finds no GPU with CUDA here, and this measures nothing else\n"
+    assert (
+        done.stderr
+        == "gpu.py: torch finds no GPU with CUDA here, and this measures nothing else; --dry tries it on the CPU\n"
+    )
     assert not out.exists()
 
 

@@ -12,6 +12,7 @@ from ..algebra import Sum
 from ..algebra.convolutions import CONVOLUTIONS, PickingConv2d
 from ..algebra.norms import is_norm, norm_only
 from ..algebra.rules import conv_geometry
+from ..errors import UnsupportedError, shown
 from ..layers import BranchedConv
 from ..layers.foldable import conv_arguments
 from ._moments import MomentSum
@@ -36,6 +37,11 @@ class BranchedMethod(Method):
 
     takes_norm: ClassVar[bool] = True
     kind: ClassVar[Literal["composable", "statistical"]] = "statistical"
+
+    def __post_init__(self) -> None:
+        moments = getattr(self, "moments", False)
+        if not isinstance(moments, bool):
+            raise UnsupportedError(f"moments: expected True or False, received {shown(moments)}")
 
     def branches(self, conv: Any, norm: nn.Module | None) -> dict[str, nn.Module]:
         """The branches beside the main one, by name, built to stand beside `conv`."""

@@ -63,7 +63,7 @@ class _Branch(NamedTuple):
 
 def _by_moments(block: nn.Module, x: Tensor) -> Tensor | None:
     """The sum, or None where the branches have to run."""
-    if _is_small(block, x) or not _can_see(block, x):
+    if is_recorded() or _is_small(block, x) or not _can_see(block, x):
         return None
     ndim = x.dim() - 2
     found = [(_branch_of(child, ndim), child) for child in block.children()]

@@ -177,6 +177,7 @@ class DBB(BranchedMethod):
     gain: ClassVar[str] = "ImageNet top-1, ResNet-18: 71.21 → 71.77 (as measured by OREPA's authors)"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         width = self.internal_width
         if width is not None and (type(width) is not int or not 0 < width < 1 << 31):
             raise UnsupportedError(f"internal_width: expected an integer ≥ 1 or None, received {shown(width)}")

@@ -65,6 +65,7 @@ class Dilated(BranchedMethod):
     gain: ClassVar[str] = "not reported apart from the architecture"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.depthwise_only, bool):
             raise UnsupportedError(f"depthwise_only: expected True or False, received {shown(self.depthwise_only)}")
         for name in ("kernel_sizes", "dilations"):

@@ -56,6 +56,7 @@ class MobileOne(BranchedMethod):
     gain: ClassVar[str] = "ImageNet top-1, MobileOne-S0: 71.4"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if type(self.conv_branches) is not int or not 1 <= self.conv_branches <= _MOST:
             raise UnsupportedError(
                 f"conv_branches: expected an integer from 1 to {_MOST}, received {shown(self.conv_branches)}"

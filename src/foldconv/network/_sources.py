@@ -17,6 +17,7 @@ from ._tracing import ABOUT, leaves
 
 _OF_WEIGHTS = ("weight", "bias", "parameters", "named_parameters", "state_dict", "_parameters")
 _NAMED = ("weight", "bias", "running_mean", "running_var")
+_ABOUT = {*ABOUT, "size", "dim", "numel", "is_floating_point", "is_contiguous"}
 _LISTS = (nn.ModuleList, nn.ModuleDict)
 _HARMLESS = {"super", "getattr", "hasattr", "isinstance", "type", "len", "iter", "enumerate", "zip", "reversed", "id"}
 _INNER = ("__dict__", "_modules", "_parameters", "_buffers")
@@ -154,7 +155,7 @@ def _asks_about(node: ast.AST, parent: dict[ast.AST, ast.AST]) -> bool:
     around = parent.get(node)
     while isinstance(around, ast.Call):
         node, around = around, parent.get(around)
-    return isinstance(around, ast.Attribute) and around.attr in ABOUT
+    return isinstance(around, ast.Attribute) and around.attr in _ABOUT
 
 
 def _path(node: ast.expr) -> list[str]:

@@ -85,7 +85,7 @@ class _Writes(TorchDispatchMode):
 def _storages(values: Iterable[Any]) -> dict[int, torch.UntypedStorage]:
     found = {}
     for value in values:
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and not torch.nn.parameter.is_lazy(value):
             with contextlib.suppress(NotImplementedError, RuntimeError):  # sparse ones have none
                 storage = value.untyped_storage()
                 found[storage._cdata] = storage

@@ -18,6 +18,7 @@ from foldconv.lab.bench.measure import WARM_UP, _Case, measure
 from foldconv.lab.bench.memory import kept_bytes, step_peak
 from foldconv.lab.bench.report import table
 from foldconv.layers import ComposedConv, Foldable
+from foldconv.methods.doconv import _DOConvNd
 
 
 def config(tiny, **given):
@@ -188,8 +189,8 @@ def test_a_step_changes_the_weights(tiny):
 
 def test_an_expanded_network_composes_each_kernel_once_per_step(tiny, monkeypatch):
     composed = Counter()
-    original = ComposedConv.kernel
-    monkeypatch.setattr(ComposedConv, "kernel", lambda self: composed.update([self]) or original(self))
+    original = _DOConvNd.compose
+    monkeypatch.setattr(_DOConvNd, "compose", lambda self, *given: composed.update([self]) or original(self, *given))
     network = foldconv.expand(zoo.create(tiny), "doconv")
     layers = [m for m in network.modules() if isinstance(m, ComposedConv)]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
