@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
 import runpy
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..errors import FoldMismatchError, UnsupportedError
+from ..errors import CheckpointError, FoldMismatchError, UnsupportedError
 from ..files.atomic import atomic_folder, write_json
 from ..layers import Foldable
 from ..network._watching import arguments_of
@@ -138,6 +139,30 @@ def export(
                 )
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return Exported(Path(path), form.name, size, error, why)
+
+
+def runner(path: str | os.PathLike[str]) -> tuple[Callable[[Sequence[Any]], list[np.ndarray]], dict[str, Any]]:
+    """What runs an exported file on samples ``(1, ...)``, one after the other, and the file's description.
+
+    Raises:
+        UnsupportedError: the file's runtime refuses it, or its suffix is no format's.
+        CheckpointError: there is no description, or none of foldconv's.
+        FileNotFoundError: there is no such file.
+    """
+    form = format_of(path)
+    if not Path(path).exists():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    python = interpreter(form)
+    form.expect_packages()
+    description = read_description(form, Path(path))
+
+    def run(samples: Sequence[Any]) -> list[np.ndarray]:
+        # A file for batches of one size gets the sample as often as that.
+        size = description["inputs"][0]["shape"][0] or 1
+        batches = [[np.repeat(np.asarray(sample), size, 0)] for sample in samples]
+        return [outputs[0][:1] for outputs in run_file(form.runtime, path, batches, python=python)]
+
+    return run, description
 
 
 def deployable(model: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
@@ -271,6 +296,27 @@ def _write(form: Format, program: Any, path: Path, python: Sequence[str]) -> Non
     for suffix in (path.suffix, *form.beside):
         if not path.with_suffix(suffix).exists():
             raise RuntimeError(f"the converter ended well and wrote no {path.stem}{suffix}")
+
+
+def read_description(form: Format, path: Path) -> dict[str, Any]:
+    """What `export` said of a file.
+
+    Raises:
+        CheckpointError: nothing, or something else.
+    """
+    functions = runpy.run_path(str(form.runtime))
+    try:
+        if "description" in functions:
+            text = functions["description"](str(path))
+        else:
+            text = path.with_suffix(".json").read_text(encoding="utf-8")
+        found = json.loads(text)
+    except Exception as error:  # decoders raise all kinds, for bytes that anybody may have written
+        where = path if "description" in functions else path.with_suffix(".json")
+        raise CheckpointError(f"{where}: expected a description of what was exported: {reason(error)}") from None
+    if not isinstance(found, dict) or "foldconv" not in found:
+        raise CheckpointError(f"{path}: expected a file of foldconv's export, found no description in it")
+    return found
 
 
 def _describe(form: Format, path: Path, description: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from . import (
     _fold,
     _import_checkpoint,
     _inspect,
+    _predict,
     _train,
 )
 from ._common import COMMON, Parser, UsageError
@@ -35,6 +36,7 @@ _COMMANDS = {
     "eval": _eval,
     "fold": _fold,
     "export": _export,
+    "predict": _predict,
     "inspect": _inspect,
     "bench": _bench,
     "bench plot": _bench_plot,

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 from ...errors import UnsupportedError
 from .image_data import ImageData
+from .preprocessing import described
 from .transforms import BatchTransform
 
 
@@ -79,6 +80,7 @@ def image_data(
         (channels, height, width),
         arrays.classes,
         transform,
+        described((channels, height, width), transform.mean, transform.std),
     )
 
 
@@ -165,4 +167,6 @@ def digits(name: str, image_size: int | None, augmentation: str) -> ImageData:
         input_shape=(1, images.shape[2], images.shape[3]),
         classes=tuple("0123456789"),
         transform=transform,
+        # 17 grey levels, of which the middle one is 0.
+        preprocessing=described((1, images.shape[2], images.shape[3]), (0.5,), (0.5,)),
     )

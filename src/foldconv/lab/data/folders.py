@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from ...errors import UnsupportedError
 from .augmentation import IMAGENET_MEAN, IMAGENET_STD, ImageOptions, Steps, image_transform
 from .image_data import ImageData
+from .preprocessing import described
 from .transforms import BatchTransform
 
 CROP_SHARE = 0.875
@@ -72,12 +73,15 @@ class FolderImages(Dataset):
         return None, unread
 
 
-def read_rgb(path: str) -> Any:
+def read_rgb(path: Any) -> Any:
     """An image file as a PIL image of 8 bits, RGB, upright as its EXIF orientation says.
 
     Grey, 1-bit, palette and CMYK images are converted. A grey level v of 16 bits becomes round(v / 257), so that white
     stays white; Pillow itself makes 8 bits of 16-bit colours. Transparency is dropped, and the colours below it are
     seen, as in torchvision and timm. Of several frames or pages the first is taken.
+
+    Args:
+        path: of the file, or an open one.
 
     Raises:
         UnsupportedError: not an image, a damaged one, one of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, one that
@@ -171,6 +175,7 @@ def folder_data(
         (3, size, size),
         tuple(classes),
         BatchTransform(IMAGENET_MEAN, IMAGENET_STD),
+        described((3, size, size), IMAGENET_MEAN, IMAGENET_STD, round(size / CROP_SHARE)),
     )
 
 
@@ -187,6 +192,11 @@ def _files(path: str) -> tuple[list[str], list[tuple[str, int]]]:
         expected = f"expected images in each class folder, found none in {', '.join(empty[:3])}{more}"
         raise UnsupportedError(f"{_shown(path)}: {expected}; add images, or remove the folder in each split")
     return classes, [(file, label) for label, found in enumerate(images) for file in found]
+
+
+def image_files(folder: str) -> list[str]:
+    """Paths of the images in a folder and in those below, sorted."""
+    return sorted(_images(folder, ()), key=os.path.split)
 
 
 def _images(folder: str, above: tuple[str, ...]) -> Iterator[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -33,6 +35,8 @@ class ImageData:
     """Their names, where the set tells them."""
     transform: BatchTransform = dataclasses.field(default_factory=BatchTransform)
     """Augmentation (training only) and normalization of a batch."""
+    preprocessing: Mapping[str, Any] | None = None
+    """How an image file becomes what the network sees in evaluation, where that is known; see preprocessing.py."""
     skipped: set[str] = dataclasses.field(default_factory=set, compare=False)
     """Which images could not be read and were left out; grows while folders are read."""
 
