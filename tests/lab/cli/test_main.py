@@ -54,7 +54,7 @@ def test_version(call):
         ([], "foldconv: the following arguments are required: COMMAND; see foldconv --help"),
         (
             ["trian"],
-            "unknown value 'trian'; did you mean 'train'?; expected one of: train, eval, fold, export, inspect, ",
+            "unknown value 'trian'; did you mean 'train'?; expected one of: train, eval, fold, export, predict, ",
         ),
         (["train", "--epoch", "3"], "foldconv train: unknown argument '--epoch'; did you mean '--epochs'?"),
         (["train", "--epoch=3"], "unknown argument '--epoch'; did you mean '--epochs'?"),

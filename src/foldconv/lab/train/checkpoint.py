@@ -6,7 +6,7 @@ folded), and a bare ``state_dict`` in a .pt, .pth or .safetensors file. The firs
     architecture, architecture_args     what `foldconv.zoo.create` takes
     batchnorm_folded                    whether norms were absorbed (absent: no)
     data, input_shape                   what it was trained on: name, [channels, height, width]
-    classes, preprocessing              their names; what `foldconv.lab.data.preprocessing.prepare` takes
+    classes, preprocessing              their names; how an image file becomes an input
     holdout, normalize                  how it was split and normalized, as in `TrainConfig`
     method                              what it was trained with, "plain" for nothing
     layers                              Lightning checkpoints only: which layers are expanded, and how
