@@ -95,6 +95,7 @@ def run():
     config = TrainConfig(method="doconv", architecture_args={"width": 4})
 
     class Digits:
+        classes = preprocessing = None
         num_classes, input_shape, name = 10, (1, 8, 8), "digits"
 
     rich, description = build(config, Digits())
