@@ -24,12 +24,11 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 QUICK += ["--xla_cpu_use_fusion_emitters=false"]
 
-# The examples of the core's rooms, which import all of its modules; every method expanded and folded once;
-# files, checks and counts.
+# The examples of the core's rooms, and what must hold without the compiled paths, too.
 ROOMS = ["algebra", "ops", "layers", "methods", "blocks", "network", "files", "testing"]
 CORE = [*(f"src/foldconv/{room}" for room in ROOMS), "--ignore=src/foldconv/ops/_numba_kernels.py"]
-CORE += ["tests/conformance/test_methods.py", "tests/files/test_native.py"]
-CORE += ["-k", "not test_conformance or folds_to_a_plain_network"]
+CORE += ["tests/test_dependencies.py", "tests/conformance", "tests/files/originals"]
+CORE += ["tests/files/test_native.py", "tests/network/test_verify.py", "tests/network/test_costs.py"]
 
 
 @nox.session
@@ -67,8 +66,8 @@ def keras(session: nox.Session) -> None:
         session.run("python", "-c", "import jax; jax.devices()", env={"XLA_FLAGS": quick}, silent=True)
     except nox.command.CommandFailed:
         quick = ""
-    # What is the same on each, on the quickest: files (h5py reads them), whether checks can fail, examples.
-    once = () if session.posargs else ("convert", "checks_fail", "imports", "readme", "mnist_example")
+    # What is the same on each: files, which h5py reads, and whether the battery's checks can fail. Not on the slowest.
+    once = () if session.posargs else ("convert", "checks_fail", "imports", "readme")
     for backend in ("tensorflow", "jax", "torch"):
         env = {"KERAS_BACKEND": backend, "FOLDCONV_ALL_EXPORTS": "1", "XLA_FLAGS": quick if backend == "jax" else ""}
         left = [f"--ignore=tests/keras/test_{name}.py" for name in once if backend != "torch"]

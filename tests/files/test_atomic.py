@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from foldconv.files import atomic as _files
-from foldconv.files.atomic import atomic_path
+from foldconv.files.atomic import atomic_folder, atomic_path
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_permissions_are_an_ordinary_file_s(tmp_path, target):
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
     program = """
 import os, sys
-from foldconv.files.atomic import atomic_path
+from foldconv.files.atomic import atomic_folder, atomic_path
 
 with atomic_path(sys.argv[1]) as temporary:
     temporary.write_bytes(b"half")
@@ -205,3 +205,45 @@ with atomic_path(sys.argv[1]) as temporary:
         assert set(os.listdir(tmp_path)) == expected
         living.communicate("\n")
     assert (tmp_path / "b.bin").read_bytes() == b"half"
+
+
+# ---------------------------------------------------------------------- several files, and folders
+
+
+def write_all(path, text, **options):
+    with atomic_folder(path, **options) as temporary:
+        for name in (path.name, "beside.bin"):
+            (temporary / name).write_text(text)
+
+
+def test_several_files_appear_together_or_not_at_all(tmp_path):
+    path = tmp_path / "net.xml"
+    with pytest.raises(ZeroDivisionError), atomic_folder(path) as temporary:
+        (temporary / "net.xml").write_text("half")
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "beside.bin").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"belongs to what is written and exists.*beside\.bin"):
+        write_all(path, "new")
+    assert os.listdir(tmp_path) == ["beside.bin"]
+    assert (tmp_path / "beside.bin").read_text() == "precious"
+    write_all(path, "new", overwrite=True)
+    assert [(tmp_path / name).read_text() for name in sorted(os.listdir(tmp_path))] == ["new", "new"]
+    with pytest.raises(FileExistsError, match="exists, not overwritten"):
+        write_all(path, "newer")
+    with pytest.raises(FileNotFoundError, match="nothing was written"), atomic_folder(tmp_path / "other") as temporary:
+        (temporary / "beside.txt").touch()
+    assert sorted(os.listdir(tmp_path)) == ["beside.bin", "net.xml"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_is_replaced_only_when_told(tmp_path, overwrite):
+    path = tmp_path / "net.mlpackage"
+    with contextlib.nullcontext() if overwrite else pytest.raises(FileExistsError, match="and exists"):
+        with atomic_folder(path, overwrite=overwrite) as temporary:
+            (temporary / path.name).mkdir()
+            (temporary / path.name / "new").touch()
+            path.mkdir()  # while we were writing
+            (path / "precious").touch()
+    assert os.listdir(path) == ["new" if overwrite else "precious"]
+    assert os.listdir(tmp_path) == ["net.mlpackage"]

@@ -198,7 +198,7 @@ def test_nothing_is_overwritten_and_nothing_left_behind(format, rich, tmp_path, 
 
 
 def appear(path):
-    with exporting._aside(path, "tf_saved_model") as temporary:
+    with exporting._aside(path) as temporary:
         temporary.mkdir()
         path.mkdir()
         (path / "precious").touch()

@@ -137,11 +137,7 @@ def test_the_function_is_kept_and_the_model_untouched():
     near(model(x), changed, 1e-4)
 
 
-# How models are copied and found again is the same on each backend; torch compiles nothing and is done soonest.
-on_torch = pytest.mark.skipif(keras.backend.backend() != "torch", reason="the same on torch, which is quicker")
-
-
-@pytest.mark.parametrize("method", ["doconv", pytest.param("orepa", marks=on_torch)])
+@pytest.mark.parametrize("method", ["doconv", "orepa"])
 def test_the_copy_trains_and_saves(method, tmp_path):
     model, x = made()
     y = array(4, 1)
@@ -175,7 +171,6 @@ def test_the_copy_trains_and_saves(method, tmp_path):
     near(model.predict(x, verbose=0), expected, 1e-4)
 
 
-@on_torch
 def test_what_is_expanded_is_found_in_another_process(tmp_path):
     source = textwrap.dedent(
         """

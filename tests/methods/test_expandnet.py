@@ -148,6 +148,15 @@ def test_starts_from_a_trained_kernel(arguments, options, config):
     same(single.kernel(), conv.weight, 1e-6)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_cl_is_solved_for_any_pointwise_factors(groups):
+    layer = randomized(ExpandNetConv2d(4, 6, 3, groups=groups, **F64))
+    kernel = torch.randn_like(layer.weight)
+    with torch.no_grad():
+        layer.set_factors(layer.factorize(kernel))
+    same(layer.kernel(), kernel)
+
+
 @pytest.mark.parametrize("dims", [1, 2])
 def test_cl_starts_in_several_blocks(dims):
     for ends, groups in (((64, 72), 1), ((144, 80), 2), ((37, 64), 1), ((40, 37), 1)):

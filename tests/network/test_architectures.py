@@ -33,7 +33,7 @@ def of_torchvision(create, **options):
     return functools.partial(create, weights=None, num_classes=10, **options)
 
 
-deeplab = functools.partial(torchvision.models.segmentation.deeplabv3_mobilenet_v3_large, weights_backbone=None)
+deeplab = functools.partial(torchvision.models.segmentation.deeplabv3_resnet50, weights_backbone=None)
 
 CASES = {
     "timm resnet18": Case(of_timm("resnet18"), 17, 20),
@@ -43,7 +43,7 @@ CASES = {
     "timm efficientnet_b0": Case(of_timm("efficientnet_b0"), 17, 49),
     "timm repvgg_a0": Case(of_timm("repvgg_a0"), 22, 61, identities=17),
     "torchvision resnet50": Case(of_torchvision(torchvision.models.resnet50), 17, 53),
-    "torchvision deeplabv3_mobilenet_v3_large": Case(of_torchvision(deeplab), 20, 53),
+    "torchvision deeplabv3_resnet50": Case(of_torchvision(deeplab), 21, 60),
     "torchvision mobilenet_v2": Case(of_torchvision(torchvision.models.mobilenet_v2), 18, 52),
 }
 
@@ -66,7 +66,7 @@ def norms_of(model):
     return [name for name, module in model.named_modules() if is_norm(module)]
 
 
-def image(model, batch=1, size=32):
+def image(model, batch=1, size=64):
     generator = torch.Generator().manual_seed(1)
     dtype = next(model.parameters()).dtype
     return torch.randn(batch, 3, size, size, generator=generator, dtype=torch.float64).to(dtype)
@@ -101,7 +101,7 @@ def trained(plain):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     for step in range(3):
         optimizer.zero_grad()
-        found = model(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(step)))
+        found = model(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(step)))
         found = found["out"] if isinstance(found, dict) else found
         loss = found.square().mean() / found.detach().square().mean()
         loss.backward()

@@ -11,17 +11,8 @@ from foldconv.testing import randomize
 
 timm = pytest.importorskip("timm")
 
-# The blocks of these networks, fewer and narrower; whole ones are test_architectures.py's.
-SHORT = {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)}
-REP = [timm.models.byobnet.ByoBlockCfg("rep", d=d, c=c, s=2, gs=0) for d, c in ((2, 16), (2, 32), (2, 64), (1, 96))]
-NETWORKS = {
-    "resnet18": SHORT,
-    "resnet50": SHORT,
-    "repvgg_a0": {"blocks": tuple(REP), "stem_chs": 16},
-    "mobilenetv3_small_050": {},
-    "convnext_atto": {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)},
-}
-METHODS = [name for name in foldconv.list_methods() if name != "doconv"]  # doconv: test_architectures.py
+NETWORKS = ["resnet18", "resnet50", "repvgg_a0", "mobilenetv3_large_100", "convnext_atto"]
+METHODS = [name for name in foldconv.list_methods() if name != "doconv"]  # doconv: tests/test_architectures.py
 # Four times as wide inside, the default, takes minutes to solve for the start on two cores.
 CONFIGS = {"expandnet": foldconv.ExpandNet(rate=1)}
 # Where nothing can be expanded, with the reason that is given.
@@ -31,7 +22,7 @@ NOTHING = {("dilated", name): "it is not depthwise" for name in ("resnet18", "re
 @functools.cache
 def network(name):
     torch.manual_seed(0)
-    net = timm.create_model(name, num_classes=10, **NETWORKS[name])
+    net = timm.create_model(name, num_classes=10)
     randomize(net)
     return net.eval()
 

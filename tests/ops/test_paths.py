@@ -86,7 +86,7 @@ def test_compilers_and_transforms_see_torchs_operations(method, monkeypatch):
         torch.testing.assert_close(received, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_one_pass_in_each_direction(monkeypatch):
+def test_one_pass_for_the_kernel_and_one_for_each_gradient(monkeypatch):
     """DO-Conv on the CPU's path: one loop forward, one for each gradient."""
     pytest.importorskip("numba")
     loops = []

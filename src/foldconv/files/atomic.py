@@ -64,21 +64,17 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     _remove_abandoned(target.parent)
     temporary = target.parent / f".tmp-{_place()}-{os.getpid()}-{secrets.token_hex(4)}{target.suffix}"
     try:
-        mode = _mode_for(target, temporary)
-        yield temporary
-        os.chmod(temporary, mode)  # some writers (safetensors) make files that only their owner can read
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # the name must not reach the disk before the bytes do
-        if overwrite:
-            os.replace(temporary, target)
-        else:
-            _move_without_replacing(temporary, target)
-        sync_folder(target.parent)
-    except Exception as error:
-        if _is_disk_full(error):
-            full = "No space left on device: the disk is full; free some space and repeat"
-            raise OSError(errno.ENOSPC, full, str(target)) from error
-        raise
+        with _full_disk_said(target):
+            mode = _mode_for(target, temporary)
+            yield temporary
+            os.chmod(temporary, mode)  # some writers (safetensors) make files that only their owner can read
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())  # the name must not reach the disk before the bytes do
+            if overwrite:
+                os.replace(temporary, target)
+            else:
+                _move_without_replacing(temporary, target)
+            sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -113,30 +109,54 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
     _remove_abandoned(target.parent)
     temporary = target.parent / f".tmp-{_place()}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        temporary.mkdir()
-        yield temporary
-        written = sorted(temporary.iterdir(), key=lambda each: each.name == target.name)
-        if not written or written[-1].name != target.name:
-            raise FileNotFoundError(errno.ENOENT, "nothing was written", str(path))
-        for each in written:
-            if os.path.lexists(target.with_name(each.name)) and not overwrite:
-                name = str(target.with_name(each.name))
-                raise FileExistsError(errno.EEXIST, "belongs to what is written and exists; choose another name", name)
-        for inner in temporary.rglob("*"):
-            sync_folder(inner)  # a file as well: the name must not reach the disk before the bytes do
-        for each in written:
-            place = target.with_name(each.name)
-            if place.is_dir() and not place.is_symlink():
-                shutil.rmtree(place)
-            os.replace(each, place)
-        sync_folder(target.parent)
+        with _full_disk_said(target):
+            temporary.mkdir()
+            yield temporary
+            written = sorted(temporary.iterdir(), key=lambda each: each.name == target.name)
+            if not written or written[-1].name != target.name:
+                raise FileNotFoundError(errno.ENOENT, "nothing was written", str(path))
+            for place in (target.with_name(each.name) for each in written):
+                if os.path.lexists(place) and not overwrite:
+                    said = "belongs to what is written and exists; choose another name"
+                    raise FileExistsError(errno.EEXIST, said, str(place))
+            for inner in temporary.rglob("*"):
+                sync_folder(inner)  # a file as well: the name must not reach the disk before the bytes do
+            for each in written:
+                _put(each, target.with_name(each.name), overwrite)
+            sync_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _full_disk_said(target: Path) -> Iterator[None]:
+    """A full disk is called one, whoever met it."""
+    try:
+        yield
     except Exception as error:
         if _is_disk_full(error):
             full = "No space left on device: the disk is full; free some space and repeat"
             raise OSError(errno.ENOSPC, full, str(target)) from error
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(written: Path, place: Path, overwrite: bool) -> None:
+    """Move a file or a folder to its place."""
+    if not overwrite:
+        if written.is_file():
+            _move_without_replacing(written, place)
+            written.unlink(missing_ok=True)
+            return
+        try:
+            os.rename(written, place)  # never replaces a file, or a folder that holds something
+        except OSError:
+            if not os.path.lexists(place):
+                raise
+            raise FileExistsError(errno.EEXIST, "appeared meanwhile, not overwritten", str(place)) from None
+        return
+    if place.is_dir() and not place.is_symlink():  # which no rename replaces: out of the way, and removed at the end
+        os.replace(place, written.with_name(f"replaced-{place.name}"))
+    os.replace(written, place)
 
 
 def write_json(path: str | os.PathLike[str], values: Any, *, overwrite: bool = True, indent: int = 2) -> None:

@@ -6,12 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import importlib.util
 import os
 import re
-import secrets
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +19,7 @@ import numpy as np
 import keras
 
 from ..errors import FoldMismatchError, UnsupportedError, unknown
-from ..files.atomic import atomic_path, sync_folder
+from ..files.atomic import atomic_folder
 from .foldable import FoldableLayer
 from .network import fold
 
@@ -118,7 +115,7 @@ def export(
     elif by_torch:
         specs = keras.tree.map_structure(lambda array: _spec(array, array.shape[0] if fixed else None), inputs)
         options.setdefault("input_signature", [specs])
-    with _aside(path, format) as temporary:
+    with _aside(path) as temporary:
         foldable = any(isinstance(layer, FoldableLayer) for layer in model._flatten_layers())
         plain = fold(model) if foldable else model
         expected = _outputs(model, inputs)
@@ -186,35 +183,14 @@ def _known(format: str, path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _aside(path: str | os.PathLike[str], format: str) -> Iterator[Path]:
-    """`atomic_path` that never overwrites; for a SavedModel the same with a folder."""
-    if format in _SUFFIX:
-        with atomic_path(path, overwrite=False) as temporary:
-            try:
-                yield temporary
-            finally:
-                for beside in _beside(temporary):
-                    beside.unlink()
-        return
-    target = Path(os.path.abspath(path))
-    if os.path.lexists(target):
-        raise FileExistsError(errno.EEXIST, "path exists, not overwritten; choose another name", str(path))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such folder to write into", str(target.parent))
-    temporary = target.parent / f".tmp-{secrets.token_hex(6)}"
-    try:
+def _aside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A place to write to, which becomes `path`; what exporters leave beside it does not stay."""
+    with atomic_folder(path) as folder:
+        temporary = folder / Path(path).name
         yield temporary
-        for written in (*temporary.rglob("*"), temporary):
-            sync_folder(written)  # a file as well: the name must not reach the disk before the bytes do
-        try:
-            os.rename(temporary, target)  # never replaces a file, or a folder that holds something
-        except OSError:
-            if not os.path.lexists(target):
-                raise
-            raise FileExistsError(errno.EEXIST, "path appeared meanwhile, not overwritten", str(path)) from None
-        sync_folder(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for beside in folder.iterdir():
+            if beside != temporary:
+                beside.unlink()
 
 
 def _random(model: Any, signature: Any, batch: int) -> Any:
@@ -274,14 +250,10 @@ def _warn_if_blind(model: Any, inputs: Any, expected: list[np.ndarray], toleranc
 
 def _into_one_file(path: Path) -> None:
     """Take in the weights that an exporter put beside, since the file refers to them by a name that will not stay."""
-    if _beside(path):
+    if len(list(path.parent.iterdir())) > 1:
         import onnx
 
         onnx.save_model(onnx.load(path), path, save_as_external_data=False)
-
-
-def _beside(path: Path) -> list[Path]:
-    return list(path.parent.glob(f"{path.name}?*"))
 
 
 def _compare(path: str, expected: list[Any], received: list[Any], tolerance: float) -> tuple[float, float]:

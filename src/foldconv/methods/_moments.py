@@ -20,7 +20,8 @@ from ..algebra.convolutions import CONVOLUTIONS, PickingConv2d
 from ..algebra.rules import conv_geometry
 from ..layers.foldable import all_are_watched, is_altered
 from ..ops import is_recorded
-from ..ops._moments import ILL, Main, Norm, Window, add_points, add_window, moments_of, statistics
+from ..ops._maps import Window
+from ..ops._moments import ILL, Main, Norm, add_points, add_window, moments_of, statistics
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)

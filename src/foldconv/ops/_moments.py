@@ -27,24 +27,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..algebra.convolutions import CONV
+from ._maps import (
+    Window,
+    add_product,
+    convolve,
+    convolve_backward,
+    layout_of,
+    over_batch,
+    per_group,
+    read_at,
+    rows_of,
+    where_read,
+)
+
 _aten = torch.ops.aten
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 ILL = 256.0
 """How many times its variance the mean square of a branch's terms may be: so many roundings the variance is off."""
 
 SMALL = 2**17
 """Elements of a map up to which torch's own statistics take no longer."""
-
-
-class Window(NamedTuple):
-    """The convolution that the branches stand beside: its arguments, and where a 1×1 branch begins to read."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    offset: tuple[int, ...]
 
 
 class Norm(NamedTuple):
@@ -76,10 +79,10 @@ class Moments(NamedTuple):
 
 def moments_of(x: Tensor, window: Window, size: Sequence[int]) -> Moments:
     """The moments over the positions that outputs of `size` read."""
-    rows = _rows(_read(x, window, size), window.groups, _layout(x))
+    rows = rows_of(read_at(x, window, size), window.groups, layout_of(x))
     positions = rows.shape[0] // window.groups * rows.shape[2]
-    mean = _over_batch(rows.sum(2), window.groups).div_(positions)
-    second = _over_batch(torch.bmm(rows, rows.transpose(1, 2)), window.groups).div_(positions)
+    mean = over_batch(rows.sum(2), window.groups).div_(positions)
+    second = over_batch(torch.bmm(rows, rows.transpose(1, 2)), window.groups).div_(positions)
     return Moments(mean, second.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1), positions)
 
 
@@ -93,7 +96,7 @@ def statistics(moments: Moments, weight: Tensor | None) -> tuple[Tensor, Tensor,
     square = diagonal + mean * mean
     if weight is None:
         return mean.flatten(), diagonal.flatten().clamp_min(0), square.flatten()
-    kernel = _per_group(weight, len(mean))
+    kernel = per_group(weight, len(mean))
     variance = torch.bmm(kernel, covariance).mul_(kernel).sum(2)
     means, terms = (torch.bmm(t, v[:, :, None]) for t, v in ((kernel, mean), (kernel * kernel, square)))
     return means.flatten(), variance.flatten().clamp_min_(0), terms.flatten()
@@ -153,18 +156,18 @@ class _Points(torch.autograd.Function):
         z = save_mean = save_rstd = None
         if weight is None:
             size = [(n - 1) // s + 1 for n, s in zip(x.shape[2:], window.stride)]
-            y = x.new_empty(len(x), len(shift), *size).contiguous(memory_format=_layout(x))
+            y = x.new_empty(len(x), len(shift), *size).contiguous(memory_format=layout_of(x))
             y.copy_(_wide(shift, y).expand_as(y))
         elif main.norm is None:  # pyright: ignore[reportOptionalMemberAccess]
-            y = _convolve(x, weight, shift if bias is None else bias + shift, window)
+            y = convolve(x, weight, shift if bias is None else bias + shift, window)
         else:
-            z = _convolve(x, weight, bias, window)
+            z = convolve(x, weight, bias, window)
             y, save_mean, save_rstd = _normed(z, gamma, shift if beta is None else beta + shift, main)  # pyright: ignore
         size = y.shape[2:]
-        layout = _layout(x)
+        layout = layout_of(x)
         y = y.contiguous(memory_format=layout)
-        rows = _rows(_read(x, window, size), window.groups, layout)
-        _add_product(_rows(y, window.groups, layout), merged, rows)
+        rows = rows_of(read_at(x, window, size), window.groups, layout)
+        add_product(rows_of(y, window.groups, layout), merged, rows)
         ctx.save_for_backward(
             x, weight, bias, gamma, beta, z, save_mean, save_rstd, merged, *scales, mean, covariance, *points
         )
@@ -182,9 +185,9 @@ class _Points(torch.autograd.Function):
             inputs = (x, weight, bias, gamma, beta, *points)
             found = _differentiably(window, ctx.main_eps, ctx.eps, inputs, g)
             return *found[:5], *nothing, *(None,) * (2 + n), *found[5:]
-        layout, groups, size = _layout(x), window.groups, g.shape[2:]
+        layout, groups, size = layout_of(x), window.groups, g.shape[2:]
         g = g.contiguous(memory_format=layout)
-        rows, g_rows = _rows(_read(x, window, size), groups, layout), _rows(g, groups, layout)
+        rows, g_rows = rows_of(read_at(x, window, size), groups, layout), rows_of(g, groups, layout)
         dz, d_gamma, d_bias, d_weight = g, None, None, None
         total = None
         if z is not None:
@@ -192,14 +195,14 @@ class _Points(torch.autograd.Function):
                 g, z, gamma, None, None, save_mean, save_rstd, True, ctx.main_eps, [True, gamma is not None, True]
             )
         if total is None:
-            total = _over_batch(g_rows.sum(2), groups).flatten()
+            total = over_batch(g_rows.sum(2), groups).flatten()
         needs_x = ctx.needs_input_grad[0]
         dx = None
         if weight is not None:
             wanted = [needs_x, ctx.needs_input_grad[1], bias is not None]
-            dx, d_weight, d_bias = _backward(dz, x, weight, bias, window, wanted)
+            dx, d_weight, d_bias = convolve_backward(dz, x, weight, bias, window, wanted)
         # From here on the 1×1 branches.
-        outer = _over_batch(torch.bmm(g_rows, rows.transpose(1, 2)), groups)
+        outer = over_batch(torch.bmm(g_rows, rows.transpose(1, 2)), groups)
         by_group = total.view(groups, -1, 1)
         outer = outer.baddbmm_(by_group, mean[:, None, :], alpha=-1)
         found: list[Tensor | None] = []
@@ -212,7 +215,7 @@ class _Points(torch.autograd.Function):
                 pull.diagonal(dim1=1, dim2=2).add_(s * r * d_factor, alpha=1 / ctx.positions)
                 d_kernel = None
             else:
-                own = _per_group(kernel, groups)
+                own = per_group(kernel, groups)
                 d_factor = r * (outer * own).sum(2)
                 inner = torch.baddbmm(outer, own * (r * d_factor)[:, :, None], covariance, alpha=-1)
                 d_kernel = inner.mul_(s[:, :, None]).view_as(kernel)
@@ -254,7 +257,7 @@ class _Window(torch.autograd.Function):
         window: Window,
         keep: bool,
     ) -> Tensor:
-        z = _convolve(x, weight, None, window)
+        z = convolve(x, weight, None, window)
         y, mean, rstd = _normed(z, gamma, beta, branch, into)
         ctx.save_for_backward(x, weight, gamma, beta, mean, rstd, z if keep else None)
         ctx.window, ctx.eps, ctx.adds = window, branch.norm.eps, into is not None  # pyright: ignore
@@ -270,12 +273,12 @@ class _Window(torch.autograd.Function):
             found = _differentiably(window, ctx.eps, (), (x, weight, None, gamma, beta), g)
             return g if ctx.adds else None, found[0], found[1], found[3], found[4], None, None, None
         if z is None:
-            z = _convolve(x, weight, None, window)
+            z = convolve(x, weight, None, window)
         dz, d_gamma, d_beta = _aten.native_batch_norm_backward(
             g, z, gamma, None, None, mean, rstd, True, ctx.eps, [True, gamma is not None, beta is not None]
         )
         wanted = [*ctx.needs_input_grad[1:3], False]
-        dx, d_weight, _ = _backward(dz, x, weight, None, window, wanted)
+        dx, d_weight, _ = convolve_backward(dz, x, weight, None, window, wanted)
         return g if ctx.adds else None, dx, d_weight, d_gamma, d_beta, None, None, None
 
 
@@ -288,7 +291,7 @@ def _merged(
         r = (variance + e).rsqrt_()
         rstds.append(r)
         scale = (r if factor is None else r * factor).view(groups, -1, 1)
-        term = torch.diag_embed(scale[:, :, 0]) if kernel is None else _per_group(kernel, groups) * scale
+        term = torch.diag_embed(scale[:, :, 0]) if kernel is None else per_group(kernel, groups) * scale
         merged = term if merged is None else merged.add_(term)
     assert merged is not None
     return merged, rstds
@@ -304,20 +307,20 @@ def _pulled_back(
     constant: Tensor,
 ) -> Tensor:
     """``dx`` (None: zeros) with ``first - second + constant`` added where the 1×1 branches read."""
-    layout = _layout(x)
+    layout = layout_of(x)
     whole = x.shape[2:] == size
     if whole and dx is not None:
         part = dx = dx.contiguous(memory_format=layout)
     else:
         part = x.new_empty(*x.shape[:2], *size).contiguous(memory_format=layout)
-    rows = _rows(part, window.groups, layout)
-    _add_product(rows, *first, beta=1 if part is dx else 0)
-    _add_product(rows, *second, alpha=-1)
+    rows = rows_of(part, window.groups, layout)
+    add_product(rows, *first, beta=1 if part is dx else 0)
+    add_product(rows, *second, alpha=-1)
     part.add_(_wide(constant, part))
     if whole:
         return part
     dx = torch.zeros_like(x) if dx is None else dx
-    dx[_where(window, size)].add_(part)
+    dx[where_read(window, size)].add_(part)
     return dx
 
 
@@ -330,12 +333,12 @@ def _differentiably(
         size = g.shape[2:]
         y: Any = 0
         if weight is not None:
-            y = _convolve(x, weight, bias, window)
+            y = convolve(x, weight, bias, window)
             if main_eps is not None:
                 y = F.batch_norm(y, None, None, gamma, beta, True, 0.0, main_eps)
-        read = _read(x, window, size) if eps else x
+        read = read_at(x, window, size) if eps else x
         for e, kernel, factor, shift in zip(eps, points[::3], points[1::3], points[2::3]):
-            z = read if kernel is None else _CONV[x.dim() - 2](read, kernel, groups=window.groups)
+            z = read if kernel is None else CONV[x.dim() - 2](read, kernel, groups=window.groups)
             y = y + F.batch_norm(z, None, None, factor, shift, True, 0.0, e)
         wanted = [t is not None and t.requires_grad for t in inputs]
         tensors = [t for t, w in zip(inputs, wanted) if w]
@@ -387,99 +390,3 @@ def _statistics(z: Tensor, branch: Main) -> tuple[Tensor, Tensor] | None:
 
 def _wide(t: Tensor, like: Tensor) -> Tensor:
     return t.view(-1, *(1,) * (like.dim() - 2))
-
-
-# ---------------------------------------------------------------------- positions
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
-    if _is_product(x, weight, window):
-        if x.shape[2:].numel() == 1:
-            return F.linear(x.flatten(1), weight.flatten(1), bias).view(len(x), -1, *x.shape[2:])
-        flat, kernel = x.flatten(2), weight.flatten(1).expand(len(x), -1, -1)
-        z = torch.bmm(kernel, flat) if bias is None else torch.baddbmm(bias[:, None], kernel, flat)
-        return z.view(len(x), -1, *x.shape[2:])
-    return _CONV[x.dim() - 2](x, weight, bias, window.stride, window.padding, window.dilation, window.groups)
-
-
-def _backward(
-    g: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, wanted: list[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of `_convolve`."""
-    if _is_product(x, weight, window):
-        flat, kernel, rows = g.flatten(2), weight.flatten(1), x.flatten(2).transpose(1, 2)
-        if x.shape[2:].numel() == 1:
-            dx = flat[:, :, 0] @ kernel if wanted[0] else None
-            d_weight = flat[:, :, 0].t() @ rows[:, 0] if wanted[1] else None
-        else:
-            dx = torch.bmm(kernel.t().expand(len(x), -1, -1), flat) if wanted[0] else None
-            d_weight = torch.bmm(flat, rows).sum(0) if wanted[1] else None
-        shaped = (None if t is None else t.view_as(like) for t, like in ((dx, x), (d_weight, weight)))
-        return *shaped, flat.sum((0, 2)) if wanted[2] else None  # pyright: ignore[reportReturnType]
-    sizes, ends = None if bias is None else [len(bias)], [0] * (x.dim() - 2)
-    stride, padding, dilation, groups, _ = window
-    layout = _layout(x)
-    if weight.shape[1] == 1 < groups and weight[0].numel() > 9 and x.dim() == 4 and x.is_contiguous():
-        # The gradients of a large depthwise kernel take torch half the time so, with the copies.
-        g, x = (t.contiguous(memory_format=torch.channels_last) for t in (g, x))
-    dx, *others = _aten.convolution_backward(
-        g, x, weight, sizes, stride, padding, dilation, False, ends, groups, wanted
-    )
-    return None if dx is None else dx.contiguous(memory_format=layout), *others  # pyright: ignore
-
-
-def _is_product(x: Tensor, weight: Tensor, window: Window) -> bool:
-    """Of matrices, which torch's convolution is no faster at, and slow for few positions."""
-    plain = weight.shape[2:].numel() == 1 == window.groups and x.is_contiguous()
-    return plain and not any(window.padding) and set(window.stride) == {1}
-
-
-def _where(window: Window, size: Sequence[int]) -> tuple[Any, ...]:
-    steps = zip(window.offset, window.stride, size)
-    return (..., *(slice(o, o + s * (n - 1) + 1, s) for o, s, n in steps))
-
-
-def _read(x: Tensor, window: Window, size: Sequence[int]) -> Tensor:
-    """What the 1×1 branches read of `x`, in its layout."""
-    return x[_where(window, size)].contiguous(memory_format=_layout(x))
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    """The layout of `x`, or the one that it is brought into."""
-    for dims, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if x.dim() == dims and not x.is_contiguous() and x.is_contiguous(memory_format=layout):
-            return layout
-    return torch.contiguous_format
-
-
-def _rows(x: Tensor, groups: int, layout: torch.memory_format) -> Tensor:
-    """A view of `x`, which has the layout: ``(N·G, C/G, positions)``, or ``(G, C/G, N·positions)``, channels last."""
-    if layout is torch.contiguous_format:
-        return x.view(len(x) * groups, x.shape[1] // groups, -1)
-    return x.movedim(1, -1).view(-1, groups, x.shape[1] // groups).permute(1, 2, 0)
-
-
-def _over_batch(t: Tensor, groups: int) -> Tensor:
-    """``(N·G, ...)`` summed to ``(G, ...)``."""
-    return t if len(t) == groups else t.view(-1, groups, *t.shape[1:]).sum(0)
-
-
-def _add_product(rows: Tensor, matrix: Tensor, others: Tensor, beta: int = 1, alpha: int = 1) -> None:
-    """``rows = beta·rows + alpha·matrix @ others``, a matrix per group."""
-    matrix = _repeated(matrix, rows)
-    if matrix.shape[1:] != (1, 1):
-        rows.baddbmm_(matrix, others, beta=beta, alpha=alpha)
-    elif beta:
-        rows.addcmul_(others, matrix, value=alpha)
-    else:
-        torch.mul(others, matrix if alpha == 1 else matrix * alpha, out=rows)
-
-
-def _repeated(matrix: Tensor, rows: Tensor) -> Tensor:
-    """A matrix per group for each of the rows' batch."""
-    batch = len(rows) // len(matrix)
-    return matrix.expand(batch, *matrix.shape).flatten(0, 1) if len(matrix) > 1 else matrix.expand(batch, -1, -1)
-
-
-def _per_group(weight: Tensor, groups: int) -> Tensor:
-    return weight.view(groups, -1, weight.shape[1])

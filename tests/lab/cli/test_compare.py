@@ -120,13 +120,14 @@ def test_failed_runs_are_told_after_the_report(call, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends a Unix signal")
-def test_a_comparison_is_stopped_half_way_and_continued(tmp_path, call, call_json, monkeypatch):
-    """Real training by two methods; what was done before the stop is not done again."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    arguments = ["--methods", "plain,doconv", "--seeds", "1", *SMALL, "--out", "out"]
+def test_a_comparison_is_stopped_half_way_and_continued(tmp_path, call_json):
+    """2 methods × 2 seeds of real training; what was done before the stop is not done again."""
+    command = [*PROGRAM, "--methods", "plain,doconv", "--seeds", "2", *SMALL, "--out", "out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*PROGRAM, *arguments],
+        command,
+        cwd=tmp_path,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -145,21 +146,21 @@ def test_a_comparison_is_stopped_half_way_and_continued(tmp_path, call, call_jso
     finally:
         process.kill()
     assert (process.returncode, out) == (130, "")
-    last = "foldconv: stopped with 1 of 2 runs to go; continue with the same command"
+    last = "foldconv: stopped with 3 of 4 runs to go; continue with the same command"
     assert err.splitlines()[-1] == last
     assert err.startswith("plain, seed 0: ")
     made = first.stat().st_mtime_ns
 
-    code, out, err = call("compare", *arguments, "--json")
-    assert code == 0, err
-    values = json.loads(out)
+    done = subprocess.run([*command, "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
     assert first.stat().st_mtime_ns == made
-    assert err.splitlines()[0].endswith("1 of 2 runs are done already")
-    assert (values["runs_finished"], list(values["methods"])) == (2, ["plain", "doconv"])
+    assert done.stderr.splitlines()[0].endswith("of 4 runs are done already")
+    assert (values["runs_finished"], list(values["methods"])) == (4, ["plain", "doconv"])
     for name, method in values["methods"].items():
         assert all(accuracy > 5 for accuracy in method["accuracies"].values()), name
         assert method["parameters_folded"] == values["methods"]["plain"]["parameters_folded"]
         assert method["training_seconds"]["ratio"] > 0
     assert values["methods"]["doconv"]["parameters_training"] > values["methods"]["plain"]["parameters_training"]
-    assert values["methods"]["doconv"]["difference"] is None  # of one pair; of more: tests/lab/compare
+    assert values["methods"]["doconv"]["difference"]["pairs"] == 2
     assert call_json("compare", "report", tmp_path / "out")["methods"] == values["methods"]

@@ -114,43 +114,30 @@ def compiled_graphs():
     torch._dynamo.reset()
 
 
-def two_layers(num_classes, in_channels):
-    first, second = nn.Conv2d(in_channels, 8, 3, stride=2, bias=False), nn.Conv2d(8, 8, 3)
-    norm, head = nn.BatchNorm2d(8), nn.Linear(8, num_classes)
-    return nn.Sequential(first, norm, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), head)
-
-
-def one_layer(num_classes, in_channels):
-    return nn.Sequential(nn.Conv2d(in_channels, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, num_classes))
-
-
-@pytest.fixture
-def small(monkeypatch, request):
-    """Settings for a small network, channels last."""
-    monkeypatch.setitem(zoo._registry._BUILDERS, "small", request.param)
-    return {"architecture": "small", "architecture_args": {}, "channels_last": True}
-
-
-@pytest.mark.parametrize("small", [two_layers], indirect=True)
-def test_compiled_training(tiny, silent, tmp_path, monkeypatch, small, seen, compiled_graphs):
-    """The whole way but the code generator; names in checkpoints are those of any run."""
+def test_compiled_training(tiny, silent, tmp_path, monkeypatch, wide, seen, compiled_graphs):
+    """The whole way but the code generator, which takes a minute; names in checkpoints are those of any run."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    folder, plain = tmp_path / "run", tmp_path / "plain"
-    fit(tiny(**small, out=str(plain)), silent)
-    result = fit(tiny(**small, compile=True, out=str(folder)), silent)
+    folder = tmp_path / "run"
+    result = fit(tiny(**WIDE, compile=True, channels_last=True, out=str(folder)), silent)
     assert compiled_graphs() >= 2  # training and evaluation
     assert seen["channels_last"] == {True}
-    assert losses(folder) == pytest.approx(losses(plain), rel=1e-3)
-    keys = [torch.load(each / "last.ckpt", weights_only=True)["state_dict"].keys() for each in (folder, plain)]
+    assert losses(folder) == pytest.approx(losses(wide), rel=1e-3)
+    keys = [torch.load(each / "last.ckpt", weights_only=True)["state_dict"].keys() for each in (folder, wide)]
     assert keys[0] == keys[1]
     assert result.accuracy_folded == result.accuracy_expanded
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("small", [one_layer], indirect=True)
-def test_compiled_by_inductor(tiny, silent, tmp_path, small, compiled_graphs):
-    """On generated code."""
-    config = {**small, "epochs": 1, "batch_size": 479}
+def test_compiled_by_inductor(tiny, silent, tmp_path, monkeypatch, compiled_graphs):
+    """The smallest network that trains, channels last, on generated code."""
+
+    def small(num_classes, in_channels):
+        return nn.Sequential(
+            nn.Conv2d(in_channels, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, num_classes)
+        )
+
+    monkeypatch.setitem(zoo._registry._BUILDERS, "small", small)
+    config = {"architecture": "small", "architecture_args": {}, "epochs": 1, "batch_size": 479, "channels_last": True}
     fit(tiny(**config, out=str(tmp_path / "plain")), silent)
     assert not compiled_graphs()
     result = fit(tiny(**config, compile=True, out=str(tmp_path / "run")), silent)

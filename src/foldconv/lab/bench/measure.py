@@ -157,6 +157,7 @@ class _Case:
             if c.method is not None:
                 c.network.eval()
                 self.progress(f"{self.name}: folding {c.name}")
+                fold(c.network)  # the first of a process also loads what it needs
                 samples[c.name] = [
                     self.seconds(functools.partial(fold, c.network)) for _ in range(min(FOLDS, self.config.steps))
                 ]
