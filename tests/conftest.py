@@ -1,7 +1,9 @@
 """What tests share in sessions with and without torch."""
 
 import importlib
+import random
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same numbers, whatever ran before it in its process."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:  # a session without it shares this file
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import foldconv
 from foldconv.deploy import export as exporting
 from foldconv.deploy.formats import FORMATS
 from foldconv.deploy.running import call, run_file
-from foldconv.errors import FoldMismatchError, UnsupportedError
+from foldconv.errors import CheckpointError, FoldMismatchError, UnsupportedError
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -50,10 +50,10 @@ def test_an_expanded_network_in_training_mode_is_written_as_it_evaluates(tmp_pat
 def test_a_file_that_computes_something_else_is_not_left_there(tmp_path, monkeypatch):
     program = exporting._program
 
-    def wrong(network, batch, any_batch):
+    def wrong(network, batch, *options):
         with torch.no_grad():
             network[0].weight[0] *= 1.001
-        return program(network, batch, any_batch)
+        return program(network, batch, *options)
 
     monkeypatch.setattr(exporting, "_program", wrong)
     with pytest.raises(FoldMismatchError, match=r"does not compute what .* nothing was left there"):
@@ -66,16 +66,38 @@ class Asks(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x, *, other):
+        return {"first": self.first(x), "others": [self.second(other), self.first(other)]}
+
+
+def test_keywords_and_nested_outputs(tmp_path):
+    net = Two()
+    foldconv.export(net, tmp_path / "net.pt2", {"x": X, "other": X + 1})
+    x, other = torch.randn(3, 3, 8, 8), torch.randn(3, 3, 8, 8)
+    (found,) = run_file(FORMATS[".pt2"].runtime, tmp_path / "net.pt2", [[x.numpy(), other.numpy()]])
+    expected = net(x, other=other)
+    for ours, theirs in zip([expected["first"], *expected["others"]], found, strict=True):
+        assert np.abs(ours.detach().numpy() - theirs).max() < 1e-5
+
+
 @pytest.mark.parametrize(
     ("net", "inputs", "options", "message"),
     [
+        (network(), X * float("nan"), {}, "example_inputs: the network's outputs on them hold NaN or infinity"),
+        (nn.Conv2d(3, 4, 3), X[0], {}, "example_inputs: fails for a batch of 2: RuntimeError: .*; the first dimension"),
+        (nn.Conv2d(3, 4, 3, device="meta"), X, {}, "weight: is on the meta device and has no values"),
         (network(), X, {"labels": ["cat"]}, "labels: expected 2 names, one for each class, received 1"),
         (network(), X, {"preprocessing": {"mean": X}}, "preprocessing: expected values that JSON knows"),
         (network(), (), {}, "example_inputs: expected a tensor"),
         (network(), (X, 1), {}, "example_inputs: expected tensors .* received int"),
         (Asks(), X, {}, "torch.export cannot write this network: .*[Dd]ata-dependent"),
     ],
-    ids=["labels", "preprocessing", "nothing", "number", "control flow"],
+    ids=["NaN", "unbatched", "meta", "labels", "preprocessing", "nothing", "number", "control flow"],
 )
 def test_refused_in_one_line(tmp_path, net, inputs, options, message):
     with pytest.raises(UnsupportedError, match=message) as error:
@@ -101,3 +123,27 @@ def test_a_runtime_that_dies_or_fails_is_told_in_one_line(tmp_path):
         run_file(runtime, "net", [[np.zeros(1)]])
     with pytest.raises(UnsupportedError, match="sick: write failed"):
         call(runtime, "write", "a", "b", python=(sys.executable,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_widths_are_written_in_32_bits(tmp_path, dtype):
+    net = network().eval().to(dtype)
+    exported = foldconv.export(net, tmp_path / "net.pt2", X.to(dtype), dynamic_batch=False)
+    assert exported.error < 1e-5
+    assert next(net.parameters()).dtype == dtype
+    program = torch.export.load(tmp_path / "net.pt2")
+    assert {value.dtype for value in program.state_dict.values()} == {torch.float32}
+
+
+def test_a_description_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "net.pt2"
+    foldconv.export(network(), path, X, dynamic_batch=False, check=False)
+    beside = tmp_path / "net.json"
+    known = json.loads(beside.read_text())
+    for inputs in (None, [], ["x"], [{"shape": "x"}], [{"shape": []}], [{"shape": [1e9]}], [{"shape": [2**40]}]):
+        beside.write_text(json.dumps(known | {"inputs": inputs}))
+        with pytest.raises(CheckpointError, match="expected a file of foldconv's export"):
+            exporting.runner(path)
+    beside.write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"net.json: expected a description"):
+        exporting.runner(path)

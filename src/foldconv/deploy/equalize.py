@@ -28,7 +28,7 @@ from ..network._tracing import Trace
 from ..network._watching import arguments_of
 from ..network.dataflow import DataFlow
 from ..network.table import some
-from ..network.tree import copy_of
+from ..network.tree import copy_of, expect_module
 
 _LOG = logging.getLogger(__name__)
 TOLERANCE = 1e-10
@@ -71,6 +71,7 @@ def equalize(model: nn.Module, example_inputs: Any = None, *, inplace: bool = Fa
         >>> bool(ranges.max() / ranges.min() < 25)  # more than 60 before
         True
     """
+    expect_module(model)
     layers = [name for name, module in model.named_modules() if isinstance(module, Foldable)]
     if layers:
         raise UnsupportedError(f"{layers[0]}: a foldable layer; fold the network first, with batchnorm=True")

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..errors import CheckpointError, FoldMismatchError, UnsupportedError
+from .._arguments import expect_path
+from ..errors import CheckpointError, FoldMismatchError, UnsupportedError, shown
 from ..files.atomic import atomic_folder, write_json
 from ..layers import Foldable
 from ..network._watching import arguments_of
 from ..network.fold import fold
 from ..network.permute import absorb_permutations
-from ..network.tree import copy_of
+from ..network.tree import copy_of, expect_module
 from .apart import interpreter
 from .describing import described
 from .formats import Format, format_of
@@ -34,8 +35,6 @@ from .portable import convolutions, kinds_of, portable
 from .running import call, furthest, run_file
 
 _LOG = logging.getLogger(__name__)
-_LARGEST_BATCH = 1024
-"""ExecuTorch reserves memory for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +70,8 @@ def export(
 
     The evaluation-mode function is written, whatever mode the model is in: foldable layers and batch norms become plain
     convolutions, permutations of channels move into the layers around them, and what the runtime gets wrong is put in
-    other words. Nothing appears under `path` unless the runtime, in a process of its own and in 32 bits, computes what
-    the folded network computes in float64.
+    other words. Weights of 16 or 64 bits are written in 32. Nothing appears under `path` unless the runtime, in a
+    process of its own and in 32 bits, computes what the folded network computes in float64.
 
     Args:
         model: any module, expanded or not; it is not touched.
@@ -82,7 +81,7 @@ def export(
             the first dimension of each is the batch.
         format: the format's name, where it is to be checked against the suffix.
         dynamic_batch: whether the file takes batches of any size, where the format can: ONNX, torch.export, OpenVINO
-            and ExecuTorch (up to 64). The others take batches as large as the example, ncnn one sample.
+            and ExecuTorch (up to 1024). The others take batches as large as the example, ncnn one sample.
         labels: the names of the classes, in the order of the outputs; written into the description.
         preprocessing: what turns an image into the input, such as mean, std, size and interpolation; plain values.
         check: run the file and compare; without, it is only written.
@@ -108,11 +107,14 @@ def export(
         >>> exported.format, exported.error < 1e-5
         ('torch.export', True)
     """
+    expect_module(model)
+    expect_path(path)
     form = format_of(path, format)
     python = interpreter(form)
     form.expect_packages()
     network, inputs = _with_tensors(model, example_inputs)
-    folded = _supported(deployable(network, inputs), form)
+    folded = _supported(deployable(network, inputs).float().cpu(), form)
+    inputs = tuple(x.float().cpu() if x.is_floating_point() else x.cpu() for x in inputs)
     any_batch = dynamic_batch and form.any_batch
     # A graph traced at a batch of one holds for no other.
     batches = [_batch(inputs, size) for size in ((2, 1, 3) if any_batch else (len(inputs[0]), len(inputs[0])))]
@@ -122,7 +124,7 @@ def export(
     with atomic_folder(path, overwrite=overwrite) as folder:
         temporary = folder / Path(path).name
         with _converting(path, form):
-            _write(form, _program(ready, batches[0], any_batch), temporary, python)
+            _write(form, _program(ready, batches[0], any_batch, form.largest_batch), temporary, python)
         _describe(form, temporary, description)
         error, why = None, "" if check else "check=False"
         if form.runs_on not in ("any", sys.platform):
@@ -175,6 +177,9 @@ def deployable(model: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
     layers = sum(isinstance(module, Foldable) for module in model.modules())
     folded = absorb_permutations(fold(model, batchnorm=True, example_inputs=tuple(inputs)), inplace=True)
     folded = (folded if folded is not model else copy_of(model)).eval().requires_grad_(False)
+    meta = [name for name, each in (*folded.named_parameters(), *folded.named_buffers()) if each.is_meta]
+    if meta:
+        raise UnsupportedError(f"{meta[0]}: is on the meta device and has no values; load the weights first")
     left = [name for name, module in folded.named_modules() if isinstance(module, Foldable)]
     if left:
         raise UnsupportedError(f"{left[0]}: is still a foldable layer after folding; please report this network")
@@ -196,7 +201,7 @@ class _ByKeyword(nn.Module):
 
 
 def _with_tensors(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The network and the tensors that it is called with, on the CPU."""
+    """The network and the tensors that it is called with."""
     args, kwargs = arguments_of(example_inputs)
     values = [*args, *kwargs.values()]
     for value in values:
@@ -210,7 +215,7 @@ def _with_tensors(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, tup
         raise UnsupportedError("example_inputs: expected a tensor, a tuple or a dictionary of them, received none")
     if kwargs:
         model = _ByKeyword(model, tuple(kwargs))
-    return model, tuple(value.detach().cpu() for value in values)
+    return model, tuple(value.detach() for value in values)
 
 
 def _batch(inputs: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
@@ -221,8 +226,14 @@ def _batch(inputs: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
 
 
 def _outputs(network: nn.Module, batch: Sequence[Tensor]) -> list[np.ndarray]:
-    with torch.no_grad():
-        values = tree_leaves(network(*batch))
+    try:
+        with torch.no_grad():
+            values = tree_leaves(network(*batch))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        remedy = "the first dimension has to be the batch; dynamic_batch=False tries the example's size only"
+        raise UnsupportedError(
+            f"example_inputs: fails for a batch of {len(batch[0])}: {reason(error)}; {remedy}"
+        ) from None
     if not values or not all(isinstance(value, Tensor) for value in values):
         kinds = ", ".join(sorted({type(value).__name__ for value in values})) or "nothing"
         raise UnsupportedError(
@@ -235,6 +246,8 @@ def _expected(folded: nn.Module, batches: Sequence[Sequence[Tensor]]) -> tuple[l
     """The outputs in float64, and how far torch's own float32 is from them."""
     exact = copy_of(folded).double()
     expected = [_outputs(exact, [x.double() if x.is_floating_point() else x for x in batch]) for batch in batches]
+    if not all(np.isfinite(each).all() for batch in expected for each in batch if each.dtype.kind == "f"):
+        raise UnsupportedError("example_inputs: the network's outputs on them hold NaN or infinity; give others")
     return expected, furthest(expected, [_outputs(folded, batch) for batch in batches])[0]
 
 
@@ -277,10 +290,12 @@ def reason(error: BaseException) -> str:
 _CHATTER = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "openvino", "coremltools", "executorch")
 
 
-def _program(network: nn.Module, batch: Sequence[Tensor], any_batch: bool) -> Any:
+def _program(network: nn.Module, batch: Sequence[Tensor], any_batch: bool, largest: int | None = None) -> Any:
     """The network as one graph of torch's operations; in it any size of batch, or the given one."""
-    size = torch.export.Dim("batch", max=_LARGEST_BATCH)
-    shapes = tuple({0: size} for _ in batch) if any_batch else None
+    size = torch.export.Dim("batch", max=largest)
+    shapes: Any = tuple({0: size} for _ in batch) if any_batch else None
+    if isinstance(network, _ByKeyword) and any_batch:
+        shapes = (shapes,)  # all of them are one argument there
     with torch.no_grad():
         return torch.export.export(network, tuple(batch), dynamic_shapes=shapes)
 
@@ -314,9 +329,16 @@ def read_description(form: Format, path: Path) -> dict[str, Any]:
     except Exception as error:  # decoders raise all kinds, for bytes that anybody may have written
         where = path if "description" in functions else path.with_suffix(".json")
         raise CheckpointError(f"{where}: expected a description of what was exported: {reason(error)}") from None
-    if not isinstance(found, dict) or "foldconv" not in found:
-        raise CheckpointError(f"{path}: expected a file of foldconv's export, found no description in it")
+    inputs = found.get("inputs") if isinstance(found, dict) and "foldconv" in found else None
+    if not isinstance(inputs, list) or not inputs or not all(_is_described(each) for each in inputs):
+        raise CheckpointError(f"{path}: expected a file of foldconv's export, received the description {shown(found)}")
     return found
+
+
+def _is_described(tensor: Any) -> bool:
+    shape = tensor.get("shape") if isinstance(tensor, dict) else None
+    sizes = isinstance(shape, list) and all(n is None or (type(n) is int and 0 < n < 2**20) for n in shape)
+    return sizes and bool(shape)
 
 
 def _describe(form: Format, path: Path, description: dict[str, Any]) -> None:

@@ -31,6 +31,8 @@ class Format:
     """Kinds that the runtime cannot do, and what it does instead."""
     any_batch: bool = True
     """Whether a file can take batches of any size."""
+    largest_batch: int | None = None
+    """Of those; None: there is no limit."""
     tolerance: float = 1e-5
     """Largest difference from the network in float64, relative to the output's largest value."""
     runs_on: str = "any"
@@ -70,6 +72,7 @@ FORMATS: dict[str, Format] = {
             *("ExecuTorch", ".pte", "executorch.py", "executorch", ("executorch",)),
             rewritten=("circular padding",),
             refused={"three dimensions": "is converted and then fails when it runs"},
+            largest_batch=1024,  # memory is planned for it
         ),
         Format("OpenVINO", ".xml", "openvino.py", "openvino", ("openvino",), beside=(".bin",)),
         Format(
@@ -145,7 +148,8 @@ def described_formats() -> str:
     """
     lines = []
     for form in FORMATS.values():
-        notes = ["any batch" if form.any_batch else "a fixed batch"]
+        limit = f" up to {form.largest_batch}" if form.largest_batch else ""
+        notes = [f"any batch{limit}" if form.any_batch else "a fixed batch"]
         notes += [f"extra {form.extra}"] if form.extra and form.apart is None else []
         notes += ["in an environment of its own"] if form.apart else []
         notes += [f"no {kind}" for kind in form.refused]
