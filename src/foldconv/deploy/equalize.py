@@ -182,17 +182,17 @@ def _next(trace: Trace, node: fx.Node, called: dict[fx.Node, nn.Module]) -> tupl
 @torch.no_grad()
 def _even(first: Any, second: Any) -> float:
     """One step of equation 11; how far the largest scale was from 1, as a logarithm."""
-    before, behind = _by_output(first), _by_input(second)
+    before, behind = by_output(first), _by_input(second)
     scale = (before.abs().amax(1) / behind.abs().amax(1)).sqrt()
     scale = torch.where((scale > 0) & scale.isfinite(), scale, 1.0)  # a channel that is zero, or that nobody reads
-    _by_output(first, 1 / scale)
+    by_output(first, 1 / scale)
     _by_input(second, scale)
     if first.bias is not None:
         first.bias /= scale
     return float(scale.log().abs().max())
 
 
-def _by_output(layer: Any, factor: Tensor | None = None) -> Tensor:
+def by_output(layer: Any, factor: Tensor | None = None) -> Tensor:
     """The weights by output channel, ``(out, rest)``, after multiplying each channel by a factor."""
     groups = getattr(layer, "groups", 1)
     if getattr(layer, "transposed", False):  # (in, out / groups, taps)

@@ -167,15 +167,16 @@ def runner(path: str | os.PathLike[str]) -> tuple[Callable[[Sequence[Any]], list
     return run, description
 
 
-def deployable(model: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
+def deployable(model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> nn.Module:
     """The network as a device should get it: folded, norms and permutations absorbed, in evaluation mode.
 
     Args:
         model: it is not touched.
-        inputs: tensors that it is called with.
+        inputs: tensors that it is called with, in order or by keyword.
     """
+    inputs = inputs if isinstance(inputs, Mapping) else tuple(inputs)
     layers = sum(isinstance(module, Foldable) for module in model.modules())
-    folded = absorb_permutations(fold(model, batchnorm=True, example_inputs=tuple(inputs)), inplace=True)
+    folded = absorb_permutations(fold(model, batchnorm=True, example_inputs=inputs), inplace=True)
     folded = (folded if folded is not model else copy_of(model)).eval().requires_grad_(False)
     meta = [name for name, each in (*folded.named_parameters(), *folded.named_buffers()) if each.is_meta]
     if meta:

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     name = options.data or description.get("data")
     if name is None:
         raise CheckpointError(f"{options.checkpoint}: does not say what it was trained on; name it with --data")
-    opened = {"workers": options.workers, **_data_options(options, description)}
+    opened = {"workers": options.workers, **data_options(options, description)}
     config = TrainConfig(data=name, **opened) if isinstance(name, str) else None
     if config is None or (options.data is None and is_data_module(config.data)):
         # A file is not trusted: a module that it names would be run.
@@ -118,7 +118,7 @@ def _check_device(name: str) -> None:
         ) from None
 
 
-def _data_options(options: argparse.Namespace, description: dict[str, Any]) -> dict[str, Any]:
+def data_options(options: argparse.Namespace, description: dict[str, Any]) -> dict[str, Any]:
     """How the data set is opened: as the options say, then as in training, as far as the checkpoint tells."""
     from ..data import is_data_module
     from ..train.checkpoint import checkpoint_file

@@ -1,4 +1,6 @@
-"""Show a network layer by layer: parameters and multiply-adds, while training and after folding; or its branches."""
+"""Show a network layer by layer: parameters and multiply-adds, while training and after folding; or its branches; or
+what int8 will meet, ranges of weights and activations.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..run import RunFolder
+from ._calibration import add_calibration, calibration_images
 from ._common import Parser, UsageError, add_network_arguments, add_pairs, check_out, evaluating, open_named, pairs
 
 HELP = "layers and costs of a checkpoint or an architecture"
@@ -17,6 +20,7 @@ EXAMPLES = (
     "foldconv inspect resnet18 --method doconv",
     "foldconv inspect digits_resnet --architecture-args width=32 --json",
     "foldconv inspect runs/digits-digits_resnet-doconv --branches --plot branches.png",
+    "foldconv inspect runs/digits-digits_resnet-doconv --ranges --plot ranges.png",
 )
 _FILES = {".ckpt", ".pt", ".pth", ".tar", ".safetensors"}
 
@@ -37,16 +41,25 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="channels and size of one image (default: the network's)",
     )
-    parser.add_argument(
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
         "--branches",
         action="store_true",
         help="show each branch's share of the folded kernel instead, how similar the branches are, and what else the "
         "method learned",
     )
+    shown.add_argument(
+        "--ranges",
+        action="store_true",
+        help="show the ranges of the folded network's weights and activations instead, and what will hurt int8",
+    )
     parser.add_argument(
-        "--plot", metavar="FILE", help="with --branches: PNG to draw it into, of a run folder with its course"
+        "--plot",
+        metavar="FILE",
+        help="with --branches or --ranges: PNG to draw it into; branches of a run folder with their course",
     )
     add_network_arguments(parser)
+    add_calibration(parser)
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -55,8 +68,10 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         raise UsageError("foldconv inspect", "--method-args are options of a method: name it with --method")
     if options.branches:
         return _branches(options)
+    if options.ranges:
+        return _ranges(options)
     if options.plot:
-        raise UsageError("foldconv inspect", "--plot draws branches: add --branches")
+        raise UsageError("foldconv inspect", "--plot draws branches or ranges: add --branches or --ranges")
     from ...network.costs import summary
     from .. import zoo
 
@@ -88,6 +103,25 @@ def _branches(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         panels = plot_branches(report, options.plot, str(options.subject), history)
         values |= {"plot": options.plot, "panels": panels}
         text += f"\n\n{options.plot}: {', '.join(panels)}"
+    return values, text
+
+
+def _ranges(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from ...deploy.ranges import range_report
+
+    if options.input_shape:
+        raise UsageError("foldconv inspect", "--ranges looks at images of a data set: leave --input-shape out")
+    if options.plot:
+        check_out(options.plot)
+    network, description = _network(options, options.subject)
+    report = range_report(network, calibration_images(options, options.subject, description))
+    values, text = {"architecture": description["architecture"], **report.to_json()}, str(report)
+    if options.plot:
+        from ..train.range_plot import plot_ranges
+
+        plot_ranges(report, options.plot, str(options.subject))
+        values["plot"] = options.plot
+        text += f"\n\n{options.plot}"
     return values, text
 
 
