@@ -137,6 +137,7 @@ OPTIONAL = {
     "deploy.ncnn": "ncnn pnnx",
     "deploy.onnx": "onnx onnxruntime",
     "deploy.openvino": "openvino",
+    "deploy.quantize_onnx": "onnx onnxruntime",
 }
 
 

@@ -3,6 +3,7 @@
 # ruff: noqa: F401
 from .deploy.equalize import equalize
 from .deploy.export import export
+from .deploy.quantize import quantize
 from .deploy.ranges import range_report
 from .errors import CheckpointError, FoldConvError, FoldMismatchError, NoMatchError, UnsupportedError
 from .files.convert import convert_weights

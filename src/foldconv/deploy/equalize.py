@@ -13,6 +13,7 @@ the function.
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import torch
@@ -80,7 +81,9 @@ def equalize(model: nn.Module, example_inputs: Any = None, *, inplace: bool = Fa
     before = copy_of(work).double().eval()
     exact = copy_of(before)
     if example_inputs is not None:
-        _by_brevitas(exact)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own parts that go
+            _by_brevitas(exact)
         if not _agree(before, exact, example_inputs)[0]:  # it scales both factors of x * x, for one
             _LOG.warning("brevitas changed what the network computes; what it did is undone")
             exact = copy_of(before)

@@ -41,10 +41,20 @@ class Format:
     apart: str | None = None
     """The converter's package, where it needs another torch than this environment has."""
 
+    int8: str = ""
+    """How `quantize` makes it, in a few words; nothing: it cannot."""
+    int8_packages: tuple[str, ...] = ()
+    """What that needs beside `packages`, of the extra ``quantization``."""
+
     @property
     def runtime(self) -> Path:
         """The runtime's file of code."""
         return Path(__file__).with_name(self.file)
+
+    @property
+    def quantizer(self) -> Path:
+        """The file of code that writes it in int8."""
+        return Path(__file__).with_name(f"quantize_{self.file}")
 
     def expect_packages(self) -> None:
         """Refuse to begin where a package is missing.
@@ -52,12 +62,28 @@ class Format:
         Raises:
             ModuleNotFoundError: naming the package and the extra that brings it.
         """
-        for package in self.packages:
-            if importlib.util.find_spec(_IMPORTED.get(package, package)) is None:
-                raise ModuleNotFoundError(
-                    f'{self.suffix}: {self.name} needs {package}; install it: pip install "foldconv[{self.extra}]"',
-                    name=package,
-                )
+        _expect(self.packages, f"{self.suffix}: {self.name}", self.extra)
+
+    def expect_int8(self) -> None:
+        """Refuse to begin to quantize where there is no int8, or a package is missing.
+
+        Raises:
+            UnsupportedError: no int8 is written in this format.
+            ModuleNotFoundError: naming the package and the extra that brings it.
+        """
+        if not self.int8:
+            some = ", ".join(f"{form.suffix} ({form.name})" for form in FORMATS.values() if form.int8)
+            raise UnsupportedError(f"{self.suffix}: {self.name} is not written in int8; expected one of: {some}")
+        self.expect_packages()
+        _expect(self.int8_packages, f"{self.suffix}: int8 for {self.name}", "quantization")
+
+
+def _expect(packages: tuple[str, ...], what: str, extra: str | None) -> None:
+    for package in packages:
+        if importlib.util.find_spec(_IMPORTED.get(package, package)) is None:
+            raise ModuleNotFoundError(
+                f'{what} needs {package}; install it: pip install "foldconv[{extra}]"', name=package
+            )
 
 
 _IMPORTED: dict[str, str] = {}
@@ -66,7 +92,10 @@ _IMPORTED: dict[str, str] = {}
 FORMATS: dict[str, Format] = {
     form.suffix: form
     for form in (
-        Format("ONNX", ".onnx", "onnx.py", "onnx", ("onnx", "onnxscript", "onnxruntime")),
+        Format(
+            *("ONNX", ".onnx", "onnx.py", "onnx", ("onnx", "onnxscript", "onnxruntime")),
+            int8="ONNX Runtime, QDQ, static",
+        ),
         Format("torch.export", ".pt2", "torch_export.py", None),
         Format(
             *("ExecuTorch", ".pte", "executorch.py", "executorch", ("executorch",)),
@@ -156,3 +185,13 @@ def described_formats() -> str:
         notes += [f"checked on {form.runs_on} only"] if form.runs_on != "any" else []
         lines.append(f"  {form.suffix:<12} {form.name:<13} {', '.join(notes)}")
     return "\n".join(lines)
+
+
+def described_int8() -> str:
+    """The formats that `quantize` writes, a line each.
+
+    Example:
+        >>> print(described_int8().splitlines()[0])
+          .onnx    ONNX        ONNX Runtime, QDQ, static
+    """
+    return "\n".join(f"  {form.suffix:<8} {form.name:<11} {form.int8}" for form in FORMATS.values() if form.int8)

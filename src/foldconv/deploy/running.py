@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,13 +41,87 @@ def run_file(
     """
     with tempfile.TemporaryDirectory() as folder:
         given, result = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
-        arrays = {f"{i}/{j}": array for i, batch in enumerate(batches) for j, array in enumerate(batch)}
-        np.savez(given, **arrays)  # pyright: ignore[reportArgumentType]
+        _save(given, batches)
         call(runtime, "run", str(path), str(given), str(result), python=python)
         with np.load(result) as file:
-            found: list[list[np.ndarray]] = [[] for _ in batches]
-            for name in file.files:
-                found[int(name.split("/")[0])].append(file[name])
+            return _outputs(file, len(batches))
+
+
+def measure_files(
+    runtime: Path,
+    before: str | os.PathLike[str],
+    after: str | os.PathLike[str],
+    batches: Sequence[Sequence[np.ndarray]],
+    *,
+    threads: int = 0,
+    python: Sequence[str] = (),
+) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]], np.ndarray]:
+    """The outputs of two files of one runtime for each batch, and how long one sample takes in each.
+
+    Args:
+        runtime: the runtime's file of code, with a function ``load(path, threads)``.
+        before, after: the files.
+        batches: the arrays of each call.
+        threads: how many compute; 0: as the runtime thinks best.
+        python: the command of another interpreter; by default this one.
+
+    Returns:
+        Both outputs, and seconds ``(2, 2)``: of each file, on the clock and of the process; medians over calls of one
+        and the other in turn.
+
+    Raises:
+        UnsupportedError: as for `run_file`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        given, result = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
+        _save(given, batches)
+        call(runtime, "measure", *map(str, (before, after, given, result, threads)), python=python)
+        with np.load(result) as file:
+            both = _outputs(file, 2 * len(batches))
+            return both[: len(batches)], both[len(batches) :], file["seconds"]
+
+
+def quantize_file(
+    quantizer: Path,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    batches: Sequence[Sequence[np.ndarray]],
+    settings: Mapping[str, Any],
+    *,
+    python: Sequence[str] = (),
+) -> list[str]:
+    """Write a file's network in int8; the names of the layers that it computes in int8.
+
+    Args:
+        quantizer: the file of code, with functions ``quantize`` and ``int8_layers``.
+        source: a float file, or a program of torch.export.
+        target: the file to write.
+        batches: the arrays of each call, to calibrate with.
+        settings: ``layers``, the names of all; ``keep``, of those that stay in float; ``per_channel``.
+        python: the command of another interpreter; by default this one.
+
+    Raises:
+        UnsupportedError: as for `run_file`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        given, place = Path(folder, "inputs.npz"), Path(folder, "settings.json")
+        _save(given, batches)
+        place.write_text(json.dumps(settings), encoding="utf-8")
+        call(quantizer, "quantize", *map(str, (source, target, given, place)), python=python)
+        return json.loads(place.read_text(encoding="utf-8"))["int8"]
+
+
+def _save(path: Path, batches: Sequence[Sequence[np.ndarray]]) -> None:
+    arrays = {f"{i}/{j}": array for i, batch in enumerate(batches) for j, array in enumerate(batch)}
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def _outputs(file: Any, count: int) -> list[list[np.ndarray]]:
+    found: list[list[np.ndarray]] = [[] for _ in range(count)]
+    for name in file.files:
+        number, slash, _ = name.partition("/")
+        if slash:
+            found[int(number)].append(file[name])
     return found
 
 

@@ -1,0 +1,140 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import foldconv
+from foldconv.deploy.quantize_data import read_samples
+from foldconv.deploy.sensitivity import sensitivities
+from foldconv.errors import NoMatchError, UnsupportedError
+
+X = torch.randn(8, 3, 8, 8)
+LABELS = torch.arange(8) % 4
+
+
+class Kinds(nn.Module):
+    """A residual sum around convolutions of all kinds that runtimes differ in."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.up = nn.ConvTranspose2d(8, 8, 3, stride=2)
+        self.up_grouped = nn.ConvTranspose2d(8, 8, 2, groups=2)
+        self.circular = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x)).relu()
+        x = (self.depthwise(self.grouped(x).relu()) + x).relu()
+        x = self.circular(self.up_grouped(self.up(x).relu()).relu()).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def kinds():
+    torch.manual_seed(0)
+    net = foldconv.expand(Kinds(), "repvgg", include="stem", example_inputs=X)
+    net.train()(X)
+    return net.train()
+
+
+@pytest.mark.parametrize("form", [".onnx"])
+def test_a_network_is_written_in_int8_and_what_stays_in_float_is_told(tmp_path, form):
+    pytest.importorskip({".onnx": "onnxruntime"}[form])
+    net, path = kinds(), tmp_path / f"net{form}"
+    found = foldconv.quantize(net, path, (X, LABELS), keep_float="head", labels="abcd")
+    transposed = ["up", "up_grouped"]
+    assert list(found.float_layers) == [*transposed, "head"]
+    assert found.kept == ("head",)
+    assert 0 < found.error < 0.1
+    assert found.accuracy_before is not None
+    assert net.training
+    assert "(asked)" in str(found)
+    # What was written is what was judged.
+    run, description = foldconv.deploy.export.runner(path)
+    received = np.concatenate(run([x[None].numpy() for x in X]))
+    expected = net.eval()(X).detach().numpy()
+    assert np.linalg.norm(received - expected) / np.linalg.norm(expected) == pytest.approx(found.error, rel=0.05)
+    assert (received.argmax(1) == LABELS.numpy()).mean() == found.accuracy
+    assert description["int8"]["float_layers"] == list(found.float_layers)
+    assert description["labels"] == list("abcd")
+    with pytest.raises(FileExistsError):
+        foldconv.quantize(net, path, X)
+
+
+def test_the_most_sensitive_layers_are_found():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    with torch.no_grad():
+        net[2].weight[0] *= 300
+        net[2].bias[0] *= 300
+        net[4].weight[:, 0] /= 300
+    before = [value.clone() for value in net.parameters()]
+    per_tensor = sensitivities(net, (X,), per_channel=False)
+    assert set(list(per_tensor)[:2]) == {"2", "4"}
+    assert per_tensor["2"] > 10 * sensitivities(net, (X,))["2"]
+    assert all(map(torch.equal, before, net.parameters()))
+
+
+def test_samples_are_read_from_whatever_holds_them():
+    batches = [X[:4], X[4:]]
+    labelled = [(X[:4], LABELS[:4]), (X[4:], LABELS[4:])]
+    loader = DataLoader(TensorDataset(X, LABELS), batch_size=3)
+    for given in (X, X.numpy(), batches, iter(batches), {"x": X}):
+        samples = read_samples(given, "x")
+        assert samples.labels is None
+        assert torch.equal(next(iter(samples.inputs.values())), X)
+    for given in ((X, LABELS), labelled, loader, [(X.numpy(), LABELS.numpy())], [({"x": X}, LABELS)]):
+        samples = read_samples(given, "x")
+        assert torch.equal(samples.labels, LABELS)
+        assert torch.equal(next(iter(samples.inputs.values())), X)
+    two = read_samples([(X, X + 1)], "x")
+    assert torch.equal(two.inputs[1], X + 1)
+    assert [len(batch[0]) for batch in two.batches(3)] == [3, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (X[:0], "expected at least one sample, received none"),
+        ([], "expected at least one sample, received none"),
+        ([X, X[:, :2]], r"batch 1: expected samples of shape \(3, 8, 8\) .* as in batch 0, received shape \(2, 8, 8\)"),
+        ([X, X * float("nan")], "batch 1: holds NaN or infinity"),
+        ([(X, LABELS[:3])], r"batch 0: expected as many labels as samples, received \[8, 3\]"),
+        ([X, (X, LABELS)], "batch 1: expected labels in all batches or in none"),
+        (TensorDataset(X), "expected batches, received a TensorDataset; wrap it in a DataLoader"),
+        ([(X, "cat")], "batch 0: expected a tensor"),
+        (3, "expected a tensor, batches or a loader, received 3"),
+    ],
+    ids=["empty", "none", "size", "NaN", "count", "some labels", "dataset", "text", "number"],
+)
+def test_samples_that_are_refused(given, message):
+    with pytest.raises(UnsupportedError, match=f"calibration: {message}") as error:
+        read_samples(given, "calibration")
+    assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_quantized_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.LazyLinear(2)).eval()
+    net(X)
+    with pytest.raises(UnsupportedError, match=r".pt2: torch.export is not written in int8; expected one of: .onnx"):
+        foldconv.quantize(net, tmp_path / "net.pt2", X)
+    monkeypatch.setattr("foldconv.deploy.formats.Format.expect_int8", lambda self: None)
+    path = tmp_path / "net.onnx"
+    for options, error, message in (
+        ({"keep_float": "convs"}, NoMatchError, "the pattern 'convs' matches no"),
+        ({"auto_keep": -1}, UnsupportedError, "auto_keep: expected how many layers stay in float, received -1"),
+        ({"auto_keep": 3}, UnsupportedError, "0 and 3 of 3 layers would stay in float"),
+        ({"keep_float": ["0", "2", "4"]}, UnsupportedError, "3 and 0 of 3 layers would stay in float"),
+        ({"equalize": "no"}, TypeError, "equalize: expected True or False"),
+    ):
+        with pytest.raises(error, match=message):
+            foldconv.quantize(net, path, X, **options)
+    with pytest.raises(UnsupportedError, match="calibration: ") as refused:
+        foldconv.quantize(net, path, X[..., :6])
+    assert "\n" not in str(refused.value)
+    assert os.listdir(tmp_path) == []
