@@ -14,8 +14,9 @@ if hasattr(nox.options, "parallel"):
     nox.options.parallel = 2
     nox.options.allow_parallel = True
 
-# uv compiles nothing unless told to; where Python may not write bytecode, every process would compile torch anew.
-os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
+# Environments come without bytecode, and what a process has imported is there for the next one. Compiling all that is
+# installed takes longer; where Python may not write bytecode, every process would compile torch anew.
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 
 # Processes share the processors; a pool of threads in each would wait for the others.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -34,7 +35,7 @@ CORE += ["tests/files/test_native.py", "tests/network/test_verify.py", "tests/ne
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, formatting and types."""
-    session.install("-e", ".[train,tensorboard,cpu,test,lint]", "nox", env={"UV_COMPILE_BYTECODE": "0"})
+    session.install("-e", ".[train,tensorboard,cpu,test,lint]", "nox")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("pyright")
