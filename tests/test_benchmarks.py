@@ -20,8 +20,7 @@ from foldconv.lab.bench.report import table
 
 with pytest.MonkeyPatch.context() as _patch:
     _patch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-    names = ("cpu", "gpu", "training_loop", "training_step")
-    cpu, gpu, training_loop, training_step = map(importlib.import_module, names)
+    cpu, gpu, training_step = map(importlib.import_module, ("cpu", "gpu", "training_step"))
     from floor import Floor
     from originals import locate, swap
 
@@ -175,18 +174,6 @@ def test_the_script_writes_what_it_prints(tmp_path, capsys):
     assert capsys.readouterr().out == f"{table(report)}\n"
     assert training_step.main([*small, "--reference", str(tmp_path)]).endswith(" (dbb)")
     assert "unknown architecture" in training_step.main(["digits_resent"])
-
-
-# ---------------------------------------------------------------------- the training loop
-
-
-def test_both_loops_are_measured(tmp_path, capsys):
-    training_loop.main(["mnist", "--images", "70", "--rounds", "2", "--out", str(tmp_path / "out.json")])
-    report = json.loads((tmp_path / "out.json").read_text())
-    assert report["images"] == {"train": 70, "test": 14}
-    assert [len(report["cpu_seconds"][loop]) for loop in ("bare", "foldconv")] == [2, 2]
-    assert report["ratio"] > 0
-    assert f"ratio {report['ratio']:.3f}" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------- all at once

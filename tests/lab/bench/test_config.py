@@ -2,8 +2,9 @@
 
 import pytest
 
+from foldconv import ops
 from foldconv.errors import UnsupportedError
-from foldconv.lab.bench.config import BenchConfig
+from foldconv.lab.bench.config import PATHS, BenchConfig
 from foldconv.lab.cli import parse
 from foldconv.lab.cli._bench import config_of
 
@@ -12,7 +13,7 @@ from foldconv.lab.cli._bench import config_of
     ("given", "message"),
     [
         ({"what": ("stp",)}, "what: unknown value 'stp'; did you mean 'step'?"),
-        ({"path": ("cuda",)}, "path: unknown value 'cuda'"),
+        ({"path": ("auto", "algebra")}, "path: unknown value 'algebra'; expected one of: auto, gpu, cpu, blocks, "),
         ({"composition": ("features",)}, "composition: unknown value 'features'; did you mean 'feature'?"),
         ({"device": "gpu"}, "device: unknown value 'gpu'"),
         ({"steps": 0}, "steps: expected a number ≥ 1, received 0"),
@@ -27,6 +28,10 @@ from foldconv.lab.cli._bench import config_of
 def test_wrong_values_are_refused(given, message):
     with pytest.raises(UnsupportedError, match=message):
         BenchConfig("resnet18", **given)
+
+
+def test_every_path_can_be_asked_for():
+    assert set(PATHS) == {"auto", *ops.paths()}
 
 
 def test_the_recorded_command_gives_the_same_config():

@@ -10,7 +10,7 @@ from ..machine import portable
 
 WHAT = ("step", "eval", "fold", "memory", "kept", "loop")
 CLOCKS = ("wall", "cpu")
-PATHS = ("auto", "torch", "cpu", "gpu")
+PATHS = ("auto", "gpu", "cpu", "blocks", "torch")
 DEVICES = ("cpu", "cuda")
 COMPOSITIONS = ("kernel", "feature")
 
