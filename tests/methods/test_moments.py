@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import foldconv
 import foldconv.ops._moments
 from foldconv.algebra import Sum
-from foldconv.methods import _moments
+from foldconv.methods import _moments, _windows
 from foldconv.methods._moments import MomentSum
 from foldconv.methods.dbb import PaddedWindow
 from foldconv.testing import randomize
@@ -216,7 +216,30 @@ def test_copies_strips_and_dilated_kernels(calls):
     assert_same(expanded(large, nn.BatchNorm2d(4), "dilated"), image())
     wide = nn.Conv2d(4, 6, 1, stride=2, bias=False)
     assert_same(expanded(wide, nn.BatchNorm2d(6), "mobileone"), image())
-    assert len(calls) == 2 * (len(geometries) + 1) + 2 * (3 + 5)  # DBB: its 1×1 branches, and those before a window
+    assert len(calls) == 2 * (len(geometries) + 1) + 2 * 3
+
+
+def test_windows_that_pad(monkeypatch):
+    """DBB's last two branches: an average has no map, another window one."""
+    found = []
+    for name in ("add_average", "add_window_of_point"):
+        add = getattr(_windows, name)
+        monkeypatch.setattr(_windows, name, lambda *args, add=add, name=name: found.append(name) or add(*args))
+    geometries = [
+        {"padding": 1},
+        {"padding": 1, "stride": 2, "kernel_size": 3},
+        {"padding": (2, 0), "stride": (2, 1), "kernel_size": (3, 2)},
+        {"padding": 1, "groups": 2},
+    ]
+    for number, geometry in enumerate(geometries):
+        conv = nn.Conv2d(4, 6, **{"kernel_size": 3, "bias": False} | geometry)
+        assert_same(expanded(conv, nn.BatchNorm2d(6), "dbb"), image(last=number % 2 == 0), number < 2)
+    assert found == ["add_average", "add_window_of_point"] * 2 * len(geometries)
+    conv = nn.Conv2d(4, 6, 3, padding=2, dilation=2, bias=False)
+    assert_same(expanded(conv, nn.BatchNorm2d(6), foldconv.DBB(internal_width=5)), image())
+    assert_same(expanded(nn.Conv2d(4, 8, 3, padding=1, groups=4), None, "dbb"), image())
+    assert_same(expanded(nn.Conv1d(4, 6, 3, padding=1), nn.BatchNorm1d(6, momentum=None), "dbb"), image(3, 4, 9))
+    assert_same(expanded(nn.Conv3d(4, 6, 3, padding=1), nn.BatchNorm3d(6, affine=False), "dbb"), image(2, 4, 3, 4, 3))
 
 
 def test_no_map_is_kept_for_the_branches():

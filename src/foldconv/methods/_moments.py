@@ -8,7 +8,7 @@ keep statistics of it, where rounding would show, and where the branches are fas
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +21,10 @@ from ..algebra.rules import conv_geometry
 from ..layers.foldable import all_are_watched, is_altered
 from ..ops import is_recorded
 from ..ops._maps import Window
-from ..ops._moments import ILL, Main, Norm, add_points, add_window, moments_of, statistics
+from ..ops._moments import ILL, Main, Moments, Norm, add_points, add_window, moments_of, statistics
+from ..ops._padded import moments
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 _MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 MAP, PASS = 100, 30
@@ -54,7 +55,21 @@ class MomentSum(Sum):
         return super().forward(input) if output is None else output
 
 
-class _Branch(NamedTuple):
+class SharedMoments:
+    """The moments of an input, when they are asked for, once for all who ask."""
+
+    def __init__(self, x: Tensor):
+        self._x = x
+        self._found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(self, groups: int) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of the channels in so many groups, differentiable."""
+        if groups not in self._found:
+            self._found[groups] = moments(self._x, groups)
+        return self._found[groups]
+
+
+class Branch(NamedTuple):
     """A branch as it was built: padding in front (negative: a crop), a convolution, a norm."""
 
     padding: list[tuple[int, int]]
@@ -64,14 +79,14 @@ class _Branch(NamedTuple):
 
 def _by_moments(block: nn.Module, x: Tensor) -> Tensor | None:
     """The sum, or None where the branches have to run."""
-    if is_recorded() or _is_small(block, x) or not _can_see(block, x):
+    if is_recorded() or _is_small(block, x) or not can_see(block, x):
         return None
     ndim = x.dim() - 2
     found = [(_branch_of(child, ndim), child) for child in block.children()]
     main, others = found[0][0] if found else None, found[1:]
     if len(found) < 2 or main is None or main.conv is None or any(pair != (0, 0) for pair in main.padding):
         return None
-    if not all(_is_trained(x, branch) for branch, _ in found if branch is not None):
+    if not all(is_trained(x, branch) for branch, _ in found if branch is not None):
         return None
     if x.shape[1] != main.conv.weight.shape[1] * main.conv.groups:
         return None  # torch says so
@@ -84,8 +99,8 @@ def _by_moments(block: nn.Module, x: Tensor) -> Tensor | None:
     if min(size) < 1 or count < 2 or max(x.numel(), count * len(main.conv.weight)) <= FEW:
         return None
 
-    points: list[_Branch] = []
-    rest: list[tuple[_Branch | None, nn.Module]] = []
+    points: list[Branch] = []
+    rest: list[tuple[Branch | None, nn.Module]] = []
     before = [pads[2 * (ndim - 1 - i)] for i in range(ndim)]
     offset: tuple[int, ...] | None = None
     for branch, child in others:
@@ -99,16 +114,23 @@ def _by_moments(block: nn.Module, x: Tensor) -> Tensor | None:
     alone = not any(pads) and main.norm is not None and _offset(main, main, before) == window.offset
     if alone:
         points.insert(0, main)
-    if not points or not _pays(points, main.conv, count):
+    shared = SharedMoments(given)
+    if not points or not pays(points, main.conv, count):
         output = None
     else:
-        output = _add_points(x, None if alone else main, points, window, size, count)
+        whole = x is given and tuple(size) == x.shape[2:] and any(hasattr(child, "add_to") for _, child in rest)
+        found_already = shared.of(window.groups) if whole else None
+        output = _add_points(x, None if alone else main, points, window, size, count, found_already)
     if output is None:
         rest, plain = others, _plain_window(main, main)
         output = found[0][1](given) if plain is None else add_window(None, x, _parts(main), plain, keep=True)
     dear = 0
     for branch, child in rest:
         plain = None if branch is None else _plain_window(branch, main)
+        add_to: Any = getattr(child, "add_to", None)
+        if add_to is not None:  # it has need of the same moments
+            output = add_to(output, given, shared)
+            continue
         if branch is None or plain is None:
             output = output + child(given)
             continue
@@ -119,71 +141,35 @@ def _by_moments(block: nn.Module, x: Tensor) -> Tensor | None:
 
 
 def _add_points(
-    x: Tensor, main: _Branch | None, points: Sequence[_Branch], window: Window, size: Sequence[int], count: int
+    x: Tensor,
+    main: Branch | None,
+    points: Sequence[Branch],
+    window: Window,
+    size: Sequence[int],
+    count: int,
+    already: tuple[Tensor, Tensor] | None,
 ) -> Tensor | None:
-    """The sum of the main branch and the points; None: rounding would show."""
+    """The sum of the main branch and the points; None: rounding would show. `already`: mean and covariance."""
     kernels = [None if b.conv is None else b.conv.weight for b in points]
     with torch.no_grad():
-        moments = moments_of(x, window, size)
+        moments = (
+            moments_of(x, window, size) if already is None else Moments(already[0].detach(), already[1].detach(), count)
+        )
         found = [statistics(moments, kernel) for kernel in kernels]
-        for branch, (_, variance, terms) in zip(points, found):
-            if not bool((terms <= ILL * (variance + branch.norm.eps)).all()):
-                return None
-        for branch, (mean, variance, _) in zip(points, found):
-            factor = _factor(branch.norm)
-            branch.norm.running_mean.lerp_(mean, factor)
-            branch.norm.running_var.lerp_(variance * (count / (count - 1)), factor)
+        if not all(is_exact(statistic, branch.norm) for branch, statistic in zip(points, found)):
+            return None
+        for branch, statistic in zip(points, found):
+            follow(branch.norm, statistic, count)
     norms = [Norm(b.norm.weight, b.norm.bias, b.norm.eps) for b in points]
     variances = [variance for _, variance, _ in found]
     return add_points(x, None if main is None else _parts(main), list(zip(kernels, norms)), moments, variances, window)
 
 
-def point_then_norm(first: nn.Module, norm: Any, x: Any, minus: Callable[[], Tensor]) -> Tensor | None:
-    """``norm(first(x)) - minus()``, the norm's statistics up to date when it is asked; None: the modules have to run.
-
-    `first` is a 1×1 convolution, or the sum of one and the identity.
-    """
-    conv: Any = first._modules.get("conv") if type(first) is Sum and len(first._modules) == 2 else first
-    if conv is not first and type(first._modules.get("identity")) is not nn.Identity:
-        return None
-    if not isinstance(x, Tensor) or type(conv) not in CONVOLUTIONS.values() or type(norm) not in _NORMS:
-        return None
-    ndim = x.dim() - 2
-    if x.shape[1] != conv.weight.shape[1] * conv.groups:
-        return None
-    if conv.bias is not None or conv.weight[0, 0].numel() != 1 or set(conv.stride) != {1} or any(_padding_of(conv)):
-        return None
-    branch = _Branch([(0, 0)] * ndim, conv, norm)
-    count = len(x) * x.shape[2:].numel()
-    if not (_can_see(first, x) and _can_see(norm, x) and _is_trained(x, branch)):
-        return None
-    if count < 2 or x.numel() <= FEW or not _pays([branch], conv, count):
-        return None
-    kernel = conv.weight
-    if conv is not first:
-        rows = torch.arange(len(kernel))
-        eye = torch.zeros_like(kernel)
-        eye.view(len(kernel), -1)[rows, rows % kernel.shape[1]] = 1
-        kernel = kernel + eye
-    window = Window((1,) * ndim, (0,) * ndim, (1,) * ndim, conv.groups, (0,) * ndim)
-    with torch.no_grad():
-        moments = moments_of(x, window, x.shape[2:])
-        mean, variance, terms = statistics(moments, kernel)
-        if not bool((terms <= ILL * (variance + norm.eps)).all()):
-            return None
-        factor = _factor(norm)
-        norm.running_mean.lerp_(mean, factor)
-        norm.running_var.lerp_(variance * (count / (count - 1)), factor)
-    taken = minus().flatten()
-    own = Norm(norm.weight, -taken if norm.bias is None else norm.bias - taken, norm.eps)
-    return add_points(x, None, [(kernel, own)], moments, [variance], window)
-
-
-def _padding_of(conv: Any) -> list[int]:
+def padding_of(conv: Any) -> list[int]:
     return [n for pair in conv_geometry(conv)["padding"] for n in pair]
 
 
-def _pays(points: Sequence[_Branch], conv: Any, count: int) -> bool:
+def pays(points: Sequence[Branch], conv: Any, count: int) -> bool:
     """Are products over channels about as fast as the maps that they save, in multiplications?"""
     out, inputs, groups = conv.weight.shape[0] // conv.groups, conv.weight.shape[1], conv.groups
     kernels = sum(branch.conv is not None for branch in points)
@@ -200,7 +186,7 @@ def _is_small(block: nn.Module, x: Any) -> bool:
     return type(x) is Tensor and x.dim() > 2 and x.numel() // max(x.shape[1], 1) * max(x.shape[1], out) <= FEW
 
 
-def _can_see(block: nn.Module, x: Any) -> bool:
+def can_see(block: nn.Module, x: Any) -> bool:
     """Do torch's own operations run on an ordinary tensor, and nobody looks on?"""
     return (
         type(x) in (Tensor, nn.Parameter)
@@ -214,12 +200,12 @@ def _can_see(block: nn.Module, x: Any) -> bool:
     )
 
 
-def _branch_of(module: nn.Module, ndim: int) -> _Branch | None:
+def _branch_of(module: nn.Module, ndim: int) -> Branch | None:
     """What a branch is made of; None: of something else."""
     if type(module) is not nn.Sequential:
         return None
     parts: list[Any] = list(module._modules.values())
-    norm = parts.pop() if parts and type(parts[-1]) in _NORMS else None
+    norm = parts.pop() if parts and type(parts[-1]) in NORMS else None
     conv = parts.pop() if parts and type(parts[-1]) in (CONVOLUTIONS[ndim], PickingConv2d) else None
     padding = [(0, 0)] * ndim
     for pad in parts:
@@ -227,10 +213,10 @@ def _branch_of(module: nn.Module, ndim: int) -> _Branch | None:
             return None
         pairs = [(pad.padding[i], pad.padding[i + 1]) for i in range(2 * ndim - 2, -1, -2)]
         padding = [(a + c, b + d) for (a, b), (c, d) in zip(padding, pairs)]
-    return _Branch(padding, conv, norm)
+    return Branch(padding, conv, norm)
 
 
-def _window_of(main: _Branch, ndim: int) -> tuple[Window, list[int]]:
+def _window_of(main: Branch, ndim: int) -> tuple[Window, list[int]]:
     """The convolution's geometry on an input that is padded first, and that padding, for `F.pad`."""
     geometry = conv_geometry(main.conv)
     padding, pads, own = geometry["padding"], [0] * (2 * ndim), (0,) * ndim
@@ -241,7 +227,7 @@ def _window_of(main: _Branch, ndim: int) -> tuple[Window, list[int]]:
     return Window(geometry["stride"], own, geometry["dilation"], geometry["groups"], (0,) * ndim), pads
 
 
-def _offset(branch: _Branch, main: _Branch, before: Sequence[int]) -> tuple[int, ...] | None:
+def _offset(branch: Branch, main: Branch, before: Sequence[int]) -> tuple[int, ...] | None:
     """Where a branch of one tap and the main one's stride begins to read; None: it is another, or pads."""
     begin, conv = [n - pair[0] for n, pair in zip(before, branch.padding)], branch.conv
     stride, weight, groups = tuple(main.conv.stride), main.conv.weight, main.conv.groups
@@ -259,7 +245,7 @@ def _offset(branch: _Branch, main: _Branch, before: Sequence[int]) -> tuple[int,
     return tuple(begin) if min(begin) >= 0 else None
 
 
-def _plain_window(branch: _Branch, main: _Branch) -> Window | None:
+def _plain_window(branch: Branch, main: Branch) -> Window | None:
     """The geometry of a branch whose convolution reads the input itself; None: something stands before it."""
     conv = branch.conv
     if conv is None or branch.norm is None or conv.bias is not None or any(p != (0, 0) for p in branch.padding):
@@ -276,7 +262,7 @@ def _sizes(x: Tensor, conv: Any, window: Window) -> list[int]:
     ]
 
 
-def _is_trained(x: Tensor, branch: _Branch) -> bool:
+def is_trained(x: Tensor, branch: Branch) -> bool:
     """Does its norm normalize by this batch and follow it, and is all of one type?"""
     norm = branch.norm
     if norm is not None and (
@@ -291,18 +277,30 @@ def _is_like(t: Tensor, x: Tensor) -> bool:
     return type(t) in (Tensor, nn.Parameter) and t.dtype == x.dtype and t.device == x.device
 
 
-def _parts(branch: _Branch) -> Main:
+def _parts(branch: Branch) -> Main:
     """A branch's tensors; counts the batch."""
     conv, norm = branch.conv, branch.norm
     if norm is None:
         return Main(conv.weight, conv.bias, None, None, None, 0.0)
     with torch.no_grad():
-        factor = _factor(norm)
+        factor = factor_of(norm)
     own = Norm(norm.weight, norm.bias, norm.eps)
     return Main(conv.weight, conv.bias, own, norm.running_mean, norm.running_var, factor)
 
 
-def _factor(norm: Any) -> float:
+def is_exact(found: tuple[Tensor, Tensor, Tensor], norm: Any) -> bool:
+    """Is the variance, of `statistics`, large enough for its rounding not to show?"""
+    return bool((found[2] <= ILL * (found[1] + norm.eps)).all())
+
+
+def follow(norm: Any, found: tuple[Tensor, Tensor, Tensor], count: int) -> None:
+    """Bring the running statistics up to date, with those of `count` values a channel."""
+    factor = factor_of(norm)
+    norm.running_mean.lerp_(found[0], factor)
+    norm.running_var.lerp_(found[1].clamp_min(0) * (count / (count - 1)), factor)
+
+
+def factor_of(norm: Any) -> float:
     """How much of this batch goes into the running statistics; counts the batch."""
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)

@@ -16,7 +16,6 @@ Depthwise convolutions have no 1×1 branch and no 1×1 before the average; their
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -26,17 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra import Kernel, Sum, kernel_of, kernel_rule, scale_and_shift
-from ..algebra.convolutions import CONV, CONVOLUTIONS, as_tuple
+from ..algebra.convolutions import CONV, CONVOLUTIONS
 from ..algebra.rules import conv_geometry
 from ..errors import UnsupportedError, shown
 from ..formulas import POINT_BESIDE_ONE_TAP
 from ..layers.foldable import all_are_watched, is_altered
 from ..ops import is_recorded
 from ._branched import BranchedMethod, conv_norm, norm_like, padding_modules
-from ._moments import point_then_norm
 from ._registry import register
-
-_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+from ._windows import POOLS, add_by_moments, zero_padded
 
 
 class NormThenPad(nn.Module):
@@ -96,27 +93,26 @@ class PaddedWindow(nn.Sequential):
     """
 
     moments: bool = True
-    """May the first two run as one 1×1 convolution, by the moments of their input?"""
+    """May they run by the moments of their input, where that is exact?"""
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the four on ``(batch, channels, *spatial)``."""
+        return self.add_to(None, input)
+
+    def add_to(self, output: Tensor | None, input: Tensor, shared: Any = None) -> Tensor:
+        """``output + forward(input)``, in place of `output`; `shared`: the moments of `input`, for others, too."""
         row: Any = list(self.children())
         if len(row) != 4 or not _can_shift(row[1], row[2], input):
-            return super().forward(input)
-        first, pad, window, last = row
-        y = point_then_norm(first, pad.norm, input, lambda: pad.of_zero(input)) if self.moments else None
-        if y is None:
-            y = pad.norm(first(input))
-            y = y - pad.of_zero(y)
-        shift = pad.of_zero(y)
-        if type(window) in _POOLS.values():
-            size, groups, dilation = as_tuple(window.kernel_size, y.dim() - 2), y.shape[1], 1
-            weight, constant = y.new_full((groups, 1, *size), 1 / math.prod(size)), shift
+            added = super().forward(input)
+        elif self.moments and (y := add_by_moments(output, row, input, shared)) is not None:
+            return y
         else:
-            weight, groups, dilation = window.weight, window.groups, window.dilation
-            constant = weight.flatten(2).sum(2).unflatten(0, (groups, -1)) @ shift.view(groups, -1, 1)
-        padding, conv = [before for before, _ in pad.padding], CONV[y.dim() - 2]
-        return last(conv(y, weight, constant.flatten(), window.stride, padding, dilation, groups))
+            first, pad, window, last = row
+            y = pad.norm(first(input))
+            shift = pad.of_zero(y)
+            weight, constant, arguments = zero_padded(pad, window, y, shift)
+            added = last(CONV[y.dim() - 2](y - shift, weight, constant, *arguments))
+        return added if output is None else output + added
 
     def to_kernel(self, dtype: torch.dtype | None = torch.float64) -> Kernel:
         """The kernel of the four in a row."""
@@ -132,7 +128,7 @@ def _can_shift(pad: Any, window: Any, input: Any) -> bool:
         and not is_recorded()
         and not all_are_watched()
         and type(pad) is NormThenPad
-        and type(window) in (*_POOLS.values(), *CONVOLUTIONS.values())
+        and type(window) in (*POOLS.values(), *CONVOLUTIONS.values())
         and all(before == after for before, after in pad.padding)
         and not is_altered(pad)
         and not is_altered(window)
@@ -153,6 +149,9 @@ class DBB(BranchedMethod):
     Args:
         internal_width: channels between the 1×1 and the k×k of the last branch; None: as many as the input has, twice
             as many for depthwise convolutions.
+        moments: while training on a CPU, run what has one tap by the moments of its input, and keep no map before a
+            window (ops/_moments.py and ops/_padded.py derive it): the same sum, gradients and running statistics.
+            False runs the branches of section 3 one by one.
 
     Raises:
         UnsupportedError: for a width that is no integer ≥ 1.
@@ -199,7 +198,7 @@ class DBB(BranchedMethod):
             branch = _padded_window(conv, self.moments)
             branch.add_module("conv", _pointwise(conv, conv.out_channels))
             _add_norm_and_padding(branch, conv, norm, conv.out_channels)
-        branch.add_module("pool", _POOLS[ndim](conv.kernel_size, stride=conv.stride))
+        branch.add_module("pool", POOLS[ndim](conv.kernel_size, stride=conv.stride))
         branch.add_module("norm", norm_like(norm, conv))
         return branch
 

@@ -162,7 +162,7 @@ class _Points(torch.autograd.Function):
             y = convolve(x, weight, shift if bias is None else bias + shift, window)
         else:
             z = convolve(x, weight, bias, window)
-            y, save_mean, save_rstd = _normed(z, gamma, shift if beta is None else beta + shift, main)  # pyright: ignore
+            y, save_mean, save_rstd = normed(z, gamma, shift if beta is None else beta + shift, main)  # pyright: ignore
         size = y.shape[2:]
         layout = layout_of(x)
         y = y.contiguous(memory_format=layout)
@@ -258,7 +258,7 @@ class _Window(torch.autograd.Function):
         keep: bool,
     ) -> Tensor:
         z = convolve(x, weight, None, window)
-        y, mean, rstd = _normed(z, gamma, beta, branch, into)
+        y, mean, rstd = normed(z, gamma, beta, branch, into)
         ctx.save_for_backward(x, weight, gamma, beta, mean, rstd, z if keep else None)
         ctx.window, ctx.eps, ctx.adds = window, branch.norm.eps, into is not None  # pyright: ignore
         if into is not None:
@@ -349,7 +349,7 @@ def _differentiably(
 # ---------------------------------------------------------------------- norms
 
 
-def _normed(
+def normed(
     z: Tensor, gamma: Tensor | None, beta: Tensor | None, branch: Main, into: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``native_batch_norm`` in training mode; its output is added to `into`, if that is there."""
