@@ -266,7 +266,9 @@ class _Average(torch.autograd.Function):
         *gradients, d_mean, d_covariance, d_with = [None if t is None else next(gradients) for t in leaves]
         dx = None
         if ctx.needs_input_grad[1]:
-            assert d_mean is not None and d_covariance is not None and d_with is not None
+            assert d_mean is not None
+            assert d_covariance is not None
+            assert d_with is not None
             both = (d_covariance + d_covariance.transpose(1, 2)) / positions
             ground = (d_mean / positions)[:, :, None] - torch.bmm(both, small[0][:, :, None])
             ground = torch.addcmul(ground, (d_with / positions)[:, :, None], by_inside)
