@@ -9,6 +9,7 @@ from .errors import CheckpointError, FoldConvError, FoldMismatchError, NoMatchEr
 from .files.convert import convert_weights
 from .files.native import load, save
 from .files.originals import import_checkpoint
+from .files.weights import read_weights
 from .layers import FoldableBlock
 from .layers.once import composed_once
 from .layers.permuted import PermutedConv1d, PermutedConv2d, PermutedConv3d

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from foldconv import CheckpointError
-from foldconv.files.reading import is_safetensors, read_checkpoint, read_metadata, read_safely, read_safetensors
+from foldconv.files.reading import is_safetensors, read_metadata, read_safely, read_safetensors
+from foldconv.files.weights import read_weights
 
-READERS = [is_safetensors, read_checkpoint, read_metadata, read_safely, read_safetensors]
+READERS = [is_safetensors, read_weights, read_metadata, read_safely, read_safetensors]
 
 
 @pytest.fixture
@@ -29,23 +30,23 @@ def weights(tmp_path):
 def test_safetensors_are_known_by_content(weights, tmp_path):
     assert is_safetensors(weights)
     assert read_metadata(weights) == {"from": "here"}
-    for read in (read_safetensors, read_safely, read_checkpoint):
+    for read in (read_safetensors, read_safely, read_weights):
         assert read(weights)["weight"].tolist() == [0, 1, 2]
     torch.save({"weight": torch.ones(1)}, tmp_path / "net.bin")
     assert not is_safetensors(tmp_path / "net.bin")
-    assert read_checkpoint(tmp_path / "net.bin")["weight"].tolist() == [1]
+    assert read_weights(tmp_path / "net.bin")["weight"].tolist() == [1]
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict", None])
 def test_wrappers_and_prefixes_are_understood(wrapper, tmp_path):
     tensors = {"module.a": torch.ones(1), "module.b": torch.zeros(1), "epoch": 3}
     torch.save({wrapper: tensors, "epoch": 4} if wrapper else tensors, tmp_path / "net.pth")
-    assert sorted(read_checkpoint(tmp_path / "net.pth")) == ["a", "b"]
+    assert sorted(read_weights(tmp_path / "net.pth")) == ["a", "b"]
 
 
 def test_a_prefix_of_some_names_stays(tmp_path):
     torch.save({"module.a": torch.ones(1), "b": torch.zeros(1)}, tmp_path / "net.pth")
-    assert sorted(read_checkpoint(tmp_path / "net.pth")) == ["b", "module.a"]
+    assert sorted(read_weights(tmp_path / "net.pth")) == ["b", "module.a"]
 
 
 def forms():
@@ -75,7 +76,7 @@ def forms():
 @pytest.mark.parametrize("form", forms())
 def test_forms_that_trainers_write(form, tmp_path):
     torch.save(forms()[form], tmp_path / "net.pth")
-    found = read_checkpoint(tmp_path / "net.pth")
+    found = read_weights(tmp_path / "net.pth")
     assert {name: tensor.tolist() for name, tensor in found.items()} == {"a.weight": [1, 1], "a.bias": [1]}
 
 
@@ -92,9 +93,9 @@ def test_values_beside_the_tensors_do_nothing(tmp_path):
         np.float64(1): 1,
     }
     torch.save({"state_dict": {"weight": torch.ones(1)}, **beside}, tmp_path / "net.pth")
-    assert read_checkpoint(tmp_path / "net.pth")["weight"].tolist() == [1]
+    assert read_weights(tmp_path / "net.pth")["weight"].tolist() == [1]
     torch.save({"weight": torch.ones(1), **beside}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert read_checkpoint(tmp_path / "old.pth")["weight"].tolist() == [1]
+    assert read_weights(tmp_path / "old.pth")["weight"].tolist() == [1]
 
 
 EIGHT = torch.ones(8)
@@ -119,27 +120,27 @@ def test_what_is_no_plain_tensor(what, tmp_path):
     for name in ("a.bias", "bias"):
         torch.save({"state_dict": {"a.weight": torch.ones(3), name: make()}}, tmp_path / "net.pth")
         with pytest.raises(CheckpointError, match=rf"net\.pth: '{name}': {message}"):
-            read_checkpoint(tmp_path / "net.pth")
+            read_weights(tmp_path / "net.pth")
 
 
 def test_more_values_than_the_file_has(tmp_path):
     torch.save({"a": torch.ones(1).expand(10**6, 10**6)}, tmp_path / "net.pth")
     with pytest.raises(CheckpointError, match=r"its tensors have 4,000,000,000,000 bytes, the file [\d,]+; is it a"):
-        read_checkpoint(tmp_path / "net.pth")
+        read_weights(tmp_path / "net.pth")
 
 
 def test_which_of_several(tmp_path):
     torch.save({"generator": {"a": torch.ones(1)}, "critic": {"a": torch.ones(1)}}, tmp_path / "net.pth")
     with pytest.raises(CheckpointError, match="holds 2 dictionaries of tensors, 'generator', 'critic'; save the one"):
-        read_checkpoint(tmp_path / "net.pth")
+        read_weights(tmp_path / "net.pth")
     torch.save({"a": torch.ones(1), "_orig_mod.a": torch.ones(1)}, tmp_path / "net.pth")
     with pytest.raises(CheckpointError, match=r"holds '_orig_mod\.a' with and without '_orig_mod\.'"):
-        read_checkpoint(tmp_path / "net.pth")
+        read_weights(tmp_path / "net.pth")
     holds_itself = {}
     holds_itself["model"] = holds_itself
     torch.save(holds_itself, tmp_path / "net.pth")
     with pytest.raises(CheckpointError, match="found dict without any"):
-        read_checkpoint(tmp_path / "net.pth")
+        read_weights(tmp_path / "net.pth")
 
 
 def test_nested_beyond_any_use(tmp_path):
@@ -161,9 +162,9 @@ def test_a_whole_model_is_refused_by_name(tmp_path):
 def test_a_class_that_the_caller_allows(tmp_path):
     torch.save({"state_dict": {"a": torch.ones(1)}, "own": Own()}, tmp_path / "net.pth")
     with pytest.raises(CheckpointError, match=r"would run code of .*test_reading\.Own; where that is trusted, load it"):
-        read_checkpoint(tmp_path / "net.pth")
+        read_weights(tmp_path / "net.pth")
     with torch.serialization.safe_globals([Own]):
-        assert list(read_checkpoint(tmp_path / "net.pth")) == ["a"]
+        assert list(read_weights(tmp_path / "net.pth")) == ["a"]
 
 
 class Own:
@@ -176,7 +177,7 @@ def test_a_missing_file(read, tmp_path):
         read(tmp_path / "none.pth")
 
 
-@pytest.mark.parametrize("read", [read_safetensors, read_metadata, read_safely, read_checkpoint])
+@pytest.mark.parametrize("read", [read_safetensors, read_metadata, read_safely, read_weights])
 def test_truncated_safetensors(read, weights):
     weights.write_bytes(weights.read_bytes()[:40])
     with pytest.raises(CheckpointError, match=r"net\.pth: not a readable safetensors file \(.*\); is it whole"):
@@ -188,7 +189,7 @@ class Evil:
         return print, ("code of the file's ran",)
 
 
-@pytest.mark.parametrize("read", [read_safely, read_checkpoint])
+@pytest.mark.parametrize("read", [read_safely, read_weights])
 def test_code_is_refused_and_does_not_run(read, tmp_path, capsys):
     for save in (lambda path: torch.save({"a": Evil()}, path), lambda path: path.write_bytes(pickle.dumps(Evil(), 2))):
         save(tmp_path / "evil.pth")
@@ -201,4 +202,4 @@ def test_code_is_refused_and_does_not_run(read, tmp_path, capsys):
 def test_no_tensors_by_name(content, tmp_path):
     torch.save(content, tmp_path / "net.pth")
     with pytest.raises(CheckpointError, match=f"expected a dictionary of tensors, found {type(content).__name__}"):
-        read_checkpoint(tmp_path / "net.pth")
+        read_weights(tmp_path / "net.pth")

@@ -13,7 +13,7 @@ import itertools
 import pickletools
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import torch
@@ -96,6 +96,7 @@ def _inert() -> dict[str, Any]:
         "omegaconf.dictconfig": ["DictConfig"],
         "omegaconf.listconfig": ["ListConfig"],
         "omegaconf.nodes": ["AnyNode"],
+        "deepspeed.runtime.fp16.loss_scaler": ["LossScaler", "DynamicLossScaler"],
     }.items():
         for kind in kinds:
             names[kind] += [f"{module}.{kind}"]
@@ -109,23 +110,75 @@ def _inert() -> dict[str, Any]:
 
 _INERT = _inert()
 _LOCK = threading.Lock()
+_ULTRALYTICS = "ultralytics.nn.tasks."
+
+
+class StoredModule:
+    """Stands for a pickled module: what its attributes were, and nothing that acts."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.attributes = state if isinstance(state, dict) else {}
+
+    def tensors(self, prefix: str = "", levels: int = _DEEPEST) -> dict[str, Any]:
+        """What the module's ``state_dict()`` was."""
+        found: dict[str, Any] = {}
+        own = {name: self._of(name) for name in ("_parameters", "_buffers", "_modules")}
+        left_out = self.attributes.get("_non_persistent_buffers_set", ())
+        for kind in ("_parameters", "_buffers"):
+            for name, value in own[kind].items():
+                if isinstance(value, torch.Tensor) and not (kind == "_buffers" and name in left_out):
+                    found[f"{prefix}{name}"] = value
+        for name, module in own["_modules"].items():
+            if isinstance(module, StoredModule) and levels:
+                found |= module.tensors(f"{prefix}{name}.", levels - 1)
+        return found
+
+    def _of(self, name: str) -> dict[Any, Any]:
+        value = vars(self).setdefault("attributes", {}).get(name)
+        return value if isinstance(value, dict) else {}
+
+
+def stored_modules(names: set[str]) -> dict[str, Any]:
+    """What stands for the modules in a file of ultralytics, which pickles its networks; none in other files."""
+    if not any(name.startswith(_ULTRALYTICS) for name in names):
+        return {}
+    pickled = [name for name in names if name.startswith(("ultralytics.", "torch.nn.modules."))]
+    return {name: type("StoredModule", (StoredModule,), {}) for name in pickled}
+
+
+def without_modules(content: Any) -> Any:
+    """What a file holds, with the tensors of a stored module in its place."""
+    if not isinstance(content, dict):
+        return content
+    return {name: each.tensors() if isinstance(each, StoredModule) else each for name, each in content.items()}
 
 
 @contextlib.contextmanager
-def inert_values() -> Iterator[None]:
+def inert_values(more: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Where `torch.load` takes what stands in `_INERT`, too; one thread at a time, since torch has one list for all."""
-    with _LOCK, torch.serialization.safe_globals([(value, name) for name, value in _INERT.items()]):
+    values = {**_INERT, **(more or {})}
+    with _LOCK, torch.serialization.safe_globals([(value, name) for name, value in values.items()]):
         yield
 
 
-def check_pickle(file: BinaryIO, path: Any, count: int = _PICKLES) -> None:
-    """Read pickles as a list of instructions, and make nothing of them.
+def would_run(names: str, path: Any) -> str:
+    """The message about a file that names code, with what converts it."""
+    return (
+        f"{path}: refused, since reading it would run code of {shown(names)[1:-1]}; where that is trusted, load it and "
+        f"save its state_dict() alone: import torch; content = torch.load({shown(str(path))}, weights_only=False); "
+        "torch.save(content['model'].float().state_dict(), 'weights.pth')"
+    )
+
+
+def check_pickle(file: BinaryIO, path: Any, count: int = _PICKLES) -> set[str]:
+    """Read pickles as a list of instructions, and make nothing of them; the names in them.
 
     Raises:
         CheckpointError: for one that is damaged, nested beyond any use, or names what is neither torch's nor inert.
     """
     known = _INERT.keys() | _TORCHS
     known |= {f"{f.__module__}.{f.__qualname__}" for f in torch.serialization.get_safe_globals() if callable(f)}
+    found: set[str] = set()
     for _ in range(count):
         try:
             names = _names(file, path)
@@ -134,13 +187,12 @@ def check_pickle(file: BinaryIO, path: Any, count: int = _PICKLES) -> None:
         except Exception as error:  # pickletools raises what its parts raise
             reason = shown(str(error) or type(error).__name__)[1:-1]
             raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); is it whole?") from None
-        strange = sorted(name for name in names - known if not name.startswith("torch."))
+        strange = sorted(n for n in names - known - stored_modules(names).keys() if not n.startswith("torch."))
         if strange:
             listed = ", ".join(shown(name)[1:-1] for name in strange[:5]) + ", ..." * (len(strange) > 5)
-            raise CheckpointError(
-                f"{path}: refused, since reading it would run code of {listed}; where that is trusted, load it and "
-                "save its state_dict() alone"
-            )
+            raise CheckpointError(would_run(listed, path))
+        found |= names
+    return found
 
 
 def _names(file: BinaryIO, path: Any) -> set[str]:
@@ -148,14 +200,18 @@ def _names(file: BinaryIO, path: Any) -> set[str]:
     names: set[str] = set()
     stack: list[int | None] = []
     memo: dict[Any, int | None] = {}
-    for operation, argument, _ in pickletools.genops(file):
+    for operation, argument, position in pickletools.genops(file):
         name, before = operation.name, operation.stack_before
         if name == "GLOBAL":
             names.add(_today(*str(argument).split(" ", 1)))
         if name == "MARK":
             stack.append(None)
-        elif name in ("BINPUT", "LONG_BINPUT"):
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            if int(argument or 0) > (position or 0):  # one more for each is all that anybody needs
+                raise CheckpointError(f"{path}: damaged: remembers more than it has; take another copy of the file")
             memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
         else:

@@ -6,11 +6,13 @@ bit that flipped on a disk becomes a wrong weight.
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 
 from ..errors import CheckpointError
 
+_FIRST = b"PK\x03\x04"
 _PIECE = 1 << 20
 _MANY, _RATIO = 1 << 30, 100
 """An archive may unpack to that many bytes, or that many times its own: a data set's arrays do, a bomb does not."""
@@ -19,24 +21,29 @@ _IS_FOLDER = 0x10
 """MS-DOS' attribute, in a part of the archive that has no checksum."""
 
 
-def is_archive(path: str | os.PathLike[str]) -> bool:
+def is_archive(path: str | os.PathLike[str] | io.BytesIO) -> bool:
     """Is this a zip archive? By its first bytes, as torch decides it.
 
     Raises:
         OSError: the file cannot be opened.
     """
+    if isinstance(path, io.BytesIO):
+        return path.getvalue()[:4] == _FIRST
     with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+        return file.read(4) == _FIRST
 
 
-def check_archive(path: str | os.PathLike[str], *, compressed: bool = False) -> None:
+def check_archive(
+    path: str | os.PathLike[str] | io.BytesIO, *, compressed: bool = False, called: object = None
+) -> None:
     """Read an archive once and compare the checksum of each record; about a second per two gigabytes.
 
     An archive that was written without checksums (``torch.serialization.set_crc32_options(False)``) has nothing to
     compare, and passes.
 
     Args:
-        path: the file.
+        path: the file, or its bytes in memory.
+        called: what messages call it; its path by default.
         compressed: whether records may be compressed. `torch.save` compresses none.
 
     Raises:
@@ -58,11 +65,12 @@ def check_archive(path: str | os.PathLike[str], *, compressed: bool = False) -> 
         ...         print(str(error).removeprefix(folder))
         /net.pth: damaged: the checksum of its record data/0 is wrong; take another copy of the file
     """
-    record = ""
+    record, called = "", path if called is None else called
+    size = path.getbuffer().nbytes if isinstance(path, io.BytesIO) else os.path.getsize(path)
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
-            _check_sizes(records, os.path.getsize(path), compressed, path)
+            _check_sizes(records, size, compressed, called)
             if all(info.CRC == 0 for info in records):
                 return
             for info in records:
@@ -77,7 +85,7 @@ def check_archive(path: str | os.PathLike[str], *, compressed: bool = False) -> 
             reason = f"the checksum of its record {record[:80]} is wrong"
         else:
             reason = f"not a whole zip archive ({str(error)[:160] or type(error).__name__})"
-        raise CheckpointError(f"{path}: damaged: {reason}; take another copy of the file") from None
+        raise CheckpointError(f"{called}: damaged: {reason}; take another copy of the file") from None
 
 
 def count_records(path: str | os.PathLike[str]) -> int:

@@ -16,82 +16,10 @@ from torch import Tensor, nn
 
 from .._arguments import expect_path
 from ..errors import CheckpointError, shown
-from ._pickles import check_pickle, inert_values
+from ._pickles import check_pickle, inert_values, stored_modules, without_modules, would_run
 from .archives import check_archive, is_archive
 
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net", "network", "module")
-"""Where trainers put the weights, best first: where one keeps an average beside them, it validates that."""
-_INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What compiling and wrapping put into names; nobody's own modules are called so."""
-_PREFIX = "module."
-_AVERAGED = "n_averaged"
 _PLENTY = 1 << 26
-
-
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, without what trainers, compilers and parallel training put around them.
-
-    Weights in an entry ``state_dict``, ``model``, ``net``, ... are found there; of an average of weights and the last
-    ones (``state_dict_ema``, ``model_ema``) the average is taken. Prefixes ``module.`` and ``_orig_mod.`` go.
-
-    Raises:
-        CheckpointError: for a file that is missing, unreadable, damaged, would run code, holds no tensors, or something
-            else where a tensor belongs.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     torch.save({"state_dict": {"module._orig_mod.weight": torch.ones(1)}, "epoch": 3}, f"{folder}/net.pth")
-        ...     read_checkpoint(f"{folder}/net.pth")
-        {'weight': tensor([1.])}
-    """
-    content = read_safely(path)
-    entries = _weights_in(content, path)
-    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(content).__name__} without any")
-    own = {name.rpartition(".")[2] for name in tensors} | {"weight", "bias"}
-    for name, value in entries.items():
-        if not isinstance(value, Tensor) and ("." in name or name in own) and not name.endswith("_extra_state"):
-            raise CheckpointError(f"{path}: {shown(name)}: expected a tensor, received {kind_of(value)}")
-    check_plain(tensors, path)
-    averaged = tensors.pop(_AVERAGED, None)
-    for _ in range(1 if averaged is None else 2):
-        if all(name.startswith(_PREFIX) for name in tensors):
-            tensors = {name[len(_PREFIX) :]: tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def _weights_in(content: Any, path: Any) -> dict[str, Any]:
-    """The entries of the innermost dictionary that holds weights, by names without what was put inside of these."""
-    for _ in range(len(_WRAPPERS)):  # and not for ever: a dictionary may hold itself
-        if not isinstance(content, Mapping):
-            return {}
-        inside = [name for name in _WRAPPERS if isinstance(content.get(name), Mapping)]
-        if not inside and not any(isinstance(value, Tensor) for value in content.values()):
-            inside = [name for name, value in content.items() if isinstance(value, Mapping) and _has_tensors(value)]
-            if len(inside) > 1:
-                listed = ", ".join(map(shown, inside[:5]))
-                raise CheckpointError(
-                    f"{path}: holds {len(inside)} dictionaries of tensors, {listed}; save the one that is meant alone"
-                )
-        if not inside:
-            break
-        content = content[inside[0]]
-    if not isinstance(content, Mapping):
-        return {}
-    found: dict[str, Any] = {}
-    for name, value in content.items():
-        if isinstance(name, str):
-            short = _INSIDE.sub("", name)
-            if short in found:
-                raise CheckpointError(f"{path}: holds {shown(name)} with and without '_orig_mod.'; which one is meant?")
-            found[short] = value
-    return found
-
-
-def _has_tensors(content: Mapping[Any, Any]) -> bool:
-    return any(isinstance(value, Tensor) for value in content.values())
 
 
 def check_plain(tensors: Mapping[str, Tensor], path: Any) -> None:
@@ -108,7 +36,7 @@ def check_plain(tensors: Mapping[str, Tensor], path: Any) -> None:
         if tensor.numel():
             where = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
             sizes[where] = tensor.numel() * tensor.element_size()
-    total, room = sum(sizes.values()), os.path.getsize(path)
+    total, room = sum(sizes.values()), size_of(path)
     if total > max(2 * room, room + _PLENTY):
         raise CheckpointError(f"{path}: its tensors have {total:,} bytes, the file {room:,}; is it a checkpoint?")
 
@@ -158,17 +86,25 @@ def read_safely(path: str | os.PathLike[str]) -> Any:
     """
     if is_safetensors(path):
         return read_safetensors(path)
-    _check_pickles(path)
+    return read_pickled(path, path)
+
+
+def read_pickled(file: Any, path: Any) -> Any:
+    """`read_safely` of a file of `torch.save` or a part of one, `file`: its path, or its bytes in memory.
+
+    Raises:
+        CheckpointError: as `read_safely`.
+    """
+    names = _check_pickles(file, path)
     try:
-        with inert_values():
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with inert_values(stored_modules(names)):
+            return without_modules(torch.load(file, map_location="cpu", weights_only=True))
+    except CheckpointError:
+        raise
     except Exception as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found:
-            raise CheckpointError(
-                f"{path}: refused, since reading it would run code of {shown(found[1])[1:-1]}; where that is trusted, "
-                "load it and save its state_dict() alone"
-            ) from None
+            raise CheckpointError(would_run(found[1], path)) from None
         if "DTensor" in str(error):
             raise CheckpointError(f"{path}: holds sharded tensors (DTensor); save full_tensor() of each") from None
         # torch surrounds its reason with advice, or goes on with it.
@@ -177,18 +113,36 @@ def read_safely(path: str | os.PathLike[str]) -> Any:
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason[:200]}); is it whole?") from None
 
 
-def _check_pickles(path: str | os.PathLike[str]) -> None:
-    """Before torch makes anything of them."""
-    if not is_archive(path):
-        with open(path, "rb") as file:
-            check_pickle(file, path)
-        return
-    check_archive(path)
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            if info.filename.endswith(("/data.pkl", "/constants.pkl")):
-                del info.CRC  # compared already, or never written
-                check_pickle(io.BytesIO(archive.read(info)), path, count=1)
+def _check_pickles(file: Any, path: Any) -> set[str]:
+    """Before torch makes anything of them; what they name."""
+    names: set[str] = set()
+    if not is_archive(file):
+        with contextlib.nullcontext(file) if isinstance(file, io.BytesIO) else open(file, "rb") as opened:
+            names = check_pickle(opened, path)
+    else:
+        check_archive(file, called=path)
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                if info.filename.endswith(("/data.pkl", "/constants.pkl")):
+                    del info.CRC  # compared already, or never written
+                    names |= check_pickle(io.BytesIO(archive.read(info)), path, count=1)
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
+    return names
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Is this a checkpoint in several files: a folder, or the list of what is in which file?"""
+    expect_path(path)
+    return "\0" not in str(path) and (Path(path).is_dir() or str(path).endswith(".index.json"))
+
+
+def size_of(path: Any) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    if not is_folder(path):
+        return os.path.getsize(path)
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:

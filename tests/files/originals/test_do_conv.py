@@ -200,7 +200,7 @@ def test_a_file_of_far_too_many_tensors_is_refused_before_it_is_read(tmp_path, m
     def read(path):
         raise AssertionError("read")
 
-    monkeypatch.setattr("foldconv.files.originals.read_checkpoint", read)
+    monkeypatch.setattr("foldconv.files.originals.read_content", read)
     with zipfile.ZipFile(tmp_path / "net.pth", "w") as archive:
         for number in range(2000):
             archive.writestr(f"net/data/{number}", b"")

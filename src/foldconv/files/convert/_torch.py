@@ -16,8 +16,10 @@ from ...layers import Foldable
 from ...network.dataflow import DataFlow
 from ...network.fold import fold
 from ..atomic import atomic_path
+from ..folders import read_content
 from ..native import is_described, read_description, save
-from ..reading import check_floating, is_safetensors, read_checkpoint, read_metadata
+from ..reading import check_floating, is_safetensors, read_metadata
+from ..weights import take
 from ._layers import Kind, Layer, Network, Values, fitted, follow_in_order
 
 _KERNEL = {"weight", "bias", "D", "weight_extra"}
@@ -26,7 +28,9 @@ _NORM = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 def read_file(path: str) -> Network:
     """A checkpoint's layers, in its order; written to a file of the same tensors, in the format that its name says."""
-    tensors = read_checkpoint(path)
+    taken = take(read_content(path), path)
+    taken.tell()
+    tensors = taken.tensors
     check_floating(tensors, path)
     header = read_description(path) if is_described(path) else None
     groups = header.get("groups", {}) if header else {}

@@ -11,7 +11,8 @@ from ..._arguments import expect_path
 from ...errors import CheckpointError, UnsupportedError, unknown
 from ...network.tree import expect_module
 from ..archives import count_records
-from ..reading import read_checkpoint
+from ..folders import read_content
+from ..weights import take
 from . import acnet, dbb, dgconv, orepa, repvgg
 from ._blocks import Blocks, owners
 from .do_conv import from_do_conv
@@ -29,17 +30,26 @@ _MOST = 100
 """Tensors in a file for each of the plain network's: branches, averages and an optimizer's make less than 60."""
 
 
-def import_checkpoint(path: str | os.PathLike[str], model: nn.Module, source: str, **options: Any) -> nn.Module:
+def import_checkpoint(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    source: str,
+    *,
+    weights: str = "auto",
+    prefix: str | None = None,
+    **options: Any,
+) -> nn.Module:
     """The model of a published checkpoint as a foldconv model.
 
     Args:
-        path: a ``.pth``, ``.pth.tar`` or ``.safetensors`` file. Pickled files are read with ``weights_only=True``, so
-            no code in them runs; ``module.`` prefixes and a wrapping ``state_dict`` or ``model`` entry are understood.
+        path: a file or folder that `foldconv.read_weights` reads; no code in it is run.
         model: the *plain* network with the original's module names (`foldconv.zoo` has the originals' architectures);
             it is left as it is. Where the original has a block of branches, a module of that name with one
             convolution and its norm.
         source: the repository it comes from: ``"do-conv"``, ``"orepa"``, ``"dbb"``, ``"repvgg"``, ``"acnet"`` or
             ``"dgconv"``.
+        weights: the file's entry to take, as of `foldconv.read_weights`.
+        prefix: what stands before the original's names in it; None: what leaves most of the model's names.
         options: of the method, where no checkpoint tells them: ``sort=True`` for DGConvs that sort their gates.
 
     Returns:
@@ -72,7 +82,9 @@ def import_checkpoint(path: str | os.PathLike[str], model: nn.Module, source: st
             f"{path}: holds {records:,} records, far more than {type(model).__name__} with {own} tensors could take; "
             "is it the checkpoint of this network?"
         )
-    tensors = read_checkpoint(path)
+    taken = take(read_content(path), path, weights=weights, prefix=prefix, partly=model)
+    taken.tell()
+    tensors = taken.tensors
     recognized = {name for name, blocks in _BLOCKS.items() if blocks.recognize(tensors)[0]}
     recognized |= {"do-conv"} if owners("W", tensors) else set()
     if recognized and source not in recognized:

@@ -94,11 +94,12 @@ def _layer(
     if diagonal.shape != D.shape:
         raise CheckpointError(f"{where}: expected d_diag {tuple(D.shape)}, received {tuple(diagonal.shape)}")
     if conv.groups == 1 or conv.out_channels == conv.groups:
-        # Where d_diag is our identity the difference is zero and D comes through bit for bit.
-        residual = D + (diagonal - torch.eye(taps, multiplier, dtype=D.dtype))
+        # Where d_diag is our identity the difference is zero and D comes through bit for bit; elsewhere it may need
+        # more digits than D has, and loading rounds once.
+        residual = D.double() + (diagonal.double() - torch.eye(taps, multiplier, dtype=torch.float64))
         values = {"weight": W[..., :taps].reshape(shape), "D": residual}
     else:
-        kernel = _original_kernel(W.double(), D.double() + diagonal, conv.groups)
+        kernel = _original_kernel(W.double(), D.double() + diagonal.double(), conv.groups)
         values = {"weight": kernel.reshape(shape), "D": torch.zeros_like(D)}
     if multiplier > taps:
         values["weight_extra"] = W[..., taps:].contiguous()

@@ -6,11 +6,13 @@ Nothing heavy is imported before a command runs, so that help and usage errors c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ... import __version__
@@ -66,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         options = parse(arguments)
-        result, text = options.run(options)
+        with _telling() as options.told:
+            result, text = options.run(options)
+        for line in options.told:
+            _report(f"foldconv: {line}")
         _print(json.dumps(result, indent=2) if options.json else text, sys.stdout)
         return 0
     except SystemExit as stop:  # argparse, after --help and --version
@@ -141,6 +146,31 @@ def _one_line(error: Exception) -> str:
 
     ours = isinstance(error, (FoldConvError, OSError))
     return " ".join((text if ours else f"{type(error).__name__}: {text} (--debug shows where)").split())
+
+
+class _Teller(logging.Handler):
+    """Keeps what is said until the command has ended, for an error is one line alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[list[str]]:
+    """The lines about which weights of somebody's file were taken."""
+    logger, teller = logging.getLogger("foldconv.files.weights"), _Teller()
+    level = logger.level
+    logger.addHandler(teller)
+    logger.setLevel(logging.INFO)
+    try:
+        yield teller.lines
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(teller)
 
 
 def _report(line: str) -> None:

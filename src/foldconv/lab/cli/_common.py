@@ -86,11 +86,22 @@ def check_out(*paths: str | os.PathLike[str], overwrite: bool = False) -> None:
             raise FileNotFoundError(f"{path}: no folder {Path(path).parent} to write into; create it")
 
 
-def open_named(options: argparse.Namespace, path: str) -> tuple[Any, dict[str, Any]]:
-    """The network that a file holds, with what `add_network_arguments` let the user say; and its description."""
+def open_named(options: argparse.Namespace, path: str, expanded: bool = True) -> tuple[Any, dict[str, Any]]:
+    """The network that a file holds, with what `add_network_arguments` let the user say; and its description.
+
+    `expanded`: whether --method says what a bare state_dict was expanded with.
+    """
     from ..train.checkpoint import open_network
 
-    return open_network(path, options.architecture, pairs(options, "architecture_args"))
+    return open_network(
+        path,
+        options.architecture,
+        pairs(options, "architecture_args"),
+        method=options.method if expanded else None,
+        method_args=pairs(options, "method_args") if expanded else None,
+        weights=options.weights,
+        prefix=options.prefix,
+    )
 
 
 @contextlib.contextmanager
@@ -117,10 +128,28 @@ def add_checkpoint(parser: Parser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file or run folder to read; no code in it is run")
 
 
-def add_network_arguments(parser: Parser) -> None:
-    """Options for files that do not say which network they are for."""
+def add_network_arguments(parser: Parser, method: str = "method, for a state_dict of an expanded network") -> None:
+    """Options for files that do not say which network they are for; `method`: what --method is for."""
     parser.add_argument("--architecture", metavar="NAME", help="network, for a file that does not say which it holds")
     add_pairs(parser, "--architecture-args", "options of the network")
+    parser.add_argument("--method", metavar="NAME", help=method)
+    add_pairs(parser, "--method-args", "options of that method")
+    add_choice(parser)
+
+
+def add_choice(parser: Parser) -> None:
+    """Options for other people's files that hold several sets of weights."""
+    parser.add_argument(
+        "--weights",
+        metavar="ENTRY",
+        default="auto",
+        help="which of the file's sets of weights, such as state_dict_ema (default: what its trainer validates)",
+    )
+    parser.add_argument(
+        "--prefix",
+        metavar="TEXT",
+        help="what stands before the network's names in the file, such as model.backbone. (default: what fits)",
+    )
 
 
 def add_pairs(parser: Parser, option: str, help: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ._common import Parser, add_pairs, check_out, pairs, parameters
+from ._common import Parser, add_choice, add_pairs, check_out, pairs, parameters
 
 HELP = "read a published checkpoint of an original repository"
 EXAMPLES = (
@@ -35,6 +35,7 @@ def add_arguments(parser: Parser) -> None:
     )
     add_pairs(parser, "--architecture-args", "options of the network")
     add_pairs(parser, "--method-args", "options of the method that the checkpoint does not tell")
+    add_choice(parser)
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -48,7 +49,14 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     arguments = pairs(options, "architecture_args")
     plain = zoo.create(options.architecture, **arguments)
-    network = import_checkpoint(options.checkpoint, plain, options.source, **pairs(options, "method_args"))
+    network = import_checkpoint(
+        options.checkpoint,
+        plain,
+        options.source,
+        weights=options.weights,
+        prefix=options.prefix,
+        **pairs(options, "method_args"),
+    )
     layers = describe_layers(network)
     # A checkpoint that the original's code has folded has no norms where the plain network has some.
     folded = not layers and network.state_dict().keys() != plain.state_dict().keys()
@@ -72,4 +80,6 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "parameters": parameters(network),
     }
     what = f"{len(layers)} {extra['method']} layers" if layers else "folded by the original" if folded else "plain"
-    return result, f"{options.out}: {options.architecture}, {what}, {result['parameters']:,} parameters"
+    told = "".join(f"; {line}" for line in options.told)  # in the same line
+    options.told.clear()
+    return result, f"{options.out}: {options.architecture}, {what}, {result['parameters']:,} parameters{told}"

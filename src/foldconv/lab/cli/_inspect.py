@@ -12,7 +12,7 @@ from typing import Any
 
 from ..run import RunFolder
 from ._calibration import add_calibration, calibration_images
-from ._common import Parser, UsageError, add_network_arguments, add_pairs, check_out, evaluating, open_named, pairs
+from ._common import Parser, UsageError, add_network_arguments, check_out, evaluating, open_named, pairs
 
 HELP = "layers and costs of a checkpoint or an architecture"
 EXAMPLES = (
@@ -32,8 +32,6 @@ def add_arguments(parser: Parser) -> None:
         metavar="CHECKPOINT|ARCHITECTURE",
         help="a file or run folder, or a name of the zoo, timm, torchvision",
     )
-    parser.add_argument("--method", metavar="NAME", help="expand the network with this method first")
-    add_pairs(parser, "--method-args", "options of the method")
     parser.add_argument(
         "--input-shape",
         nargs="+",
@@ -58,7 +56,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="with --branches or --ranges: PNG to draw it into; branches of a run folder with their course",
     )
-    add_network_arguments(parser)
+    add_network_arguments(parser, method="expand the network with this method first, where its file does not")
     add_calibration(parser)
 
 
@@ -133,7 +131,12 @@ def _network(options: argparse.Namespace, subject: str) -> tuple[Any, dict[str, 
     from .. import zoo
 
     if os.path.exists(subject):
-        network, description = open_named(options, subject)
+        try:
+            network, description = open_named(options, subject, expanded=False)
+        except CheckpointError:
+            if not options.method or not options.architecture:
+                raise
+            return open_named(options, subject)  # the state_dict of an expanded network
     elif Path(subject).suffix in _FILES:
         raise CheckpointError(f"{subject}: no such file")
     else:

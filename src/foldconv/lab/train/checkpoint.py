@@ -1,7 +1,7 @@
 """Files that hold a network: reading them without trusting them, and building the network they describe.
 
 Three kinds are understood: a Lightning checkpoint of `fit` (``last.ckpt``), what `foldconv.save` writes (expanded or
-folded), and a bare ``state_dict`` in a .pt, .pth or .safetensors file. The first two say how to build their network:
+folded), and other people's, as `foldconv.read_weights` reads them. The first two say how to build their network:
 
     architecture, architecture_args     what `foldconv.zoo.create` takes
     batchnorm_folded                    whether norms were absorbed (absent: no)
@@ -26,11 +26,15 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ...errors import CheckpointError, FoldConvError, UnsupportedError, shown, unknown
+from ...files.folders import read_content
 from ...files.native import describe_layers, expand_as_described, is_described, load, load_exactly, read_description
-from ...files.reading import is_safetensors, read_checkpoint, read_safely, read_safetensors
+from ...files.reading import is_folder, is_safetensors, read_safetensors
+from ...files.trainers import count_tensors
+from ...files.weights import Taken, take
 from ...methods import Method, list_methods, method_from_json
 from ...network.expand import expand
 from ...network.fold import fold
+from ...network.tree import foldable_layers
 from .. import zoo
 from ..data import ImageData
 from ..run import RunFolder
@@ -77,7 +81,9 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
     options = {"num_classes": data.num_classes, "in_channels": data.input_shape[0], **config.architecture_args}
     network = zoo.create(config.architecture, **options)
     if config.pretrained:
-        start_from(network, _pretrained_tensors(config, options), str(config.pretrained), data.num_classes, console)
+        start_from(
+            network, _pretrained_tensors(config, options, network), str(config.pretrained), data.num_classes, console
+        )
     if method is not None:
         images = zoo.example_images(network, data.input_shape)
         chosen: dict[str, Any] = {"include": config.include, "exclude": config.exclude, "init": config.init}
@@ -96,13 +102,17 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
     }
 
 
-def _pretrained_tensors(config: TrainConfig, options: Description) -> dict[str, Any]:
+def _pretrained_tensors(config: TrainConfig, options: Description, plain: nn.Module) -> dict[str, Any]:
     """The plain network's trained tensors: the library's own, or those of a file, folded when it is expanded."""
     if isinstance(config.pretrained, str):
+        choice: dict[str, Any] = {"weights": config.pretrained_weights, "prefix": config.pretrained_prefix}
         try:
-            network, _ = open_network(config.pretrained)
-        except _NamelessError:  # bare weights: how many classes they are for, only their shapes say
-            return read_checkpoint(checkpoint_file(config.pretrained))
+            network, _ = open_network(config.pretrained, **choice)
+        except _NamelessError:  # others' files: how many classes they are for, only their shapes say
+            path = checkpoint_file(config.pretrained)
+            taken = take(read_content(path), path, **choice, network=plain)
+            taken.tell()
+            return taken.tensors
         return dict(fold(network, blocks=False).state_dict())
     weights: Description = {key: value for key, value in options.items() if key not in ("num_classes", "in_channels")}
     weights |= {"weights": "DEFAULT"} if config.architecture.startswith("torchvision/") else {"pretrained": True}
@@ -165,6 +175,11 @@ def open_network(
     path: str | os.PathLike[str],
     architecture: str | None = None,
     architecture_args: dict[str, Any] | None = None,
+    *,
+    method: str | None = None,
+    method_args: dict[str, Any] | None = None,
+    weights: str = "auto",
+    prefix: str | None = None,
 ) -> tuple[nn.Module, Description]:
     """The network a file holds, expanded or folded as it was saved, in evaluation mode, and its description.
 
@@ -172,6 +187,10 @@ def open_network(
         path: a checkpoint of any of the three kinds, or a run folder, which stands for its last.ckpt.
         architecture: the plain network's name, for files that do not say.
         architecture_args: its options.
+        method: what it was expanded with, for the ``state_dict`` of an expanded network.
+        method_args: the method's options.
+        weights: which of other people's sets of weights, as of `foldconv.read_weights`.
+        prefix: what stands before the network's names in it, as of `foldconv.read_weights`; None: what fits.
 
     Raises:
         CheckpointError: missing, truncated, hostile, without a description (and `architecture` not given), or made
@@ -184,21 +203,79 @@ def open_network(
             f"{path}: architecture_args ({', '.join(architecture_args)}) need the architecture that they are for; name "
             "it, too, or leave them out"
         )
+    if method_args and not method:
+        raise UnsupportedError(f"{path}: method_args ({', '.join(method_args)}) need the method that they are for")
     given = {"architecture": architecture, "architecture_args": architecture_args or {}} if architecture else {}
-    if is_safetensors(path) and (is_described(path) or not given):
+    own = not is_folder(path) and is_safetensors(path) and is_described(path)
+    content = {} if own else read_content(path)
+    described = isinstance(content, dict) and "foldconv" in content
+    if (own or described) and (method or weights != "auto" or prefix is not None):
+        option = "method" if method else "weights" if weights != "auto" else "prefix"
+        raise UnsupportedError(f"{path}: a file of foldconv says itself what is in it; leave {option} out (--{option})")
+    if own:
         header = read_description(path)
         description = {**_mapping(header.get("extra")), **given}
         network = load(path, _plain(description, path, read_safetensors(path), header))
-    else:
-        content = {} if is_safetensors(path) else read_safely(path)
-        described = isinstance(content, dict) and "foldconv" in content
-        description = {**_mapping(content["foldconv"] if described else {}), **given}
-        tensors = _trained(content) if described else read_checkpoint(path)
+    elif described:
+        description = {**_mapping(content["foldconv"]), **given}
+        tensors = _trained(content)
         network = _plain(description, path, tensors, description)
-        if described:
-            network = expand_as_described(network, _mapping(description.get("layers")), path)
+        network = expand_as_described(network, _mapping(description.get("layers")), path)
         load_exactly(network, tensors, path)
+    else:
+        if not architecture:
+            raise _NamelessError(f"{path}: does not say which network it is for; name it with --architecture")
+        rich = method_from_json({"method": method, **(method_args or {})}) if method else None
+        description = given
+        network = _others(content, path, given, rich, {"weights": weights, "prefix": prefix})
     return network.eval(), description
+
+
+def _others(content: Any, path: Path, given: Description, method: Method | None, choice: dict[str, Any]) -> nn.Module:
+    """The network of somebody else's file, expanded where its names say so."""
+    options = _without_weights(given["architecture_args"])
+    shapes = _on_meta(given["architecture"], options, path, count_tensors(content))
+    taken = take(content, path, **choice, network=shapes)  # whether it is a checkpoint at all, and of what
+    try:
+        if method is None and shapes is not None:
+            _expect_shapes(shapes, taken.tensors, path)
+        network = _plain(given, path, {}, {}, check=False)
+        if method is None:
+            taken = take(content, path, **choice, network=network)
+        else:
+            network, taken = _expanded_as_named(network, method, content, path, choice)
+        load_exactly(network, taken.tensors, path)
+    except CheckpointError as error:
+        if "does not fit" not in str(error):
+            raise
+        more = "; if it is an expanded network's, name what expanded it with --method" if method is None else ""
+        raise CheckpointError(f"{error}; {taken.hint()}{more}") from None
+    taken.tell()
+    return network
+
+
+def _expanded_as_named(
+    plain: nn.Module, method: Method, content: Any, path: Path, choice: dict[str, Any]
+) -> tuple[nn.Module, Taken]:
+    """The network with those layers expanded of which the file has the method's tensors, and these."""
+    images = zoo.example_images(plain, zoo.input_shape(plain))
+    rich = expand(plain, method, example_inputs=images)
+    taken = take(content, path, **choice, network=rich)
+    names = [*foldable_layers(rich)]
+    chosen = {name for name in names if _inside(name, rich.state_dict()) <= _inside(name, taken.tensors)}
+    if not chosen and all(_inside(name, taken.tensors) == _inside(name, plain.state_dict()) for name in names):
+        raise UnsupportedError(f"{path}: no layer in it is expanded with {method.name}; leave --method out")
+    if chosen and len(chosen) < len(names):
+        rich = expand(plain, method, where=lambda name, _: name in chosen, example_inputs=images)
+        taken = take(content, path, **choice, network=rich)
+    return rich, taken
+
+
+def _inside(name: str, tensors: dict[str, Any]) -> set[str]:
+    """The names of a layer's tensors that are more than a count of batches."""
+    return {
+        key for key in tensors if key.startswith(f"{name}." if name else "") and not key.endswith("num_batches_tracked")
+    }
 
 
 def _trained(content: dict[str, Any]) -> dict[str, Any]:
@@ -212,27 +289,19 @@ def _trained(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def checkpoint_file(path: str | os.PathLike[str]) -> Path:
-    """The file that a path means: a run folder's newest checkpoint, anything else itself.
-
-    Raises:
-        CheckpointError: a folder that has no last.ckpt.
-    """
+    """The file that a path means: a run folder's newest checkpoint, anything else itself."""
     path = Path(path)
-    if not path.is_dir():
-        return path
     newest = RunFolder(path).checkpoint
-    if not newest.is_file():
-        raise CheckpointError(
-            f"{path}: expected a checkpoint or a run folder, received a folder without {newest.name}; name a file"
-        )
-    return newest
+    return newest if path.is_dir() and newest.exists() else path
 
 
 class _NamelessError(CheckpointError):
     """A file that does not say which network it is for."""
 
 
-def _plain(description: Description, path: Path, tensors: dict[str, Any], changed: Description) -> nn.Module:
+def _plain(
+    description: Description, path: Path, tensors: dict[str, Any], changed: Description, check: bool = True
+) -> nn.Module:
     """The plain network of a description; `changed` names the layers whose tensors are not its own."""
     name, options = description.get("architecture"), _without_weights(_mapping(description.get("architecture_args")))
     if not isinstance(name, str):
@@ -242,7 +311,8 @@ def _plain(description: Description, path: Path, tensors: dict[str, Any], change
     if not all(type(size) is int and 0 < size < 2**16 for size in sizes) or math.prod(sizes) > _LARGEST:
         raise CheckpointError(f"{path}: input_shape: expected [channels, height, width], received {shown(shape)}")
     try:
-        _expect_tensors_of(name, options, path, tensors, changed)
+        if check and (shapes := _on_meta(name, options, path, len(tensors), changed)) is not None:
+            _expect_shapes(shapes, tensors, path, changed)
         network = zoo.create(name, **options)
     except FoldConvError:
         raise
@@ -255,15 +325,17 @@ def _plain(description: Description, path: Path, tensors: dict[str, Any], change
     return fold(network, batchnorm=True, example_inputs=images, check=False)
 
 
-def _expect_tensors_of(
-    name: str, options: Description, path: Path, tensors: dict[str, Any], changed: Description
-) -> None:
-    """Refuse another network's tensors by shapes alone: what a file asks to be built may take minutes and all memory.
+def _on_meta(
+    name: str, options: Description, path: Path, tensors: int, changed: Description | None = None
+) -> nn.Module | None:
+    """The network without values: what a file asks to be built may take minutes and all memory.
+
+    None for one whose builder computes with values; building says what is wrong, if anything is.
 
     Raises:
-        CheckpointError: the network has many more parameters, or a kernel or matrix of another shape.
+        CheckpointError: it has many more parameters than the file has tensors.
     """
-    limit, made = 3 * len(tensors) + 100, itertools.count(1)
+    limit, made = 3 * tensors + 100, itertools.count(1)
 
     def counted(*_: Any) -> None:
         if next(made) > limit:
@@ -272,13 +344,22 @@ def _expect_tensors_of(
     hook = register_module_parameter_registration_hook(counted)
     try:
         with torch.device("meta"):
-            network = expand_as_described(zoo.create(name, **options), _mapping(changed.get("layers")), path)
+            return expand_as_described(zoo.create(name, **options), _mapping((changed or {}).get("layers")), path)
     except CheckpointError:
         raise
-    except Exception:  # a builder that computes with values; building says what is wrong, if anything is
-        return
+    except Exception:
+        return None
     finally:
         hook.remove()
+
+
+def _expect_shapes(network: nn.Module, tensors: dict[str, Any], path: Path, changed: Description | None = None) -> None:
+    """Refuse another network's tensors by shapes alone.
+
+    Raises:
+        CheckpointError: the network has a kernel or matrix of another shape.
+    """
+    changed = changed or {}
     misshapen = [
         f"{key} (expected {tuple(parameter.shape)}, received {received})"
         for key, parameter in network.named_parameters()

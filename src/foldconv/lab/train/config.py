@@ -93,6 +93,14 @@ class TrainConfig:
     pretrained: bool | str = _option(
         False, _NETWORK, "start from trained weights: the library's own (true), or a checkpoint; needs init: preserve"
     )
+    pretrained_weights: str = _option(
+        "auto",
+        _NETWORK,
+        "which of the checkpoint's sets of weights, such as state_dict_ema; auto: what its trainer validates",
+    )
+    pretrained_prefix: str | None = _option(
+        None, _NETWORK, "what stands before the network's names in the checkpoint; none: what fits"
+    )
     method: str = _option("doconv", _NETWORK, "method that expands the convolutions; 'plain' for none")
     method_args: dict[str, Any] = dataclasses.field(
         default_factory=dict, metadata=_about(_NETWORK, "the method's options")
