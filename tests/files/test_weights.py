@@ -144,6 +144,10 @@ TWO = {
         {"state_dict": RIGHT, **LIGHTNING, "callbacks": {"EMA": {"ema_state_dict": WRONG}}},
         "'state_dict', 'callbacks.EMA.ema_state_dict'; .*--weights",
     ),
+    "timm's names in Lightning": (
+        {"state_dict": RIGHT, "state_dict_ema": WRONG, **LIGHTNING},
+        "'state_dict_ema'; .*--w",
+    ),
     "compiled twice": (RIGHT | under("_orig_mod."), "'_orig_mod.conv.weight' with and without '_orig_mod.'"),
 }
 
@@ -194,6 +198,7 @@ def test_one_line_says_what_was_taken(tmp_path, caplog):
     left = {name: value for name, value in under("net.").items() if "num_batches" not in name}
     read({"model": left | {"loss.weight": torch.ones(2)}}, tmp_path, model=NET)
     read(RIGHT, tmp_path)
+    read({"state_dict": under("model.") | under("model_ema.module.", WRONG), **LIGHTNING}, tmp_path)
     lines = [(record.levelname, record.getMessage().removeprefix(f"{tmp_path}/")) for record in caplog.records]
     assert lines == [
         (
@@ -207,6 +212,11 @@ def test_one_line_says_what_was_taken(tmp_path, caplog):
             "no num_batches_tracked in it (1 stay as they are)",
         ),
         ("INFO", "net.pth: took the tensors at its top (9 tensors)"),
+        (
+            "WARNING",
+            "net.pth: took 'state_dict' (18 tensors); its names begin with 'model.' (9), 'model_ema.' (9); --prefix "
+            "(prefix=) takes one",
+        ),
     ]
 
 

@@ -26,6 +26,8 @@ AVERAGE = re.compile(
     r"(?i:(?:^|[._-])(?:ema|swa|averag(?:e|ed|ing)|polyak|shadow)(?:$|[._\d-]))|EMA[A-Z]|[a-z](?:EMA|Ema)"
 )
 """How averages of weights are called."""
+LIGHTNING = "pytorch-lightning_version"
+"""What each file of Lightning's has."""
 REMEDY = "for the average, put it into the network with the trainer's own code and save the state_dict()"
 """What to do where only the trainer knows which value is which."""
 COUNTS = ("n_averaged", "steps", "num_updates", "initted")
@@ -50,9 +52,14 @@ class Form(NamedTuple):
     """Whether a file with these two entries is this trainer's."""
 
 
+def _is_no_lightning(content: Mapping[str, Any]) -> bool:
+    """Some callback of somebody's may have written what is called like another trainer's average."""
+    return LIGHTNING not in content
+
+
 FORMS = (
-    Form("timm's saver", "state_dict_ema", "state_dict", "the average of the weights"),
-    Form("torchvision's references", "model_ema", "model", "the average of the weights"),
+    Form("timm's saver", "state_dict_ema", "state_dict", "the average of the weights", _is_no_lightning),
+    Form("torchvision's references", "model_ema", "model", "the average of the weights", _is_no_lightning),
     Form(
         "mmengine's EMAHook",
         "state_dict",

@@ -16,12 +16,11 @@ from .._arguments import expect
 from ..errors import CheckpointError, shown
 from .folders import read_content
 from .reading import check_plain, kind_of
-from .trainers import AVERAGE, COUNTS, INSIDE, REMEDY, heads, weights_in
+from .trainers import AVERAGE, COUNTS, INSIDE, LIGHTNING, REMEDY, heads, weights_in
 
 _LOG = logging.getLogger(__name__)
 _MODULE = "module."
 _COUNT = "num_batches_tracked"
-_LIGHTNING = "pytorch-lightning_version"
 _ALONE = "backbone."
 """A network all of whose names begin so is that backbone and nothing else."""
 
@@ -85,6 +84,8 @@ class Taken:
     """The file's names that do not begin with what was stripped."""
     names: tuple[str, ...] = ()
     """The file's own names in the entry."""
+    several: bool = False
+    """Whether the names are those of several networks."""
     filled: int = 0
     """Counts of batches that the file does not have."""
 
@@ -103,23 +104,28 @@ class Taken:
             parts.append(f"stripped {_listed(self.stripped, 5)}")
         if self.left:
             parts.append(f"left {len(self.left)} that do not begin so: {_listed(self.left, 3)}")
+        if self.several:
+            parts.append(f"its names begin with {self._beginnings(5)}; --prefix (prefix=) takes one")
         if self.filled:
             parts.append(f"no {_COUNT} in it ({self.filled} stay as they are)")
         return f"{self.path}: {'; '.join(parts)}"
 
     def tell(self) -> None:
         """Log the line: a warning where something was left that could have been meant."""
-        _LOG.log(logging.WARNING if self.others or self.left else logging.INFO, "%s", self.line())
+        chosen = self.others or self.left or self.several
+        _LOG.log(logging.WARNING if chosen else logging.INFO, "%s", self.line())
+
+    def _beginnings(self, most: int) -> str:
+        first = Counter(name.partition(".")[0] + "." * ("." in name) for name in self.names)
+        listed = ", ".join(f"{shown(name)} ({count})" for name, count in first.most_common(most))
+        return listed + f", ... ({len(first)} beginnings)" * (len(first) > most)
 
     def hint(self) -> str:
         """The file's own names, and the options that choose among them, for a message."""
-        first = Counter(name.partition(".")[0] + "." * ("." in name) for name in self.names)
-        listed = ", ".join(f"{shown(name)} ({count})" for name, count in first.most_common(8))
-        more = f", ... ({len(first)} beginnings)" if len(first) > 8 else ""
         others = f"; other entries: {_listed(self.others, 8)}" if self.others else ""
         return (
-            f"its own names begin with {listed}{more}, such as {_listed(self.names, 2)}{others}; choose among them "
-            "with --prefix and --weights (prefix=, weights=), or name another network"
+            f"its own names begin with {self._beginnings(8)}, such as {_listed(self.names, 2)}{others}; choose among "
+            "them with --prefix and --weights (prefix=, weights=), or name another network"
         )
 
 
@@ -173,13 +179,15 @@ def _without_wrappers(taken: Taken, content: Any) -> Taken:
         if averaged and all(name.startswith(_MODULE) for name in taken.tensors):  # an average of a parallel network
             taken = _cut(taken, _MODULE)
     first = {name.partition(".")[0] for name in taken.tensors}
-    if isinstance(content, Mapping) and _LIGHTNING in content and len(first) == 1 and min(first) not in taken.tensors:
+    if isinstance(content, Mapping) and LIGHTNING in content and len(first) == 1 and min(first) not in taken.tensors:
         taken = _cut(taken, f"{min(first)}.")
         if all(name.startswith(_MODULE) for name in taken.tensors):
             taken = _cut(taken, _MODULE)
     if all(name.startswith(_ALONE) for name in taken.tensors):
         taken = _cut(taken, _ALONE)
-    return taken
+    first = {name[: name.find(".") + 1] for name in taken.tensors}
+    wrapped = isinstance(content, Mapping) and LIGHTNING in content and "" not in first
+    return dataclasses.replace(taken, several=len(first) > 1 and (wrapped or any(map(AVERAGE.search, first))))
 
 
 def _without_mmcv_averages(taken: Taken) -> Taken:

@@ -68,6 +68,23 @@ def test_parameters_come_through_bit_for_bit(tmp_path):
     assert torch.equal(layer.D.float(), state["D"])
 
 
+@pytest.mark.parametrize("multiplier", [18, 30])
+def test_more_than_twice_the_taps_is_exact_too(tmp_path, multiplier):
+    """The original's identity is repeated there, and its sum with D has more digits than a float32."""
+    D = 0.1 * torch.randn(3, 9, multiplier)
+    W = torch.randn(4, 3, multiplier)
+    diagonal = torch.eye(9).repeat(1, multiplier // 9)
+    diagonal = nn.functional.pad(diagonal, (0, multiplier % 9)).expand(D.shape)
+    kernel = torch.einsum("ois,iks->oik", W.double(), D.double() + diagonal.double()).reshape(4, 3, 3, 3)
+    state = {"W": W, "D": D, "d_diag": diagonal}
+    layer = imported(tmp_path, nn.Conv2d(3, 4, 3, bias=False, dtype=torch.float64), state)
+    torch.testing.assert_close(layer.kernel(), kernel, rtol=1e-13, atol=1e-13)
+    layer = imported(
+        tmp_path, nn.Conv2d(3, 4, 3, bias=False), {f"module.{name}": value for name, value in state.items()}
+    )
+    torch.testing.assert_close(layer.kernel(), kernel.float(), rtol=1e-4, atol=1e-5)
+
+
 def test_groups_keep_the_originals_function_which_is_not_the_papers(tmp_path):
     conv, state, tensors = golden("doconv_group2")
     layer = imported(tmp_path, conv, state)

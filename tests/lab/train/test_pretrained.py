@@ -41,6 +41,17 @@ def test_another_number_of_classes_gets_a_new_classifier(finished, silent):
     assert lines == ["pretrained weights are for 10 classes, the data has 3: new head.weight, head.bias"]
 
 
+def test_a_file_without_a_classifier_gets_a_new_one(finished, silent):
+    trained = {n: v for n, v in load_file(finished[0] / "folded.safetensors").items() if not n.startswith("head.")}
+    network = zoo.create("digits_resnet", width=4)
+    assert start_from(network, trained, "folded.safetensors", 10, silent) == ["head.weight", "head.bias"]
+    assert torch.equal(network.stem[0].weight, trained["stem.0.weight"])
+    assert silent.file.getvalue() == "pretrained weights have no classifier: new head.weight, head.bias\n"
+    del trained["stem.0.weight"]
+    with pytest.raises(CheckpointError, match=r"3 missing: head\.bias, head\.weight, stem\.0\.weight; nothing"):
+        start_from(network, trained, "folded.safetensors", 10, silent)
+
+
 def test_another_network_is_refused(tiny, finished):
     config = tiny(**settings(finished[0] / "folded.safetensors", architecture_args={"width": 8}))
     with pytest.raises(CheckpointError, match=r"folded\.safetensors: does not fit"):

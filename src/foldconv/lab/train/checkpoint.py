@@ -128,7 +128,7 @@ def _pretrained_tensors(config: TrainConfig, options: Description, plain: nn.Mod
 def start_from(
     network: nn.Module, tensors: dict[str, Any], source: str, num_classes: int, console: Console | None = None
 ) -> list[str]:
-    """Load a plain network's trained tensors; a classifier for another number of classes stays as it is.
+    """Load a plain network's trained tensors; a classifier that they lack or have for other classes stays as it is.
 
     Returns:
         The names of the tensors that stay freshly initialized.
@@ -146,15 +146,21 @@ def start_from(
         and tensor.shape[0] == num_classes
         and tensor.shape[1:] == tensors[name].shape[1:]
     ]
-    load_exactly(network, {**tensors, **{name: own[name] for name in other}}, Path(source))
-    if other and console is not None:
-        classes = tensors[other[0]].shape[0]
-        console.print(
-            f"pretrained weights are for {classes} classes, the data has {num_classes}: new {', '.join(other)}",
-            soft_wrap=True,
-            highlight=False,
+    absent = [name for name in own if name not in tensors]
+    last = [*own][-1].rpartition(".")[0] + "."
+    if not all(name.startswith(last) and own[name].shape[:1] == (num_classes,) for name in absent):
+        absent = []
+    load_exactly(network, {**tensors, **{name: own[name] for name in [*other, *absent]}}, Path(source))
+    if other or absent:
+        are = (
+            f"are for {tensors[other[0]].shape[0]} classes, the data has {num_classes}"
+            if other
+            else "have no classifier"
         )
-    return other
+        text = f"pretrained weights {are}: new {', '.join([*other, *absent])}"
+        if console is not None:
+            console.print(text, soft_wrap=True, highlight=False)
+    return [*other, *absent]
 
 
 def check_classes(content: Any, data: ImageData, path: str | os.PathLike[str]) -> None:
