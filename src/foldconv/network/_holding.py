@@ -29,7 +29,8 @@ _LEFT_OUT = (frozenset(sys.stdlib_module_names) | {"torch", "numpy"}) - _HOLDERS
 _EMPTY = (dict, OrderedDict, list, set, tuple)
 
 
-def _holds_nothing(value: Any) -> bool:
+def holds_nothing(value: Any) -> bool:
+    """Is it a plain value, or an empty container without attributes?"""
     kind = type(value)
     return kind in _ATOMS or kind is bool or (kind in _EMPTY and not value and not getattr(value, "__dict__", None))
 
@@ -162,7 +163,7 @@ class Exchange:
     def _attributes(self, attributes: dict[str, Any], where: str, names: Iterable[str] | None = None) -> None:
         for name in list(attributes if names is None else names):
             old = attributes[name]
-            if _holds_nothing(old):  # most of what a module has: flags, and hooks that nobody registered
+            if holds_nothing(old):  # most of what a module has: flags, and hooks that nobody registered
                 continue
             new = self.of(old, f"{where}.{name}" if where else name)
             if new is not old:
