@@ -1,5 +1,6 @@
 """DO-Conv against the paper's definition, written out in loops."""
 
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -459,29 +460,71 @@ def test_training_is_not_that_of_the_plain_convolution():
     same(foldconv.fold(layer)(x), layer(x))
 
 
-def calls(layer, x):
-    """How many functions a forward calls, Python's and torch's."""
+def calls(run, *arguments):
+    """How many functions that calls, Python's and torch's, when not run for the first time."""
     count = 0
 
     def note(frame, event, argument):
         nonlocal count
         count += event in ("call", "c_call")
 
-    layer(x)
+    run(*arguments)
     sys.setprofile(note)
     try:
-        layer(x)
+        run(*arguments)
     finally:
         sys.setprofile(None)
     return count
 
 
+def step(layer, x):
+    layer(x).sum().backward()
+
+
 def test_a_small_layer_calls_little():
     """What a small network's step costs beside the plain one is calls, not arithmetic."""
-    plain, x = nn.Conv2d(1, 8, 3), torch.randn(1, 1, 4, 4)
-    assert calls(foldconv.expand(plain, "doconv"), x) <= calls(plain, x) + 26
-    plain, x = nn.Conv2d(16, 16, 3), torch.randn(1, 16, 4, 4)
-    assert calls(foldconv.expand(plain, "doconv"), x) <= calls(plain, x) + 38
+    pytest.importorskip("numba")
+    for channels in (1, 16, 64):
+        plain, x = nn.Conv2d(channels, 16, 3), torch.randn(1, channels, 4, 4)
+        layer = foldconv.expand(plain, "doconv")
+        assert calls(layer, x) <= calls(plain, x) + 28
+        assert calls(step, layer, x) <= calls(step, plain, x) + 48
+
+
+class Seen(DOConv2d):
+    def _conv_forward(self, input, weight, bias):
+        return weight
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_the_short_way_composes_what_the_long_one_does(amp):
+    """Autocast casts no kernel; groups and layouts count; what is frozen gets no gradient."""
+    pytest.importorskip("numba")
+    x = torch.zeros(1)
+    for groups, options in ((1, {}), (2, {}), (1, {"memory_format": torch.channels_last})):
+        layer = randomized(Seen(8, 16, 3, groups=groups, bias=False)).to(**options)
+        layer.D.requires_grad_(groups == 1)
+        learned = [p for p in layer.parameters() if p.requires_grad]
+        found = []
+        for path in ("torch", None, None):  # the last by the short way
+            forced = contextlib.nullcontext() if path is None else foldconv.ops.using(path)
+            with forced, torch.autocast("cpu", torch.bfloat16, enabled=amp):
+                kernel = layer(x)
+            found.append((kernel, *torch.autograd.grad(kernel.square().sum(), learned)))
+        for wanted, first, second in zip(*found, strict=True):
+            torch.testing.assert_close(first, wanted, rtol=1e-5, atol=1e-4)
+            assert torch.equal(first, second)
+
+
+def test_tensors_put_in_between_forward_and_backward_are_refused():
+    pytest.importorskip("numba")
+    for name in ("weight", "D"):
+        layer = DOConv2d(8, 8, 3)
+        y = [layer(torch.randn(1, 8, 5, 5)) for _ in range(2)][1]
+        p = getattr(layer, name)
+        p.data = p.data[:2].clone()
+        with pytest.raises(foldconv.UnsupportedError, match="between the forward and the backward"):
+            y.sum().backward()
 
 
 def test_the_short_way_is_not_taken_past_what_a_subclass_says():

@@ -102,7 +102,7 @@ def test_gradients_of_gradients():
 
 def test_the_number_of_threads_changes_no_bit(threads):
     taps, D = torch.randn(256, 128, 9), torch.randn(128, 9, 9)
-    assert taps.numel() >= 2 * _threads.WORK_OF_ONE, "large enough for two threads"
+    assert taps.numel() >= _threads.LEAST_OF_TWO, "large enough for two threads"
     found = []
     for number in (1, 2, 3):
         threads(number)
@@ -117,7 +117,7 @@ def test_every_thread_does_its_part_and_errors_arrive(threads, monkeypatch, open
     if not openmp:
         monkeypatch.setattr(_threads, "_openmp", lambda: None)
     seen = []
-    _threads.run(lambda me, all: seen.append((me, all)), 2 * _threads.WORK_OF_ONE)
+    _threads.run(lambda me, all: seen.append((me, all)), _threads.LEAST_OF_TWO)
     assert sorted(seen) == [(0, 2), (1, 2)]
 
     def fail(me, all):
@@ -125,7 +125,7 @@ def test_every_thread_does_its_part_and_errors_arrive(threads, monkeypatch, open
             raise ValueError("the second thread's")
 
     with pytest.raises(ValueError, match="the second thread's"):
-        _threads.run(fail, 2 * _threads.WORK_OF_ONE)
+        _threads.run(fail, _threads.LEAST_OF_TWO)
     seen.clear()
     _threads.run(lambda me, all: seen.append((me, all)), 1)
     assert seen == [(0, 1)]
@@ -147,7 +147,7 @@ def test_what_is_not_finite_shows(value):
 
 def test_memory_comes_back_when_the_last_tensor_dies():
     _buffers.release()
-    shape = (1 << 15,)
+    shape = (1 << 17,)
     first = _buffers.empty(shape, torch.float32)
     view, where = first[5:], first.data_ptr()
     assert where % _buffers.ALIGNMENT == 0
@@ -163,22 +163,22 @@ def test_memory_comes_back_when_the_last_tensor_dies():
 
 def test_little_memory_is_kept(monkeypatch):
     _buffers.release()
-    monkeypatch.setattr(_buffers, "MOST_KEPT", 1 << 17)
-    tensors = [_buffers.empty((1 << 15,), torch.float32) for _ in range(3)]
+    monkeypatch.setattr(_buffers, "MOST_KEPT", 1 << 19)
+    tensors = [_buffers.empty((1 << 17,), torch.float32) for _ in range(3)]
     del tensors
-    assert _buffers.release() == 1 << 17
+    assert _buffers.release() == 1 << 19
 
 
 def test_a_step_in_steady_state_takes_no_new_memory(monkeypatch):
     fresh = []
     original = _buffers.np.empty
     monkeypatch.setattr(_buffers.np, "empty", lambda size, dtype: fresh.append(size) or original(size, dtype))
-    net = foldconv.expand(nn.Sequential(nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3)), "doconv").train()
+    net = foldconv.expand(nn.Sequential(nn.Conv2d(96, 96, 3), nn.ReLU(), nn.Conv2d(96, 96, 3)), "doconv").train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     counts = []
     for _ in range(4):
         optimizer.zero_grad()
-        net(torch.randn(2, 64, 7, 7)).sum().backward()
+        net(torch.randn(2, 96, 7, 7)).sum().backward()
         optimizer.step()
         counts.append(len(fresh))
     assert counts[0] > 0
@@ -186,7 +186,7 @@ def test_a_step_in_steady_state_takes_no_new_memory(monkeypatch):
 
 
 def test_the_gradient_is_handed_over_without_a_copy():
-    layer = foldconv.expand(nn.Conv2d(64, 64, 3), "doconv").train()
-    layer(torch.randn(1, 64, 5, 5)).sum().backward()
+    layer = foldconv.expand(nn.Conv2d(96, 96, 3), "doconv").train()
+    layer(torch.randn(1, 96, 5, 5)).sum().backward()
     loans = {memory.ctypes.data for _, memory in _buffers._loans.values()}
     assert layer.weight.grad.data_ptr() in loans

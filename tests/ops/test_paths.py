@@ -6,13 +6,13 @@ from torch import nn
 
 import foldconv
 from foldconv import ops
-from foldconv.ops import _cpu, _paths
+from foldconv.ops import _autograd, _cpu, _threads
 
-LARGE, SMALL = (64, 64, 9), (4, 4, 9)
+LARGE, SMALL = (64, 64, 9), (4, 4, 4)
 
 
 def tensors(shape, **options):
-    return torch.randn(shape, **options), torch.randn(shape[1], 9, 9, **options)
+    return torch.randn(shape, **options), torch.randn(shape[1], shape[2], shape[2], **options)
 
 
 def name(*tensors):
@@ -28,6 +28,9 @@ def test_large_kernels_on_the_cpu_take_its_path():
         assert name(*tensors(SMALL)) == "cpu"
     with ops.using("torch"):
         assert name(*tensors(LARGE)) == "torch"
+    usual = 4, 4, 9  # its loops are compiled for the others anyway
+    assert name(*tensors(usual)) == "cpu"
+    assert name(*tensors(usual, dtype=torch.float64)) == "torch"
 
 
 @pytest.mark.parametrize(
@@ -70,12 +73,8 @@ def test_compilers_and_transforms_see_torchs_operations(method, monkeypatch):
     x = torch.randn(1, 64, 5, 5)
     wanted = layer(x)
 
-    def refuse(*_):
-        raise AssertionError("the path was taken")
-
-    for module in _paths._FAST:
-        monkeypatch.setattr(module, "depthwise", refuse)
-        monkeypatch.setattr(module, "orepa", refuse, raising=False)
+    for function in ("_Depthwise", "_OnPath"):
+        monkeypatch.delattr(_autograd, function)  # every path is taken by one of these
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), wanted, rtol=1e-5, atol=1e-5)
     parameters = dict(layer.named_parameters())
@@ -92,8 +91,9 @@ def test_one_pass_for_the_kernel_and_one_for_each_gradient(monkeypatch):
     loops = []
     original = _cpu.run
     monkeypatch.setattr(_cpu, "run", lambda loop, *a: loops.append(loop) or original(loop, *a))
-    layer = foldconv.expand(nn.Conv2d(64, 64, 3), "doconv").train()
-    y = layer(torch.randn(1, 64, 5, 5))
+    layer = foldconv.expand(nn.Conv2d(192, 192, 3), "doconv").train()
+    assert layer.weight.numel() >= _threads.LEAST_OF_TWO, "large enough for several threads"
+    y = layer(torch.randn(1, 192, 5, 5))
     assert len(loops) == 1
     y.sum().backward()
     assert len(loops) == 3

@@ -28,7 +28,7 @@ def honest():
 
         return call
 
-    path = types.SimpleNamespace(name="gpu", WORTHWHILE=0, reason_against=lambda *tensors: None, calls=calls)
+    path = types.SimpleNamespace(name="gpu", least=lambda *_: 0, reason_against=lambda *_: None, calls=calls)
     for name in ("depthwise", "orepa"):
         setattr(path, name, noted(name))
         setattr(path, f"{name}_gradients", noted(f"{name}_gradients", grad=True))

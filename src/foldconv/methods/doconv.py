@@ -28,7 +28,6 @@ from ..algebra import Kernel
 from ..algebra.rules import conv_geometry, transposed_geometry
 from ..errors import UnsupportedError
 from ..layers import ComposedConv, Foldable
-from ..layers.composed import FULL_PRECISION
 from ..layers.once import evaluated_once
 from ._registry import Init, Method, register
 
@@ -172,24 +171,18 @@ class _DOConvNd(ComposedConv):
 
     def _composed(self) -> Tensor:
         """`kernel`, by a short way where nothing is special: of a small network's step, Python is what counts."""
-        held = self._parameters
+        cls, held = type(self), self._parameters
         weight, D = held.get("weight"), held.get("D")
         if (
             weight is None
             or D is None
             or held.get("weight_extra") is not None
-            or weight.dim() < 4  # where D's shape would be checked less
-            or weight.dtype not in FULL_PRECISION
-            or weight.dtype is not D.dtype
-            or torch.is_autocast_enabled(weight.device.type)
-            or type(self).kernel is not ComposedConv.kernel
+            or cls.kernel is not ComposedConv.kernel
+            or cls.compose is not _DOConvNd.compose
         ):
             return self.kernel()
-        try:
-            return self.compose(weight, D, None)
-        except UnsupportedError:
-            self.checked_parameters()  # the same with the layer's name
-            raise
+        composed = ops.compose_compiled(weight, D, self.groups)
+        return self.kernel() if composed is None else composed
 
     @property
     def method(self) -> DOConv:

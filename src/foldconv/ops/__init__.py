@@ -15,7 +15,7 @@ whole process. The GPU's is on trial: its first result for each shape is compare
 path steps aside with a warning.
 """
 
-from ._autograd import compose_depthwise, compose_orepa, compose_pointwise
+from ._autograd import compose_compiled, compose_depthwise, compose_orepa, compose_pointwise
 from ._context import is_recorded
 from ._paths import Path, choose, paths, using, why
 from ._torch import Orepa, orepa_branches
@@ -24,6 +24,7 @@ __all__ = [
     "Orepa",
     "Path",
     "choose",
+    "compose_compiled",
     "compose_depthwise",
     "compose_orepa",
     "compose_pointwise",

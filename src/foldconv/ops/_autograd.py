@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedError
-from . import _torch
-from ._paths import decide
+from . import _cpu, _torch
+from ._context import forced_path, is_observed
+from ._paths import MOST_DECISIONS, decide
 from ._torch import Orepa
 
 
@@ -40,7 +42,36 @@ def compose_depthwise(taps: Tensor, D: Tensor, groups: int = 1) -> Tensor:
     path = decide(_check_depthwise, groups, taps, D)
     if path is None:
         return _torch.depthwise(taps, D, groups)
+    if path is _cpu:
+        if len(_compiled) >= MOST_DECISIONS:
+            _compiled.clear()
+        path = _cpu.small(taps, D, groups) or path
+        if D.shape[1] == D.shape[2]:  # else the taps might be meant to be more
+            _compiled[_kind(taps, D, groups)] = path
     return _Depthwise.apply(path, groups, taps, D)  # pyright: ignore[reportReturnType]
+
+
+_compiled: dict[tuple[Any, ...], Any] = {}
+"""What composes DO-Conv's kernels from tensors of a kind, where that is Numba."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_compiled.clear)
+
+
+def _kind(taps: Tensor, D: Tensor, groups: int) -> tuple[Any, ...]:
+    """All that decides about it."""
+    shapes = taps.shape, D.shape
+    return groups, forced_path.get(), *shapes, type(taps), type(D), taps.dtype, D.dtype, taps.device, D.device
+
+
+def compose_compiled(taps: Tensor, D: Tensor, groups: int) -> Tensor | None:
+    """`compose_depthwise` where it composed such tensors before, by Numba, and nothing looks on; None elsewhere.
+
+    Of a small network's step the way there is what counts. Numba's loops compute what they compute, autocast or not.
+    """
+    if is_observed():
+        return None
+    path = _compiled.get(_kind(taps, D, groups))
+    return None if path is None else _Depthwise.apply(path, groups, taps, D)  # pyright: ignore[reportReturnType]
 
 
 def _check_depthwise(taps: Tensor, D: Tensor, groups: int) -> None:

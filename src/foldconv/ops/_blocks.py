@@ -13,10 +13,13 @@ from ._buffers import empty
 from ._torch import shaped
 
 name = "blocks"
-WORTHWHILE = 1 << 13
-"""Below, laying out the blocks takes longer than they save."""
 _SIDE = 16
 """Rows of a block at least, where channels divide."""
+
+
+def least(*tensors: Tensor) -> int:
+    """Below, laying out the blocks takes longer than they save."""
+    return 1 << 13
 
 
 def reason_against(*tensors: Tensor) -> str | None:

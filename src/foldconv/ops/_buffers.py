@@ -17,7 +17,7 @@ from torch import Tensor
 
 MOST_KEPT = 1 << 29
 """Bytes that may lie here unused; more is given back to the system."""
-SMALLEST = 1 << 16
+SMALLEST = 1 << 18
 """Bytes below which memory is not worth keeping."""
 ALIGNMENT = 64
 """Bytes of a cache line, to which torch aligns its own memory."""

@@ -6,6 +6,9 @@ import contextvars
 import os
 
 import torch
+from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 VARIABLE = "FOLDCONV_PATH"
 asked_for: str | None = os.environ.get(VARIABLE) or None
@@ -30,9 +33,9 @@ def is_observed() -> bool:
     The same words again, for they run in every forward.
     """
     return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
+        is_compiling()
+        or _len_torch_dispatch_stack() > 0
+        or _get_tracing_state() is not None
+        or _are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
     )

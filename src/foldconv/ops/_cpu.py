@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedError
 from ._buffers import SMALLEST, empty
-from ._threads import run
+from ._threads import LEAST_OF_TWO, run
 from ._torch import Orepa, shaped
 
 name = "cpu"
-WORTHWHILE = 1 << 10
 MOST_TAPS = 32
 """More are unrolled into code that takes too long to compile."""
 TASKS = 8
@@ -39,6 +39,12 @@ _PROCESS = os.getpid()
 @functools.cache
 def _has_numba() -> bool:
     return importlib.util.find_spec("numba") is not None
+
+
+def least(*tensors: Tensor) -> int:
+    """Loops are compiled once for each size and dtype, which takes seconds: for few weights only the usual ones."""
+    is_usual = len(tensors) == 2 and tensors[1].shape[1:] == (9, 9) and tensors[1].dtype == torch.float32
+    return 0 if is_usual else 1 << 10
 
 
 def reason_against(*tensors: Tensor) -> str | None:
@@ -86,44 +92,68 @@ def depthwise_gradients(grad: Tensor, taps: Tensor, D: Tensor, groups: int) -> t
 def _chain(taps: Tensor, D: Tensor, groups: int, back: bool) -> Tensor:
     """``K[o, i, m] = taps[o, i, m] + Σ_s D[c, m, s] · taps[o, i, s]``, or by D's transpose; taps contiguous."""
     dtype, shape, D = taps.dtype, taps.shape, D.contiguous()
-    channels, k, multiplier, room, fill, loop = _chaining(D.shape, back, dtype)
-    table = torch.empty(room, dtype=dtype, device="cpu")
-    fill(D.data_ptr(), table.data_ptr(), channels)
-    if k != multiplier:
-        kernel = empty((*shape[:2], k), dtype)
-    else:
-        kernel = torch.empty_like(taps) if taps.nbytes < SMALLEST else empty(shape, dtype)
-    at = taps.data_ptr(), table.data_ptr(), kernel.data_ptr()
-    run(loop, taps.numel(), *at, shape[0], groups, shape[1])
-    return kernel
-
-
-@functools.lru_cache
-def _chaining(shape: torch.Size, back: bool, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Sizes and loops for a D of this shape."""
-    channels, k, multiplier = shape
+    k, multiplier = D.shape[1:]
     if back:
         k, multiplier = multiplier, k
-    loops, wide = _kernels(), _NUMPY[dtype]
-    room = channels * multiplier * _padded(k)
-    table, chain = loops.table_of(k, multiplier, back, wide), loops.chain(k, multiplier, wide)
-    return channels, k, multiplier, room, table, chain
+    kernel = empty(shape if k == multiplier else (*shape[:2], k), dtype)
+    at = taps.data_ptr(), D.data_ptr(), kernel.data_ptr()
+    loop = _kernels().chain(k, multiplier, back, _NUMPY[dtype])
+    run(loop, taps.numel(), *at, shape[0], groups, shape[1])
+    return kernel
 
 
 def _outer(left: Tensor, right: Tensor, k: int, multiplier: int, groups: int) -> Tensor:
     """``(G·I, k, S)``: the sum over outputs of ``left[o, i, m] · right[o, i, s]``; both contiguous."""
     out, per_group, *_ = left.shape
-    chunks, loop = _summing(out, per_group, k, multiplier, groups, left.dtype)
+    chunks = _chunks(out, groups, per_group, k)
     sums = torch.empty(chunks * groups * per_group, k, multiplier, dtype=left.dtype, device="cpu")
     at = left.data_ptr(), right.data_ptr(), sums.data_ptr()
-    run(loop, left.numel(), *at, out, groups, per_group, chunks)
+    run(_kernels().outer(k, multiplier, _NUMPY[left.dtype]), left.numel(), *at, out, groups, per_group, chunks)
     return sums if chunks == 1 else sums.view(chunks, -1, k, multiplier).sum(0)
 
 
-@functools.lru_cache
-def _summing(out: int, per_group: int, k: int, multiplier: int, groups: int, dtype: torch.dtype) -> tuple[int, Any]:
-    """Chunks and the loop of sums over outputs."""
-    return _chunks(out, groups, per_group), _kernels().outer(k, multiplier, _NUMPY[dtype])
+class Small:
+    """`depthwise` and its gradients for kernels like this one, with all that follows from shape and dtype found once.
+
+    Of a small layer's step these few calls are what counts. Tensors that are laid out otherwise take the long way.
+    """
+
+    name = name
+
+    def __init__(self, taps: Tensor, D: Tensor, groups: int):
+        outputs, inputs = taps.shape[:2]
+        k, dtype = D.shape[1], _NUMPY[taps.dtype]
+        loops = _kernels()
+        self._chain, self._back = loops.chain(k, k, False, dtype), loops.chain(k, k, True, dtype)
+        self._outer = loops.outer(k, k, dtype)
+        self._sizes = outputs, groups, inputs
+        self._bytes = D.nbytes
+
+    def depthwise(self, taps: Tensor, D: Tensor, groups: int) -> Tensor:
+        """See `foldconv.ops.compose_depthwise`."""
+        if not (taps.is_contiguous() and D.is_contiguous()):
+            return depthwise(taps, D, groups)
+        kernel = torch.empty_like(taps)
+        self._chain(0, 1, taps.data_ptr(), D.data_ptr(), kernel.data_ptr(), *self._sizes)
+        return kernel
+
+    def depthwise_gradients(self, grad: Tensor, taps: Tensor, D: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+        """The gradients of `taps` and `D`."""
+        if not (grad.is_contiguous() and taps.is_contiguous() and D.is_contiguous()):
+            return depthwise_gradients(grad, taps, D, groups)
+        if taps.nbytes != grad.nbytes or D.nbytes != self._bytes or not (taps.is_cpu and D.is_cpu):
+            raise UnsupportedError("weight, D: other tensors were put into them between the forward and the backward")
+        d_taps, d_D = torch.empty_like(taps), torch.empty_like(D)
+        at = grad.data_ptr()
+        self._back(0, 1, at, D.data_ptr(), d_taps.data_ptr(), *self._sizes)
+        self._outer(0, 1, at, taps.data_ptr(), d_D.data_ptr(), *self._sizes, 1)
+        return d_taps, d_D
+
+
+def small(taps: Tensor, D: Tensor, groups: int) -> Small | None:
+    """For kernels whose loops take one thread and one chunk, and whose memory is not worth keeping."""
+    is_small = taps.nbytes < SMALLEST and taps.numel() < LEAST_OF_TWO and D.shape[1] == D.shape[2]
+    return Small(taps, D, groups) if is_small else None
 
 
 def _with_identity(D: Tensor) -> Tensor:
@@ -146,14 +176,16 @@ def _outer_sums(left: Tensor, right: Tensor, groups: int) -> Tensor:
     multiplier = right.shape[2]
     if right.is_contiguous():
         return _outer(left, right, k, multiplier, groups)
-    chunks = _chunks(out, groups, per_group)
+    chunks = _chunks(out, groups, per_group, k)
     sums = torch.empty(chunks, groups, k, multiplier, per_group, dtype=left.dtype, device="cpu")
     _run(_kernels().outer_last(), left.transpose(1, 2), right.transpose(1, 2), sums)
     return _total(sums).permute(0, 3, 1, 2).reshape(groups * per_group, k, multiplier)
 
 
-def _chunks(out: int, groups: int, per_group: int) -> int:
+def _chunks(out: int, groups: int, per_group: int, k: int) -> int:
     """Sums over outputs are cut into as many chunks as make enough tasks; their number depends on the shape only."""
+    if out * per_group * k < LEAST_OF_TWO:
+        return 1
     tasks = groups * math.ceil(per_group / _kernels().BLOCK)
     return max(1, min(math.ceil(TASKS / tasks), out // groups // _OUTPUTS_PER_SUM))
 

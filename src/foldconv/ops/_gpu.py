@@ -30,8 +30,6 @@ from ._context import forced_path
 from ._torch import Orepa, shaped
 
 name = "gpu"
-WORTHWHILE = 0
-"""Weights from which on it gains: always, since small layers cost launches only."""
 LEAST_CAPABILITY = (8, 0)
 """What Triton says it needs."""
 PROGRAMS = 264
@@ -49,6 +47,11 @@ def _has_triton() -> bool:
 @functools.cache
 def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
+
+
+def least(*tensors: Tensor) -> int:
+    """It always gains, since small layers cost launches only."""
+    return 0
 
 
 def reason_against(*tensors: Tensor) -> str | None:

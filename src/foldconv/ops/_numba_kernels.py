@@ -48,41 +48,29 @@ def _padded(taps: int) -> int:
 
 
 @functools.cache
-def table_of(k: int, S: int, back: bool, dtype: Any) -> Any:
-    """From D, ``(channels, k, S)``: with the identity added, as ``(channels, S, padded k)``.
+def chain(k: int, S: int, back: bool, dtype: Any) -> Any:
+    """``kernel[o, i, m] = taps[o, i, m] + Σ_s D[c, m, s] · taps[o, i, s]``; c: the channel, that of o's group and i.
 
-    With `back` D is ``(channels, S, k)``: for a gradient's way back, by the transpose.
+    With `back`, by ``D[c, s, m]``: for a gradient's way back, by the transpose.
     """
     P = _padded(k)
     shape = (S, k) if back else (k, S)
 
     @_jit
-    def fill(D, table, channels):
-        d = numba.carray(_pointer(D), (channels, shape[0], shape[1]), dtype)
-        t = numba.carray(_pointer(table), (channels, S, P), dtype)
-        t[:] = 0
-        for c in range(channels):
+    def loop(me, all, taps_at, D_at, kernel_at, outputs, groups, inputs):
+        weights = numba.carray(_pointer(taps_at), (outputs, inputs * S), dtype)
+        D = numba.carray(_pointer(D_at), (groups * inputs, shape[0], shape[1]), dtype)
+        kernels = numba.carray(_pointer(kernel_at), (outputs, inputs * k), dtype)
+        # D and the identity, turned and padded, so that a row is a vector.
+        table = np.zeros((groups * inputs, S, P), dtype)
+        for c in range(groups * inputs):
             for s in range(S):
                 for m in range(k):
-                    t[c, s, m] = d[c, s, m] if back else d[c, m, s]
+                    table[c, s, m] = D[c, s, m] if back else D[c, m, s]
             for m in range(min(k, S)):
-                t[c, m, m] += 1
-
-    return fill
-
-
-@functools.cache
-def chain(k: int, S: int, dtype: Any) -> Any:
-    """``kernel[o, i, m] = Σ_s table[g, i, s, m] · taps[o, i, s]``; `table` from `table_of`."""
-    P = _padded(k)
-
-    @_jit
-    def loop(me, all, taps, table, kernel, outputs, groups, inputs):
-        weights = numba.carray(_pointer(taps), (outputs, inputs * S), dtype)
-        tables = numba.carray(_pointer(table), (groups, inputs, S, P), dtype)
-        kernels = numba.carray(_pointer(kernel), (outputs, inputs * k), dtype)
+                table[c, m, m] += 1
         for o in range(outputs * me // all, outputs * (me + 1) // all):
-            t = tables[o // (outputs // groups)]
+            t = table[o // (outputs // groups) * inputs :]
             w, out = weights[o], kernels[o]
             for i in range(inputs - 1):
                 for m in range(P):

@@ -20,8 +20,8 @@ class Path(Protocol):
     """One way to compute the compositions and their gradients; a module with these functions is one."""
 
     name: str
-    WORTHWHILE: int
-    """Weights from which on the path gains anything; fewer take it only when it is forced."""
+    least: Callable[..., int]
+    """From tensors, the number of weights from which on the path gains anything; fewer take it only when forced."""
 
     reason_against: Callable[..., str | None]
     depthwise: Callable[[Tensor, Tensor, int], Tensor]
@@ -34,7 +34,7 @@ _FAST: tuple[Any, ...] = (Trial(_gpu), _cpu, _blocks)
 
 _decisions: dict[tuple[Any, ...], Path | None] = {}
 """What `decide` has found, by what it follows from."""
-_MOST_DECISIONS = 1 << 12
+MOST_DECISIONS = 1 << 12
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_decisions.clear)
 
@@ -87,7 +87,7 @@ def decide(check: Callable[..., None], groups: int, *tensors: Tensor | None) -> 
     except KeyError:
         check(*tensors, groups)
         path = choose(*(t for t in tensors if t is not None))
-        if len(_decisions) >= _MOST_DECISIONS:
+        if len(_decisions) >= MOST_DECISIONS:
             _decisions.clear()
         _decisions[key] = path
         return path
@@ -104,7 +104,7 @@ def _reason_against(path: Any, tensors: tuple[Tensor, ...]) -> str | None:
             return "the tensors differ in device or dtype"
         if t.numel() == 0:
             return "a tensor is empty"
-    if forced_path.get() is None and first.numel() < path.WORTHWHILE:
+    if forced_path.get() is None and first.numel() < path.least(*tensors):
         return f"{first.numel()} weights are too few to gain by it"
     return path.reason_against(*tensors)
 

@@ -19,6 +19,8 @@ MOST = 16
 """Threads enter a loop one after the other; more would wait longer than they work."""
 WORK_OF_ONE = 1 << 17
 """Weights that one thread has done before a second has come to help."""
+LEAST_OF_TWO = 2 * WORK_OF_ONE
+"""Weights from which on a second thread helps."""
 
 _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -28,7 +30,7 @@ def run(loop: Callable[..., Any], size: int, *arguments: Any) -> None:
 
     `size` is the number of weights it goes through.
     """
-    if size < 2 * WORK_OF_ONE:
+    if size < LEAST_OF_TWO:
         return loop(0, 1, *arguments)
     threads = max(1, min(torch.get_num_threads(), MOST, size // WORK_OF_ONE))
     openmp = _openmp()

@@ -28,7 +28,7 @@ class Trial:
     """A path, as a `foldconv.ops.Path` of the same name."""
 
     def __init__(self, path: Any):
-        self.path, self.name, self.WORTHWHILE = path, path.name, path.WORTHWHILE
+        self.path, self.name, self.least = path, path.name, path.least
         self.failure: str | None = None
         """Why it stepped aside."""
         self._passed: set[Any] = set()
