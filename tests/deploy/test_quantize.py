@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import foldconv
-from foldconv.deploy.quantize_data import read_samples
+from foldconv.deploy.calibration import samples_of
 from foldconv.deploy.sensitivity import sensitivities
 from foldconv.errors import NoMatchError, UnsupportedError
 
@@ -81,18 +81,17 @@ def test_the_most_sensitive_layers_are_found():
 
 
 def test_samples_are_read_from_whatever_holds_them():
-    batches = [X[:4], X[4:]]
     labelled = [(X[:4], LABELS[:4]), (X[4:], LABELS[4:])]
     loader = DataLoader(TensorDataset(X, LABELS), batch_size=3)
-    for given in (X, X.numpy(), batches, iter(batches), {"x": X}):
-        samples = read_samples(given, "x")
+    for given in (X, [X[:4], X[4:]], iter([X]), {"x": X}, DataLoader(TensorDataset(X), batch_size=3)):
+        samples = samples_of(given)
         assert samples.labels is None
         assert torch.equal(next(iter(samples.inputs.values())), X)
-    for given in ((X, LABELS), labelled, loader, [(X.numpy(), LABELS.numpy())], [({"x": X}, LABELS)]):
-        samples = read_samples(given, "x")
+    for given in ((X, LABELS), labelled, loader, [({"x": X}, LABELS)]):
+        samples = samples_of(given)
         assert torch.equal(samples.labels, LABELS)
         assert torch.equal(next(iter(samples.inputs.values())), X)
-    two = read_samples([(X, X + 1)], "x")
+    two = samples_of((X, X + 1))
     assert torch.equal(two.inputs[1], X + 1)
     assert [len(batch[0]) for batch in two.batches(3)] == [3, 3, 2]
 
@@ -100,21 +99,26 @@ def test_samples_are_read_from_whatever_holds_them():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (X[:0], "expected at least one sample, received none"),
-        ([], "expected at least one sample, received none"),
-        ([X, X[:, :2]], r"batch 1: expected samples of shape \(3, 8, 8\) .* as in batch 0, received shape \(2, 8, 8\)"),
-        ([X, X * float("nan")], "batch 1: holds NaN or infinity"),
-        ([(X, LABELS[:3])], r"batch 0: expected as many labels as samples, received \[8, 3\]"),
-        ([X, (X, LABELS)], "batch 1: expected labels in all batches or in none"),
-        (TensorDataset(X), "expected batches, received a TensorDataset; wrap it in a DataLoader"),
-        ([(X, "cat")], "batch 0: expected a tensor"),
-        (3, "expected a tensor, batches or a loader, received 3"),
+        (X[:0], r"expected tensors of at least one sample, received \(0, 3, 8, 8\)"),
+        ([], "expected at least one batch, received none"),
+        ([X, X[:, :2]], r"batch 2: expected samples of \(3, 8, 8\) .*, as in batch 1, received \(2, 8, 8\)"),
+        ([X, X * float("nan")], "batch 2: holds NaN or infinity"),
+        (
+            [(X, LABELS[:3])],
+            r"batch 1: expected 8 labels, one whole number a sample, received torch.int64 of shape \(3",
+        ),
+        ([({"x": X}, X)], "batch 1: expected 8 labels, one whole number a sample, received torch.float32"),
+        ([(X, X[:3])], r"batch 1: expected as many samples in each tensor, received \[8, 3\]"),
+        ([X, (X, LABELS)], "batch 2: expected labels in all batches or in none"),
+        (TensorDataset(X), "expected a tensor, .* received a TensorDataset; wrap it in a DataLoader"),
+        ([(X, "cat")], "batch 1: expected a tensor"),
+        (3, "expected a tensor, .* received 3"),
     ],
-    ids=["empty", "none", "size", "NaN", "count", "some labels", "dataset", "text", "number"],
+    ids=["empty", "none", "size", "NaN", "count", "no numbers", "unequal", "some", "dataset", "text", "number"],
 )
 def test_samples_that_are_refused(given, message):
-    with pytest.raises(UnsupportedError, match=f"calibration: {message}") as error:
-        read_samples(given, "calibration")
+    with pytest.raises((UnsupportedError, TypeError), match=f"calibration: {message}") as error:
+        samples_of(given)
     assert "\n" not in str(error.value)
 
 

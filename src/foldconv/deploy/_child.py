@@ -33,8 +33,10 @@ def main(runtime: str, function: str, *arguments: str) -> None:
         source, target, given, place = arguments
         with open(place, encoding="utf-8") as file:
             settings = json.load(file)
-        functions["quantize"](source, target, _read(given), settings)
+        batches = _read(given)
+        functions["quantize"](source, target, batches, settings)
         settings["int8"] = functions["int8_layers"](source, target, settings)
+        settings["notes"] = functions["notes"](target, batches) if "notes" in functions else []
         with open(place, "w", encoding="utf-8") as file:
             json.dump(settings, file)
     elif function != "measure":

@@ -23,10 +23,10 @@ from ..files.atomic import atomic_folder
 from ..network.table import align
 from ..network.tree import expect_module
 from .apart import interpreter
+from .calibration import Samples, samples_of
 from .equalize import equalize as equalized
 from .export import _ByKeyword, _describe, _with_tensors, deployable, export, read_description
 from .formats import Format, format_of
-from .quantize_data import Samples, read_samples
 from .running import measure_files, quantize_file
 from .sensitivity import quantizable_layers, sensitivities
 
@@ -65,6 +65,8 @@ class Quantized:
     latency_before: float
     latency: float
     """Seconds for one sample: medians over calls of the float file and this one in turn."""
+    notes: tuple[str, ...] = ()
+    """What else a user should know."""
     sensitivities: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """With ``auto_keep``, the error of the output when one layer alone is in int8, the largest first."""
 
@@ -82,6 +84,7 @@ class Quantized:
             f"{self.path}: {self.format}, {self.recipe}, calibrated with {self.calibrated} samples, judged by "
             f"{self.judged}\n{align(rows)}\n"
             f"{len(self.layers) - len(named)} of {len(self.layers)} layers in int8{left}"
+            + "".join(f"\n{note}" for note in self.notes)
         )
 
 
@@ -152,8 +155,8 @@ def quantize(
     form = format_of(path, format)
     python = interpreter(form)
     form.expect_int8()
-    given = read_samples(calibration, "calibration")
-    judges = given if evaluation is None else read_samples(evaluation, "evaluation")
+    given = samples_of(calibration)
+    judges = given if evaluation is None else samples_of(evaluation, "evaluation")
     any_batch = dynamic_batch and form.any_batch
     network, example = _with_tensors(model, given.example(2 if any_batch else 1))
     with _named_calibration():
@@ -181,7 +184,7 @@ def quantize(
             )
         within = [[prefix + name for name in some] for some in (names, kept)]
         settings = {"layers": within[0], "keep": within[1], "per_channel": per_channel}
-        int8 = quantize_file(form.quantizer, plain, target, given.batches(size), settings, python=python)
+        int8, notes = quantize_file(form.quantizer, plain, target, given.batches(size), settings, python=python)
         batches = judges.batches(size)
         before, after, seconds = measure_files(form.runtime, plain, target, batches, python=python)
         left = tuple(name for name in names if prefix + name not in int8)
@@ -203,6 +206,7 @@ def quantize(
             size=_size(form, target),
             latency_before=float(seconds[0, 0]),
             latency=float(seconds[1, 0]),
+            notes=tuple(notes),
             sensitivities=measured,
         )
         description = read_description(form, plain)

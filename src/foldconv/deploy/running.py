@@ -89,8 +89,8 @@ def quantize_file(
     settings: Mapping[str, Any],
     *,
     python: Sequence[str] = (),
-) -> list[str]:
-    """Write a file's network in int8; the names of the layers that it computes in int8.
+) -> tuple[list[str], list[str]]:
+    """Write a file's network in int8.
 
     Args:
         quantizer: the file of code, with functions ``quantize`` and ``int8_layers``.
@@ -100,6 +100,9 @@ def quantize_file(
         settings: ``layers``, the names of all; ``keep``, of those that stay in float; ``per_channel``.
         python: the command of another interpreter; by default this one.
 
+    Returns:
+        The names of the layers that it computes in int8, and notes for the user.
+
     Raises:
         UnsupportedError: as for `run_file`.
     """
@@ -108,7 +111,8 @@ def quantize_file(
         _save(given, batches)
         place.write_text(json.dumps(settings), encoding="utf-8")
         call(quantizer, "quantize", *map(str, (source, target, given, place)), python=python)
-        return json.loads(place.read_text(encoding="utf-8"))["int8"]
+        found = json.loads(place.read_text(encoding="utf-8"))
+        return found["int8"], found["notes"]
 
 
 def _save(path: Path, batches: Sequence[Sequence[np.ndarray]]) -> None:

@@ -29,6 +29,7 @@ from . import (
     _import_checkpoint,
     _inspect,
     _predict,
+    _quantize,
     _train,
 )
 from ._common import COMMON, Parser, UsageError
@@ -38,6 +39,7 @@ _COMMANDS = {
     "eval": _eval,
     "fold": _fold,
     "export": _export,
+    "quantize": _quantize,
     "predict": _predict,
     "inspect": _inspect,
     "bench": _bench,
