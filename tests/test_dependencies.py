@@ -137,7 +137,9 @@ OPTIONAL = {
     "deploy.ncnn": "ncnn pnnx",
     "deploy.onnx": "onnx onnxruntime",
     "deploy.openvino": "openvino",
+    "deploy.quantize_executorch": "executorch torchao",
     "deploy.quantize_onnx": "onnx onnxruntime",
+    "deploy.quantize_openvino": "nncf openvino",
 }
 
 

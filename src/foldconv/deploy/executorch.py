@@ -18,13 +18,24 @@ def convert(program: Any, path: str) -> None:
 
 def run(path: str, batches: list) -> list:
     """The outputs for each batch."""
+    return list(map(load(path), batches))
+
+
+def load(path: str, threads: int = 0) -> Any:
+    """What computes the outputs of a batch; by so many threads, 0: as the runtime thinks best."""
     import torch
     from executorch.runtime import Runtime
 
+    if threads:
+        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+
+        _unsafe_reset_threadpool(threads)
     program = Runtime.get().load_program(path)
     method = program.load_method("forward")
-    outputs = []
-    for batch in batches:
+
+    def call(batch: list) -> list:
         values = method.execute([torch.from_numpy(array) for array in batch])
-        outputs.append([value.numpy().copy() for value in values])
-    return outputs
+        return [value.numpy().copy() for value in values]
+
+    call.program = program  # which the method needs  # pyright: ignore[reportFunctionMemberAccess]
+    return call

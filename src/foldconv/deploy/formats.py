@@ -45,6 +45,8 @@ class Format:
     """How `quantize` makes it, in a few words; nothing: it cannot."""
     int8_packages: tuple[str, ...] = ()
     """What that needs beside `packages`, of the extra ``quantization``."""
+    int8_from_program: bool = False
+    """Whether it is made of torch's graph, not of the float file."""
 
     @property
     def runtime(self) -> Path:
@@ -102,8 +104,14 @@ FORMATS: dict[str, Format] = {
             rewritten=("circular padding",),
             refused={"three dimensions": "is converted and then fails when it runs"},
             largest_batch=1024,  # memory is planned for it
+            int8="PT2E with XNNPACKQuantizer, static",
+            int8_from_program=True,
         ),
-        Format("OpenVINO", ".xml", "openvino.py", "openvino", ("openvino",), beside=(".bin",)),
+        Format(
+            *("OpenVINO", ".xml", "openvino.py", "openvino", ("openvino",), (".bin",)),
+            int8="NNCF, static",
+            int8_packages=("nncf",),
+        ),
         Format(
             *("Core ML", ".mlpackage", "coreml.py", "coreml", ("coremltools",)),
             rewritten=("circular padding",),

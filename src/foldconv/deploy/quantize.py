@@ -25,8 +25,9 @@ from ..network.tree import expect_module
 from .apart import interpreter
 from .calibration import Samples, samples_of
 from .equalize import equalize as equalized
-from .export import _ByKeyword, _describe, _with_tensors, deployable, export, read_description
+from .export import _ByKeyword, _describe, _program, _with_tensors, deployable, export, read_description
 from .formats import Format, format_of
+from .portable import portable
 from .running import measure_files, quantize_file
 from .sensitivity import quantizable_layers, sensitivities
 
@@ -182,12 +183,28 @@ def quantize(
                 labels=labels,
                 preprocessing=preprocessing,
             )
-        within = [[prefix + name for name in some] for some in (names, kept)]
-        settings = {"layers": within[0], "keep": within[1], "per_channel": per_channel}
-        int8, notes = quantize_file(form.quantizer, plain, target, given.batches(size), settings, python=python)
+        ready = portable(folded, form)
+        program = _program(
+            ready, _with_tensors(model, given.example(2 if any_batch else 1))[1], any_batch, form.largest_batch
+        )
+        inner = [name for name in quantizable_layers(ready) if _outer(name, prefix, names) is not None]
+        settings = {
+            "layers": inner,
+            "keep": [name for name in inner if _outer(name, prefix, names) in kept],
+            "calls": _calls(program, inner),
+            "per_channel": per_channel,
+            "any_batch": any_batch,
+            "largest_batch": form.largest_batch,
+        }
+        source = plain
+        if form.int8_from_program:
+            source = Path(aside, "program.pt2")
+            torch.export.save(program, source)
+        found, notes = quantize_file(form.quantizer, source, target, given.batches(size), settings, python=python)
+        int8 = {_outer(name, prefix, names) for name in found}
         batches = judges.batches(size)
         before, after, seconds = measure_files(form.runtime, plain, target, batches, python=python)
-        left = tuple(name for name in names if prefix + name not in int8)
+        left = tuple(name for name in names if name not in int8)
         accuracies = _accuracies(judges, before, after)
         result = Quantized(
             path=Path(path),
@@ -247,6 +264,24 @@ def _equalized(folded: nn.Module, example: Sequence[torch.Tensor]) -> bool:
         _LOG.warning("not equalized: %s", error)
         return False
     return True
+
+
+def _outer(name: str, prefix: str, names: list[str]) -> str | None:
+    """The user's name of a layer that `portable` may have put into a sequence of its own."""
+    name = name.removeprefix(prefix)
+    return name if name in names else next((each for each in names if name.startswith(f"{each}.")), None)
+
+
+def _calls(program: Any, layers: list[str]) -> list[tuple[str, str | None]]:
+    """The kind, ``conv`` or ``linear``, of each call of such an operation, and which layer's it is, in order."""
+    found = []
+    for node in program.graph.nodes:
+        name = node.target.__name__ if node.op == "call_function" else ""
+        kind = next((kind for kind in ("conv", "linear") if name.startswith(kind)), None)
+        if kind:
+            stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+            found.append((kind, next((path for path in reversed(stack) if path in layers), None)))
+    return found
 
 
 def _accuracies(judges: Samples, *outputs: list[list[np.ndarray]]) -> tuple[float | None, ...]:
