@@ -138,6 +138,7 @@ OPTIONAL = {
     "deploy.onnx": "onnx onnxruntime",
     "deploy.openvino": "openvino",
     "deploy.quantize_executorch": "executorch torchao",
+    "deploy.quantize_litert": "ai_edge_litert ai_edge_quantizer",
     "deploy.quantize_onnx": "onnx onnxruntime",
     "deploy.quantize_openvino": "nncf openvino",
 }

@@ -9,7 +9,7 @@ import shutil
 from ..errors import UnsupportedError
 from .formats import Format
 
-LITERT = ("litert-torch>=0.10", "ai-edge-litert>=2.1", "torch<2.15")
+LITERT = ("litert-torch>=0.10", "ai-edge-litert>=2.1", "ai-edge-quantizer>=0.10", "torch<2.15")
 """What LiteRT's environment holds."""
 VARIABLE = "FOLDCONV_LITERT_PYTHON"
 """Names the interpreter of such an environment, where there is one already."""

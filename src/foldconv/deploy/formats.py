@@ -137,6 +137,7 @@ FORMATS: dict[str, Format] = {
             any_batch=False,
             alone=True,
             apart="litert-torch",
+            int8="ai-edge-quantizer, dynamic",
         ),
     )
 }

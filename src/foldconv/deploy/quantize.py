@@ -7,6 +7,7 @@ import dataclasses
 import fnmatch
 import logging
 import os
+import runpy
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -192,6 +193,7 @@ def quantize(
             "layers": inner,
             "keep": [name for name in inner if _outer(name, prefix, names) in kept],
             "calls": _calls(program, inner),
+            "weights": _fingerprints(form, ready, inner),
             "per_channel": per_channel,
             "any_batch": any_batch,
             "largest_batch": form.largest_batch,
@@ -281,6 +283,18 @@ def _calls(program: Any, layers: list[str]) -> list[tuple[str, str | None]]:
         if kind:
             stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
             found.append((kind, next((path for path in reversed(stack) if path in layers), None)))
+    return found
+
+
+def _fingerprints(form: Format, network: nn.Module, layers: list[str]) -> dict[str, str]:
+    """Which layer's a weight is, or a group's part of one, for files that say nothing else."""
+    fingerprint = runpy.run_path(str(form.quantizer)).get("fingerprint")
+    found: dict[str, str] = {}
+    for name in layers if fingerprint else ():
+        layer: Any = network.get_submodule(name)
+        weight = layer.weight.detach().numpy()
+        for part in (weight, *np.split(weight, getattr(layer, "groups", 1))):
+            found.setdefault(fingerprint(part), name)
     return found
 
 
