@@ -174,7 +174,8 @@ def quantize(
         found = sensitivities(folded, some, per_channel=per_channel, names=left)
         measured = {name.removeprefix(prefix): error for name, error in found.items()}
         kept += list(measured)[:auto_keep]
-    size = _BATCH if any_batch else 1
+    # ExecuTorch 1.5 reserves memory for 15 samples, whatever bound the graph has.
+    size = (_BATCH if form.largest_batch is None else 8) if any_batch else 1
     with tempfile.TemporaryDirectory() as aside, atomic_folder(path, overwrite=overwrite) as folder:
         plain, target = (Path(place, Path(path).name) for place in (aside, folder))
         with _named_calibration():
@@ -290,7 +291,9 @@ def _fingerprints(form: Format, network: nn.Module, layers: list[str]) -> dict[s
     """Which layer's a weight is, or a group's part of one, for files that say nothing else."""
     fingerprint = runpy.run_path(str(form.quantizer)).get("fingerprint")
     found: dict[str, str] = {}
-    for name in layers if fingerprint else ():
+    if fingerprint is None:
+        return found
+    for name in layers:
         layer: Any = network.get_submodule(name)
         weight = layer.weight.detach().numpy()
         for part in (weight, *np.split(weight, getattr(layer, "groups", 1))):
