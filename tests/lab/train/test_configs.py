@@ -11,7 +11,7 @@ from foldconv.lab.data import list_data
 from foldconv.lab.data.augmentation import check_augmentation, check_for_folders_only, image_options
 from foldconv.lab.train import TrainConfig
 from foldconv.lab.train.config import PLAIN, read_yaml
-from foldconv.lab.train.optimizers import create_optimizer, create_schedule, training_groups
+from foldconv.lab.train.optimizers import configured_groups, create_optimizer, create_schedule
 from foldconv.methods import method_from_json
 
 ROOT = Path(__file__).parents[3] / "configs"
@@ -64,10 +64,40 @@ def test_the_recipe_can_be_trained(path):
             method = method_from_json({"method": config.method, **config.method_args})
             rich = foldconv.expand(net, method, init=config.init, include=config.include, exclude=config.exclude)
             assert len(list(rich.parameters())) > len(list(net.parameters()))
-    groups = training_groups(rich, config.weight_decay, config.lr, config.stem_lr_factor, config.bias_lr_factor)
+    groups = configured_groups(rich, config)
+    assert sum(len(group["params"]) for group in groups) == len(list(rich.parameters()))
     optimizer = create_optimizer(groups, config)
     create_schedule(optimizer, config, steps=100 * config.epochs)
     assert optimizer.param_groups[0]["lr"] <= config.lr  # at the first step; a warm-up begins below
+
+
+@pytest.mark.parametrize(
+    ("recipe", "doubled", "decayed"),
+    [
+        # Parameters with 'bias' in their names in the originals, and what of ours decays beyond kernels.
+        ("orepa/resnet18", 21, "scales"),
+        ("repvgg/b1", 80, "kernels"),
+        ("cifar/cifar_quick", 11, "all"),
+    ],
+)
+def test_rates_and_decay_are_those_of_the_code(recipe, doubled, decayed):
+    config = TrainConfig.load(ROOT / f"{recipe}.yaml")
+    with torch.device("meta"):
+        net = zoo.create(config.architecture, **config.architecture_args)
+        rich = foldconv.expand(net, config.method, init=config.init, exclude=config.exclude)
+    groups = configured_groups(rich, config)
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    named = dict(rich.named_parameters())
+    twice = {name for name, parameter in named.items() if rate[id(parameter)] == 2 * config.lr}
+    assert twice == {name for name in named if "bias" in name}
+    assert len(twice) == doubled
+    free = {name for name, parameter in named.items() if decay[id(parameter)] == 0}
+    scales = {name for name in named if name.rpartition(".")[2].startswith("vector")}
+    assert config.decay == decayed
+    assert bool(free) == (decayed != "all")
+    assert bool(scales) == (decayed == "scales")
+    assert not scales & free
 
 
 # The arguments in the command lines of GluonCV's model zoo, where GPUs times images are the batch.

@@ -187,7 +187,7 @@ def test_average_follows_its_formula_and_is_what_counts(tiny, silent, tmp_path, 
 
 
 def test_accumulated_batches_are_one_large_batch(tiny, silent, tmp_path, monkeypatch):
-    """Without norms: 3 x 479 images are 1437 images."""
+    """Without norms: 3 x 479 images are 1437 images, also where 4 batches were to be averaged."""
 
     class Plain(nn.Sequential):
         def __init__(self, num_classes, in_channels):
@@ -197,9 +197,12 @@ def test_accumulated_batches_are_one_large_batch(tiny, silent, tmp_path, monkeyp
     config = {"architecture": "normless", "architecture_args": {}, "epochs": 1, "weight_decay": 0, "lr": 0.01}
     fit(tiny(**config, schedule="constant", batch_size=479, out=str(tmp_path / "a")), silent)
     two = fit(tiny(**config, schedule="constant", batch_size=479, accumulate=3, out=str(tmp_path / "c")), silent)
+    fit(tiny(**config, schedule="constant", batch_size=479, accumulate=4, out=str(tmp_path / "e")), silent)
     one = fit(tiny(**config, schedule="constant", batch_size=1437, out=str(tmp_path / "d")), silent)
     key = "network.3.weight"
-    assert torch.allclose(state(tmp_path / "c")["state_dict"][key], state(tmp_path / "d")["state_dict"][key], atol=1e-6)
+    for run in ("c", "e"):
+        found = state(tmp_path / run)["state_dict"][key]
+        assert torch.allclose(found, state(tmp_path / "d")["state_dict"][key], atol=1e-6)
     assert not torch.allclose(
         state(tmp_path / "a")["state_dict"][key], state(tmp_path / "d")["state_dict"][key], atol=1e-5
     )

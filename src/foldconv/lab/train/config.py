@@ -117,7 +117,9 @@ class TrainConfig:
 
     epochs: int = _option(20, _LOOP, "passes over the training images")
     batch_size: int = _option(64, _LOOP, "images per step, of all devices together")
-    accumulate: int = _option(1, _LOOP, "batches whose gradients are summed up before the optimizer steps")
+    accumulate: int = _option(
+        1, _LOOP, "batches over which gradients are averaged for a step; an epoch's last: those left"
+    )
     seed: int = _option(0, _LOOP, "seed of initialization, order of images and augmentation")
 
     optimizer: str = _option("sgd", _OPTIMIZER, "sgd (with Nesterov's momentum), or another name of timm.optim")
@@ -126,7 +128,9 @@ class TrainConfig:
     )
     lr: float = _option(0.1, _OPTIMIZER, "highest learning rate of the schedule")
     momentum: float = _option(0.9, _OPTIMIZER, "momentum, for optimizers that have one")
-    weight_decay: float = _option(5e-4, _OPTIMIZER, "weight decay, where it belongs: not on biases, norms and gates")
+    weight_decay: float = _option(
+        5e-4, _OPTIMIZER, "weight decay, where it belongs (decay): not on biases, norms, gates"
+    )
     schedule: Literal["onecycle", "cosine", "step", "constant"] = _option(
         "onecycle", _OPTIMIZER, "learning rate over the run, step by step"
     )
@@ -141,6 +145,12 @@ class TrainConfig:
     warmup_epochs: float = _option(0.0, _OPTIMIZER, "epochs in which the learning rate rises from 0 (not onecycle)")
     stem_lr_factor: float = _option(1.0, _OPTIMIZER, "learning rate of the first convolution relative to the others'")
     bias_lr_factor: float = _option(1.0, _OPTIMIZER, "learning rate of the biases of convolutions and linear layers")
+    norm_bias_lr_factor: float = _option(1.0, _OPTIMIZER, "learning rate of the biases of norms")
+    decay: Literal["kernels", "scales", "all"] = _option(
+        "kernels",
+        _OPTIMIZER,
+        "what weight_decay is for; scales: OREPA's of its branches, too; all: norms and biases, too",
+    )
     clip_gradient: float = _option(0.0, _OPTIMIZER, "largest norm of the gradient; 0: any")
 
     label_smoothing: float = _option(0.0, _LOSS, "share of each label that is spread over all classes")
@@ -383,5 +393,5 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ema": (0, 1),
 }
 _RANGES |= dict.fromkeys(("lr", "momentum", "weight_decay", "warmup_epochs", "clip_gradient"), (0, math.inf))
-_RANGES |= dict.fromkeys(("stem_lr_factor", "bias_lr_factor", "mixup", "cutmix"), (0, math.inf))
+_RANGES |= dict.fromkeys(("stem_lr_factor", "bias_lr_factor", "norm_bias_lr_factor", "mixup", "cutmix"), (0, math.inf))
 _RANGES |= dict.fromkeys(("seed", "threads", "workers", "holdout"), (0, math.inf))

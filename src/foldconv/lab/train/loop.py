@@ -22,7 +22,7 @@ from .classifier import Classifier
 from .config import TrainConfig
 from .divergence import Losses
 from .evaluation import score
-from .optimizers import create_optimizer, create_schedule, training_groups
+from .optimizers import configured_groups, create_optimizer, create_schedule
 from .processes import share_of_batch, summed
 from .sharding import ShardedStrategy, distributed, split, whole
 
@@ -77,8 +77,7 @@ class Training:
         share = share_of_batch(config.batch_size, fabric.world_size)
         self.batches = training_loader(data, share, config.seed, epoch=lambda: self.epoch, **where)
         self._test_batches = evaluation_loader(data, **where)
-        rates = (config.weight_decay, config.lr, config.stem_lr_factor, config.bias_lr_factor)
-        self._optimizer = create_optimizer(training_groups(self.module.network, *rates), config)
+        self._optimizer = create_optimizer(configured_groups(self.module.network, config), config)
         self._steps = math.ceil(len(self.batches) / config.accumulate)  # of an epoch
         self._schedule = create_schedule(self._optimizer, config, self._steps * config.epochs)
         if content is not None:
@@ -120,7 +119,7 @@ class Training:
         return means
 
     def _batch(self, images: Tensor, labels: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Forward and backward; a step of the optimizer after as many batches as are summed up."""
+        """Forward and backward; a step of the optimizer by the mean over its batches."""
         config, strategy = self.config, self.fabric.strategy
         last = (index + 1) % config.accumulate == 0 or index + 1 == len(self.batches)
         if index % config.accumulate == 0:
@@ -128,7 +127,9 @@ class Training:
         with self._summing(last):
             with strategy.precision.forward_context():
                 minimized, loss, right = self._called(images, labels)
-            part = minimized / config.accumulate if config.accumulate > 1 else minimized
+            first = index - index % config.accumulate
+            number = min(config.accumulate, len(self.batches) - first)  # an epoch's last step may have fewer
+            part = minimized / number if number > 1 else minimized
             strategy.backward(part, self._called)
         if last:
             if config.clip_gradient:

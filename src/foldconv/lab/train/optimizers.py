@@ -20,8 +20,28 @@ _SCHEDULE_ARGS = {"cosine": {"final": 0.0}, "step": {"milestones": None, "factor
 _ONECYCLE_SET = {"total_steps", "epochs", "steps_per_epoch", "last_epoch"}  # by the run itself
 
 
+def configured_groups(network: nn.Module, config: TrainConfig) -> Groups:
+    """`training_groups` with what a config says."""
+    return training_groups(
+        network,
+        config.weight_decay,
+        config.lr,
+        config.stem_lr_factor,
+        config.bias_lr_factor,
+        norm_bias_factor=config.norm_bias_lr_factor,
+        decay=config.decay,
+    )
+
+
 def training_groups(
-    network: nn.Module, weight_decay: float, lr: float, stem_factor: float = 1.0, bias_factor: float = 1.0
+    network: nn.Module,
+    weight_decay: float,
+    lr: float,
+    stem_factor: float = 1.0,
+    bias_factor: float = 1.0,
+    *,
+    norm_bias_factor: float = 1.0,
+    decay: str = "kernels",
 ) -> Groups:
     """The groups of `foldconv.parameter_groups`, split further where the learning rate differs.
 
@@ -31,6 +51,8 @@ def training_groups(
         lr: the learning rate of all others.
         stem_factor: of the first convolution, relative to `lr`; OREPA's authors advise to tune it when transferring.
         bias_factor: of the biases of convolutions and linear layers (Caffe's networks learn them twice as fast).
+        norm_bias_factor: of all other biases, norms' (code that goes by the name 'bias' means them, too).
+        decay: what decays: ``kernels`` as in `parameter_groups`, ``scales``: OREPA's of its branches too, or ``all``.
 
     >>> import foldconv
     >>> net = foldconv.expand(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2)), "doconv")
@@ -38,7 +60,9 @@ def training_groups(
     [(1, 0.1), (1, 0.1), (2, 0.05), (1, 0.05)]
     """
     groups = [{**group, "lr": lr} for group in parameter_groups(network, weight_decay)]
-    if stem_factor == bias_factor == 1:
+    if decay != "kernels":
+        groups = _with_more_decay(groups, network, weight_decay, decay == "all")
+    if stem_factor == bias_factor == norm_bias_factor == 1:
         return groups
     first = next((module for module in network.modules() if isinstance(module, _CONVOLUTIONS)), None)
     stem = {id(parameter) for parameter in first.parameters()} if first is not None else set()
@@ -51,9 +75,12 @@ def training_groups(
         if name == "bias"
     }
 
+    others = {id(p) for name, p in network.named_parameters() if name.rpartition(".")[2] == "bias"} - biases
+
     def factor(parameter: nn.Parameter) -> float:
         own = stem_factor if id(parameter) in stem else 1.0
-        return own * (bias_factor if id(parameter) in biases else 1.0)
+        own *= bias_factor if id(parameter) in biases else 1.0
+        return own * (norm_bias_factor if id(parameter) in others else 1.0)
 
     split: Groups = []
     # the plain learning rate comes first: the first group's is the one that logs show
@@ -65,6 +92,25 @@ def training_groups(
             if params:
                 split.append({**group, "params": params, "lr": lr * value})
     return split
+
+
+def _with_more_decay(groups: Groups, network: nn.Module, weight_decay: float, everything: bool) -> Groups:
+    """The groups with OREPA's scales, or all parameters, where the kernels are."""
+    scales = {
+        id(parameter)
+        for module in network.modules()
+        if isinstance(module, Foldable)
+        for name, parameter in module.named_parameters(recurse=False)
+        if name.startswith("vector")
+    }
+    decayed: Groups = [{**groups[0], "params": [], "weight_decay": weight_decay}]
+    kept: Groups = []
+    for group in groups:
+        moved = group["weight_decay"] == weight_decay or everything
+        rest = [parameter for parameter in group["params"] if not moved and id(parameter) not in scales]
+        decayed[0]["params"] += [parameter for parameter in group["params"] if moved or id(parameter) in scales]
+        kept.append({**group, "params": rest})
+    return [group for group in decayed + kept if group["params"]]
 
 
 def create_optimizer(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
