@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from foldconv.algebra.convolutions import PLAIN
 from foldconv.deploy.formats import FORMATS
 from foldconv.deploy.portable import kinds_of, portable
 from foldconv.layers.permuted import PermutedConv1d, PermutedConv2d
@@ -37,6 +38,27 @@ def test_rewritten_convolutions_compute_the_same_in_plain_words(conv):
     assert not [
         m for m in rewritten.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) and kinds_of(m, ncnn)
     ]
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.ConvTranspose1d(4, 6, 3, stride=3, padding=1, output_padding=2),
+        nn.ConvTranspose2d(4, 6, (3, 2), stride=2, padding=(0, 1), dilation=(2, 3), groups=2),
+        nn.ConvTranspose2d(4, 6, 3, stride=(1, 2), dilation=2, padding=1, output_padding=(1, 0), bias=False),
+        nn.Conv3d(4, 8, 3, padding=1, groups=2, padding_mode="replicate"),
+        nn.Conv3d(4, 4, (1, 3, 2), stride=2, dilation=2, groups=4, bias=False),
+    ],
+    ids=str,
+)
+def test_kernels_with_zeros_and_groups_apart_compute_the_same(conv):
+    litert = FORMATS[".tflite"]
+    x = torch.randn(2, 4, *(9, 10, 11)[: len(conv.kernel_size)], dtype=torch.float64)
+    expected = conv.double()(x)
+    rewritten = portable(nn.Sequential(conv), litert)
+    assert rewritten[0] is not conv
+    assert (rewritten(x) - expected).abs().max() < 1e-14
+    assert not [m for m in rewritten.modules() if isinstance(m, PLAIN) and kinds_of(m, litert)]
 
 
 def test_what_a_runtime_takes_stays():

@@ -10,6 +10,7 @@ import logging
 import os
 import runpy
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,11 @@ class Exported:
     why_unchecked: str = ""
 
     def __str__(self) -> str:
-        checked = f"not checked: {self.why_unchecked}" if self.error is None else f"within {self.error:.1e} of the fold"
+        checked = (
+            f"written, not checked: {self.why_unchecked}"
+            if self.error is None
+            else f"within {self.error:.1e} of the fold"
+        )
         return f"{self.path}: {self.format}, {self.size:,} bytes, {checked}"
 
 
@@ -117,13 +122,13 @@ def export(
     inputs = tuple(x.float().cpu() if x.is_floating_point() else x.cpu() for x in inputs)
     any_batch = dynamic_batch and form.any_batch
     # A graph traced at a batch of one holds for no other.
-    batches = [_batch(inputs, size) for size in ((2, 1, 3) if any_batch else (len(inputs[0]), len(inputs[0])))]
+    batches = [_batch(inputs, size) for size in ((3, 1) if any_batch else (len(inputs[0]),))]
     expected, own_error = _expected(folded, batches)
     description = described(form, inputs, expected[0], any_batch, labels, preprocessing)
     ready = portable(folded, form)
     with atomic_folder(path, overwrite=overwrite) as folder:
         temporary = folder / Path(path).name
-        with _converting(path, form):
+        with _converting(path, form, ready):
             _write(form, _program(ready, batches[0], any_batch, form.largest_batch), temporary, python)
         _describe(form, temporary, description)
         error, why = None, "" if check else "check=False"
@@ -262,7 +267,7 @@ def _supported(folded: nn.Module, form: Format) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _converting(path: Any, form: Format) -> Iterator[None]:
+def _converting(path: Any, form: Format, network: nn.Module) -> Iterator[None]:
     """A converter's chatter is nobody's; its errors come in one line."""
     levels = {name: logging.getLogger(name).level for name in _CHATTER}
     try:
@@ -274,10 +279,24 @@ def _converting(path: Any, form: Format) -> Iterator[None]:
     except (OSError, MemoryError, ImportError, UnsupportedError):
         raise
     except Exception as error:
-        raise UnsupportedError(f"{path}: {form.name} cannot write this network: {reason(error)}") from error
+        why = _where(error, network) + reason(error)
+        raise UnsupportedError(f"{path}: {form.name} cannot write this network: {why}") from error
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+def _where(error: BaseException, network: nn.Module) -> str:
+    """The innermost module of the network in whose forward an error arose; nothing, where none had a part in it."""
+    names = {module: name for name, module in network.named_modules()}
+    found = ""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and names.get(module):
+            found = f"{names[module]} ({type(module).__name__}): "
+    return found
 
 
 def reason(error: BaseException) -> str:
@@ -293,10 +312,12 @@ _CHATTER = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "openvino", "
 
 def _program(network: nn.Module, batch: Sequence[Tensor], any_batch: bool, largest: int | None = None) -> Any:
     """The network as one graph of torch's operations; in it any size of batch, or the given one."""
-    size = torch.export.Dim("batch", max=largest)
-    shapes: Any = tuple({0: size} for _ in batch) if any_batch else None
-    if isinstance(network, _ByKeyword) and any_batch:
-        shapes = (shapes,)  # all of them are one argument there
+    shapes = None
+    if any_batch:
+        size = torch.export.Dim("batch", max=largest)
+        shapes = torch.export.ShapesCollection()
+        for value in batch:
+            shapes[value] = {0: size}
     with torch.no_grad():
         return torch.export.export(network, tuple(batch), dynamic_shapes=shapes)
 

@@ -128,12 +128,13 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             *("LiteRT", ".tflite", "litert.py", "litert"),
-            refused={
-                "groups in three dimensions": "has no such operation",
-                "transposed in three dimensions": "writes a file that does not load",
-                "transposed with output_padding": "has no such operation",
-                "transposed with dilation": "has no such operation",
-            },
+            rewritten=(
+                "groups in three dimensions",
+                "transposed in one dimension",
+                "transposed with output_padding",
+                "transposed with dilation",
+            ),
+            refused={"transposed in three dimensions": "writes a file that does not load"},
             any_batch=False,
             alone=True,
             apart="litert-torch",

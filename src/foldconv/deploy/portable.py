@@ -28,6 +28,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "permuted channels": lambda conv: isinstance(conv, tuple(PERMUTED.values())),
     "three dimensions": lambda conv: _rank(conv) == 3,
     "groups in three dimensions": lambda conv: _rank(conv) == 3 and conv.groups > 1,
+    "transposed in one dimension": lambda conv: _rank(conv) == 1 and _turned(conv),
     "transposed in three dimensions": lambda conv: _rank(conv) == 3 and _turned(conv),
     "transposed with output_padding": lambda conv: _turned(conv) and any(conv.output_padding),
     "transposed with dilation": lambda conv: _turned(conv) and any(d > 1 for d in conv.dilation),
@@ -71,10 +72,11 @@ class WrappedPad(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Pad one dimension after the other."""
+        # By indexing, not by narrow(), which ncnn's converter writes down as it stands and ncnn then does not know.
         for dim, (before, after) in zip(range(-len(self.padding), 0), self.padding):
-            size = input.shape[dim]
-            parts = [input.narrow(dim, size - before, before)] if before else []
-            parts += [input, *([input.narrow(dim, 0, after)] if after else [])]
+            behind = (slice(None),) * (-1 - dim)
+            parts = [input[(..., slice(-before, None), *behind)]] if before else []
+            parts += [input, *([input[(..., slice(after), *behind)]] if after else [])]
             input = torch.cat(parts, dim)
         return input
 
@@ -114,11 +116,71 @@ def _rewritten(conv: Any, form: Format) -> nn.Module | None:
     if "circular padding" in kinds:
         before.append(WrappedPad(written_padding(conv)))
         arguments |= {"padding": 0, "padding_mode": "zeros"}
+    weight = conv.weight
+    if "transposed with dilation" in kinds:
+        weight = _spread(weight, [(n - 1) * d + 1 for n, d in zip(taps_of(conv), conv.dilation)], conv.dilation)
+        arguments |= {"dilation": 1}
+    if "transposed with output_padding" in kinds:  # of it, taps of zero make room at the far end
+        weight = _spread(weight, [n + more for n, more in zip(weight.shape[2:], conv.output_padding)])
+        arguments |= {"output_padding": 0}
     cls: Any = plain_class(conv)
     cls = next((plain for plain, permuted in PERMUTED.items() if isinstance(conv, permuted)), cls)
-    plain = cls(**arguments, device="meta")
-    plain.weight, plain.bias = conv.weight, conv.bias
-    return nn.Sequential(*before, plain, *behind).eval()
+    plain = cls(**arguments | {"kernel_size": tuple(weight.shape[2:])}, device="meta")
+    plain.weight = weight if weight is conv.weight else nn.Parameter(weight, requires_grad=False)
+    plain.bias = conv.bias
+    if "groups in three dimensions" in kinds:
+        plain = _Groups(plain)
+    if "transposed in one dimension" in kinds:
+        plain = _OfOneRow(plain)
+    return nn.Sequential(*before, plain, *behind).eval() if before or behind else plain.eval()
+
+
+def _spread(weight: Tensor, size: Sequence[int], step: Sequence[int] | None = None) -> Tensor:
+    """A kernel of that size with the taps of another, so many apart, and zeros."""
+    spread = weight.new_zeros(*weight.shape[:2], *size)
+    ends = [(n - 1) * d + 1 for n, d in zip(weight.shape[2:], step or (1,) * len(size))]
+    spread[(..., *(slice(0, end, d) for end, d in zip(ends, step or (1,) * len(size))))] = weight.detach()
+    return spread
+
+
+class _OfOneRow(nn.Module):
+    """A transposed convolution in one dimension as one of images of one row."""
+
+    def __init__(self, conv: Any):
+        super().__init__()
+        arguments = conv_arguments(conv)
+        for name, less in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("output_padding", 0), ("dilation", 1)):
+            value = arguments[name]
+            arguments[name] = (less, *(value if isinstance(value, tuple) else (value,)))
+        self.conv = nn.ConvTranspose2d(**arguments, device="meta")
+        self.conv.weight = nn.Parameter(conv.weight.detach().unsqueeze(2), requires_grad=False)
+        self.conv.bias = conv.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """With a row around."""
+        return self.conv(input.unsqueeze(2)).squeeze(2)
+
+
+class _Groups(nn.Module):
+    """A grouped convolution as one for each group, beside each other."""
+
+    def __init__(self, conv: Any):
+        super().__init__()
+        arguments = conv_arguments(conv) | {"groups": 1, "device": "meta"}
+        for end in ("in_channels", "out_channels"):
+            arguments[end] //= conv.groups
+        biases = (None,) * conv.groups if conv.bias is None else conv.bias.detach().chunk(conv.groups)
+        self.convs = nn.ModuleList()
+        for weight, bias in zip(conv.weight.detach().chunk(conv.groups), biases):
+            part = type(conv)(**arguments)
+            part.weight = nn.Parameter(weight, requires_grad=False)
+            part.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+            self.convs.append(part)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Along the channels: apart, and together again."""
+        parts = input.chunk(len(self.convs), 1)
+        return torch.cat([conv(part) for conv, part in zip(self.convs, parts)], 1)
 
 
 def _permutation(conv: Any, order: Tensor | None) -> list[nn.Module]:
