@@ -219,6 +219,22 @@ def test_copies_strips_and_dilated_kernels(calls):
     assert len(calls) == 2 * (len(geometries) + 1) + 2 * 3
 
 
+def test_depthwise_convolutions_run_channels_last(monkeypatch):
+    layouts, by_moments = [], _moments._by_moments
+
+    def seen(block, x):
+        layouts.append(x.is_contiguous(memory_format=torch.channels_last))
+        return by_moments(block, x)
+
+    monkeypatch.setattr(_moments, "_by_moments", seen)
+    for geometry in ({"stride": 2}, {"kernel_size": 5, "padding": 2}):
+        conv = nn.Conv2d(4, 4, **{"kernel_size": 3, "padding": 1, "groups": 4, "bias": False} | geometry)
+        rich, x = expanded(conv, nn.BatchNorm2d(4), "mobileone"), image()
+        assert_same(rich, x, True)
+        assert rich(x).is_contiguous()
+    assert layouts == [True] * 6
+
+
 def test_windows_that_pad(monkeypatch):
     """DBB's last two branches: an average has no map, another window one."""
     found = []

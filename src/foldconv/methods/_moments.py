@@ -20,7 +20,8 @@ from ..algebra.convolutions import CONVOLUTIONS, PickingConv2d
 from ..algebra.rules import conv_geometry
 from ..layers.foldable import all_are_watched, is_altered
 from ..ops import is_recorded
-from ..ops._maps import Window
+from ..ops._copies import add_copies, are_copies
+from ..ops._maps import Window, laid_out
 from ..ops._moments import ILL, Main, Moments, Norm, add_points, add_window, moments_of, statistics
 from ..ops._padded import moments
 
@@ -33,6 +34,8 @@ FEW = 2**15
 """Elements of the larger of input and output up to which the branches run: calls take longer than arithmetic."""
 CHEAP = 64
 """Multiplications for an element of a map that is computed again backward; of dearer maps one in three is kept."""
+FEW_INPUTS = 8
+"""Channels below which torch's convolution is slower with more outputs."""
 SLOWER = 1.25
 """How much slower the moments may be, for the memory that they save."""
 
@@ -51,7 +54,11 @@ class MomentSum(Sum):
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the branches on `input` and add."""
-        output = _by_moments(self, input)
+        if _is_faster_laid_out(self, input):
+            output = _by_moments(self, laid_out(input, torch.channels_last))
+            output = None if output is None else laid_out(output, torch.contiguous_format)
+        else:
+            output = _by_moments(self, input)
         return super().forward(input) if output is None else output
 
 
@@ -123,9 +130,17 @@ def _by_moments(block: nn.Module, x: Tensor) -> Tensor | None:
         output = _add_points(x, None if alone else main, points, window, size, count, found_already)
     if output is None:
         rest, plain = others, _plain_window(main, main)
-        output = found[0][1](given) if plain is None else add_window(None, x, _parts(main), plain, keep=True)
+        copies = _copies_of(main, others, main)
+        if plain is None:
+            output = found[0][1](given)
+        elif copies:
+            output = add_copies(None, x, [_parts(main), *(_parts(b) for b, _ in copies)], plain, keep=1)
+            rest = [pair for pair in others if pair not in copies]
+        else:
+            output = add_window(None, x, _parts(main), plain, keep=True)
     dear = 0
-    for branch, child in rest:
+    while rest:
+        (branch, child), *rest = rest
         plain = None if branch is None else _plain_window(branch, main)
         add_to: Any = getattr(child, "add_to", None)
         if add_to is not None:  # it has need of the same moments
@@ -134,10 +149,25 @@ def _by_moments(block: nn.Module, x: Tensor) -> Tensor | None:
         if branch is None or plain is None:
             output = output + child(given)
             continue
-        keep = branch.conv.weight[0].numel() > CHEAP and dear % 3 == 0
-        dear += branch.conv.weight[0].numel() > CHEAP
-        output = add_window(output, given, _parts(branch), plain, keep)
+        copies = _copies_of(branch, rest, main)
+        rest = [pair for pair in rest if pair not in copies]
+        is_dear = branch.conv.weight[0].numel() > CHEAP
+        if copies:
+            keep = (len(copies) + 3) // 3 if is_dear else 0
+            output = add_copies(output, given, [_parts(b) for b in (branch, *(b for b, _ in copies))], plain, keep)
+            continue
+        output = add_window(output, given, _parts(branch), plain, keep=is_dear and dear % 3 == 0)
+        dear += is_dear
     return output
+
+
+def _copies_of(branch: Branch, others: Sequence[tuple[Branch | None, nn.Module]], main: Branch) -> list[Any]:
+    """Those of the others that run with the branch as one convolution."""
+    window = _plain_window(branch, main)
+    if window is None or window.groups != 1 or branch.conv.weight.shape[1] < FEW_INPUTS:
+        return []
+    alike = [pair for pair in others if pair[0] is not None and _plain_window(pair[0], main) == window]
+    return [pair for pair in alike if are_copies(branch.conv, branch.norm, pair[0].conv, pair[0].norm)]
 
 
 def _add_points(
@@ -176,6 +206,15 @@ def pays(points: Sequence[Branch], conv: Any, count: int) -> bool:
     maps = count * out * (3 * inputs * kernels + MAP * len(points))
     products = count * (2 * inputs**2 + 3 * inputs * out + PASS * (inputs + out)) + 3 * kernels * out * inputs**2
     return groups * products <= SLOWER * groups * maps
+
+
+def _is_faster_laid_out(block: nn.Module, x: Any) -> bool:
+    """Are they depthwise convolutions, which torch runs several times as fast channels last, more so backward?"""
+    main: Any = next(iter(block._modules.values()), None)
+    conv = main[0] if type(main) is nn.Sequential and len(main) else main
+    if type(conv) is not nn.Conv2d or conv.groups == 1 or conv.in_channels != conv.groups:
+        return False
+    return type(x) is Tensor and x.dim() == 4 and x.is_contiguous() and not _is_small(block, x) and can_see(block, x)
 
 
 def _is_small(block: nn.Module, x: Any) -> bool:

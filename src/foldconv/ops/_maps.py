@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..algebra.convolutions import CONV
+from ._depthwise import is_large_depthwise, weight_gradient
 
 _aten = torch.ops.aten
 
@@ -51,13 +52,18 @@ def convolve_backward(
     sizes, ends = None if bias is None else [len(bias)], [0] * (x.dim() - 2)
     stride, padding, dilation, groups, _ = window
     layout = layout_of(x)
-    if weight.shape[1] == 1 < groups and weight[0].numel() > 9 and x.dim() == 4 and x.is_contiguous():
-        # The gradients of a large depthwise kernel take torch half the time so, with the copies.
+    own = None
+    if is_large_depthwise(weight, groups):
+        # Channels last torch takes half the time, too, with the copies.
         g, x = (t.contiguous(memory_format=torch.channels_last) for t in (g, x))
+        own = weight_gradient(g, x, weight, window) if wanted[1] else None
+        wanted = [wanted[0], wanted[1] and own is None, wanted[2]]
     dx, *others = _aten.convolution_backward(
         g, x, weight, sizes, stride, padding, dilation, False, ends, groups, wanted
     )
-    return None if dx is None else dx.contiguous(memory_format=layout), *others  # pyright: ignore
+    d_weight, d_bias = (None if t is None or not w else t for t, w in zip(others, wanted[1:]))
+    d_weight = d_weight if own is None else own
+    return None if dx is None else dx.contiguous(memory_format=layout), d_weight, d_bias
 
 
 def _is_product(x: Tensor, weight: Tensor, window: Window) -> bool:
@@ -82,6 +88,22 @@ def layout_of(x: Tensor) -> torch.memory_format:
         if x.dim() == dims and not x.is_contiguous() and x.is_contiguous(memory_format=layout):
             return layout
     return torch.contiguous_format
+
+
+def laid_out(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """`x` in a layout, its gradient in the layout of `x`."""
+    return _LaidOut.apply(x, layout)  # pyright: ignore[reportReturnType]
+
+
+class _LaidOut(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: torch.memory_format) -> Tensor:
+        ctx.layout = layout_of(x)
+        return x.clone(memory_format=layout)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0].contiguous(memory_format=ctx.layout), None
 
 
 def rows_of(x: Tensor, groups: int, layout: torch.memory_format) -> Tensor:

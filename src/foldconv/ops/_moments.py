@@ -157,7 +157,7 @@ class _Points(torch.autograd.Function):
         if weight is None:
             size = [(n - 1) // s + 1 for n, s in zip(x.shape[2:], window.stride)]
             y = x.new_empty(len(x), len(shift), *size).contiguous(memory_format=layout_of(x))
-            y.copy_(_wide(shift, y).expand_as(y))
+            y.copy_(wide(shift, y).expand_as(y))
         elif main.norm is None:  # pyright: ignore[reportOptionalMemberAccess]
             y = convolve(x, weight, shift if bias is None else bias + shift, window)
         else:
@@ -316,7 +316,7 @@ def _pulled_back(
     rows = rows_of(part, window.groups, layout)
     add_product(rows, *first, beta=1 if part is dx else 0)
     add_product(rows, *second, alpha=-1)
-    part.add_(_wide(constant, part))
+    part.add_(wide(constant, part))
     if whole:
         return part
     dx = torch.zeros_like(x) if dx is None else dx
@@ -353,7 +353,7 @@ def normed(
     z: Tensor, gamma: Tensor | None, beta: Tensor | None, branch: Main, into: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``native_batch_norm`` in training mode; its output is added to `into`, if that is there."""
-    found = _statistics(z, branch)
+    found = batch_statistics(z, branch)
     if found is None:
         running, eps = (branch.running_mean, branch.running_var), branch.norm.eps  # pyright: ignore
         y, *found = torch.native_batch_norm(z, gamma, beta, *running, True, branch.momentum, eps)
@@ -362,11 +362,11 @@ def normed(
     scale = rstd if gamma is None else rstd * gamma
     shift = -scale * mean if beta is None else torch.addcmul(beta, scale, mean, value=-1)
     if into is None:
-        return torch.addcmul(_wide(shift, z), z, _wide(scale, z)), mean, rstd
-    return into.addcmul_(z, _wide(scale, z)).add_(_wide(shift, z)), mean, rstd
+        return torch.addcmul(wide(shift, z), z, wide(scale, z)), mean, rstd
+    return into.addcmul_(z, wide(scale, z)).add_(wide(shift, z)), mean, rstd
 
 
-def _statistics(z: Tensor, branch: Main) -> tuple[Tensor, Tensor] | None:
+def batch_statistics(z: Tensor, branch: Main) -> tuple[Tensor, Tensor] | None:
     """Mean and 1/σ of each channel, in a tenth of torch's time, and into the running statistics; None: rounding shows.
 
     torch sums in two passes; here they are sums and products.
@@ -388,5 +388,5 @@ def _statistics(z: Tensor, branch: Main) -> tuple[Tensor, Tensor] | None:
     return mean, (variance + eps).rsqrt_()
 
 
-def _wide(t: Tensor, like: Tensor) -> Tensor:
+def wide(t: Tensor, like: Tensor) -> Tensor:
     return t.view(-1, *(1,) * (like.dim() - 2))
