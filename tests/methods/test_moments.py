@@ -235,6 +235,27 @@ def test_depthwise_convolutions_run_channels_last(monkeypatch):
     assert layouts == [True] * 6
 
 
+def test_copies_are_one_convolution(calls, monkeypatch):
+    """With inputs enough; the map of some is kept, where one is dear to compute."""
+    found, add = [], _moments.add_copies
+    monkeypatch.setattr(
+        _moments, "add_copies", lambda *args, **named: found.append(len(args[2])) or add(*args, **named)
+    )
+    conv = nn.Conv2d(8, 4, 3, padding=1, bias=False)
+    assert_same(expanded(conv, nn.BatchNorm2d(4, momentum=None), "mobileone"), image(3, 8, 7, 6), True)
+    monkeypatch.setattr(foldconv.ops._moments, "SMALL", 2**17)
+    assert_same(expanded(conv, nn.BatchNorm2d(4), "mobileone"), image(3, 8, 7, 6, last=True))
+    assert found == [3] * 4
+    monkeypatch.setattr(_moments, "SLOWER", 0)
+    rich = expanded(nn.Conv2d(8, 4, 1, bias=False), nn.BatchNorm2d(4), "mobileone")
+    rich[0].body.conv2.conv.weight.requires_grad_(False)
+    assert_same(rich, image(3, 8, 7, 6), True)
+    rich[0].body.conv2.norm.eps = 0.1
+    rich[0].body.conv3.norm.register_parameter("bias", None)
+    assert_same(rich, image(3, 8, 7, 6))
+    assert found == [3] * 4 + [4] * 2 + [2] * 2
+
+
 def test_windows_that_pad(monkeypatch):
     """DBB's last two branches: an average has no map, another window one."""
     found = []

@@ -161,13 +161,20 @@ def _by_moments(block: nn.Module, x: Tensor) -> Tensor | None:
     return output
 
 
-def _copies_of(branch: Branch, others: Sequence[tuple[Branch | None, nn.Module]], main: Branch) -> list[Any]:
+def _copies_of(
+    branch: Branch, others: Sequence[tuple[Branch | None, nn.Module]], main: Branch
+) -> list[tuple[Branch, nn.Module]]:
     """Those of the others that run with the branch as one convolution."""
     window = _plain_window(branch, main)
     if window is None or window.groups != 1 or branch.conv.weight.shape[1] < FEW_INPUTS:
         return []
-    alike = [pair for pair in others if pair[0] is not None and _plain_window(pair[0], main) == window]
-    return [pair for pair in alike if are_copies(branch.conv, branch.norm, pair[0].conv, pair[0].norm)]
+    found = []
+    for other, child in others:
+        if other is None or _plain_window(other, main) != window:
+            continue
+        if are_copies(branch.conv, branch.norm, other.conv, other.norm):
+            found.append((other, child))
+    return found
 
 
 def _add_points(

@@ -29,9 +29,9 @@ class MobileOne(BranchedMethod):
     Args:
         conv_branches: N, k×k branches including the convolution itself; the paper's S0 has 4, its larger nets 1.
         moments: while training on a CPU, compute branches of one tap and the identity as one convolution, from the
-            moments of their input, and compute all copies but the first again backward instead of keeping their maps
-            (ops/_moments.py derives it): the same sum, gradients and running statistics. False runs the branches of
-            figure 3 one by one.
+            moments of their input (ops/_moments.py derives it), run the copies as one convolution (ops/_copies.py) and
+            compute most of them again backward instead of keeping their maps: the same sum, gradients and running
+            statistics. False runs the branches of figure 3 one by one.
 
     Raises:
         UnsupportedError: for fewer than one branch.

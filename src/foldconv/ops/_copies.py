@@ -49,7 +49,7 @@ class _Copies(torch.autograd.Function):
         weight, gamma, beta = (torch.cat(tensors[i::3]) for i in range(3))
         z = convolve(x, weight, None, window)
         # With a momentum of one, running statistics are those of the batch.
-        batch = [z.new_zeros(n * outputs) for _ in range(2)]
+        batch = z.new_zeros(n * outputs), z.new_zeros(n * outputs)
         found = batch_statistics(z, Main(weight, None, Norm(gamma, beta, eps), *batch, 1.0))
         if found is None:
             y, mean, rstd = torch.native_batch_norm(z, gamma, beta, *batch, True, 1.0, eps)
