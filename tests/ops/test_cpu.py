@@ -64,40 +64,10 @@ def test_depthwise(shape, last, dtype):
         close(received, wanted, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("point", [True, False])
-@pytest.mark.parametrize(
-    ("channels", "size", "groups"),
-    [((16, 32), 3, 4), ((6, 6), 3, 6), ((5, 7), (2, 2), 1), ((70, 66), (3, 1), 1)],
-    ids=str,
-)
-def test_orepa(channels, size, groups, point, dtype):
-    layer = foldconv.OREPAConv2d(*channels, size, groups=groups, bias=False, point=point, dtype=dtype)
-    for p in layer.parameters():
-        nn.init.normal_(p)
-    for received, wanted in by_both(lambda *_: layer.kernel(), list(layer.parameters()), layer.weight.shape, dtype):
-        close(received, wanted, dtype)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("groups", [1, 3])
-def test_pointwise(groups, dtype):
-    first = torch.randn(groups, 5, 4, dtype=dtype, requires_grad=True)
-    second = torch.randn(6, 5, 9, dtype=dtype, requires_grad=True)
-    compared = by_both(lambda *p: ops.compose_pointwise(*p, groups), [first, second], (6, 4, 9), dtype)
-    for received, wanted in compared:
-        close(received, wanted, dtype)
-
-
 def test_gradients_of_gradients():
     taps, D = torch.randn(4, 3, 4, **F64, requires_grad=True), torch.randn(3, 4, 4, **F64, requires_grad=True)
-    first = torch.randn(1, 2, 3, **F64, requires_grad=True)
-    second = torch.randn(4, 2, 4, **F64, requires_grad=True)
-    layer = foldconv.OREPAConv2d(2, 3, 2, bias=False, **F64)
     with ops.using("cpu"):
         assert torch.autograd.gradgradcheck(ops.compose_depthwise, (taps, D))
-        assert torch.autograd.gradgradcheck(ops.compose_pointwise, (first, second))
-        assert torch.autograd.gradgradcheck(lambda *_: layer.kernel(), tuple(layer.parameters()))
 
 
 def test_the_number_of_threads_changes_no_bit(threads):

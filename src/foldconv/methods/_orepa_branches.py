@@ -33,23 +33,22 @@ class Branches(formulas.OrepaParts):
 
     def compose(self, p: dict[str, Tensor]) -> Tensor:
         """The kernel, ``(out, in / groups, *size)``."""
-        return ops.compose_orepa(self._flat(p), self.groups).reshape(p["weight"].shape)
+        return ops.compose_orepa(self._as_parameters(p), self.groups)
 
     def kernels(self, p: dict[str, Tensor]) -> dict[str, Tensor]:
         """Each branch with its scale, all of `compose`'s shape, which is their sum."""
-        found = ops.orepa_branches(self._flat(p), self.groups)
-        return {name: branch.reshape(p["weight"].shape) for name, branch in found.items()}
+        return ops.orepa_branches(self._as_parameters(p), self.groups)
 
-    def _flat(self, p: dict[str, Tensor]) -> ops.Orepa:
-        (o, i), g = self.per_group, self.groups
-        return ops.Orepa(
-            weight=p["weight"].flatten(2),
-            average=p["avg_conv"].flatten(1),
-            prior=p["prior_conv"].flatten(1),
-            product=ops.compose_pointwise(self._inner(p).reshape(g, -1, i), p["kxk_conv2"].flatten(2), g),
-            point=p["conv_1x1"].flatten(1) if self.point else None,
-            pointwise=p["gconv_pw"].reshape(g * o, i, self.FILTERS),
-            depthwise=p["gconv_dw"].reshape(g * i, self.FILTERS, self.taps),
+    def _as_parameters(self, p: dict[str, Tensor]) -> ops.OrepaParameters:
+        return ops.OrepaParameters(
+            weight=p["weight"],
+            average=p["avg_conv"],
+            prior=p["prior_conv"],
+            inner=p["kxk_idconv1"],
+            second=p["kxk_conv2"],
+            point=p["conv_1x1"] if self.point else None,
+            depthwise=p["gconv_dw"],
+            pointwise=p["gconv_pw"],
             scales=p["vector"],
             cosines=self.prior(p["weight"]),
             centre=formulas.centre_tap(self.size),
@@ -82,7 +81,7 @@ class Branches(formulas.OrepaParts):
             alone(p["weight"]),
             chain(p["avg_conv"], ones / self.taps, width),
             chain(p["prior_conv"], self.prior(x).reshape(ones.shape), width),
-            chain(self._inner(p), p["kxk_conv2"], groups),
+            chain(ops.passed_on(p["kxk_idconv1"]), p["kxk_conv2"], groups),
         ]
         if self.point:
             beside = [(m * d, (k - 1 - m) * d) for m, k, d in zip(formulas.middle(self.size), self.size, dilation)]
@@ -93,12 +92,6 @@ class Branches(formulas.OrepaParts):
         branches.append(Kernel(p["gconv_pw"], groups=groups)(alone(p["gconv_dw"], self.in_channels)))
         scales = p["vector"].reshape(-1, width, *(1,) * n)
         return sum((s * y for s, y in zip(scales[1:], branches[1:])), scales[0] * branches[0])
-
-    def _inner(self, p: dict[str, Tensor]) -> Tensor:
-        """The 1×1 before the k×k: each input channel passed on (twice if twice as wide), plus what is learned."""
-        added, i = p["kxk_idconv1"], self.per_group[1]
-        identity = torch.eye(i, dtype=added.dtype, device=added.device).repeat(added.shape[0] // i, 1)
-        return added + identity.reshape(added.shape)
 
     def prior(self, like: Tensor) -> Tensor:
         """The fixed cosines, ``(out, taps)``, in `like`'s dtype."""

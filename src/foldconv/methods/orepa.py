@@ -117,7 +117,7 @@ class _OREPANd(ComposedConv):
         """The branches of a k×k kernel."""
         if isinstance(self.branches, Pointwise):
             return None
-        return self.weight.flatten(2), *(getattr(self, name) for name in self.composed_from[1:])
+        return tuple(getattr(self, name) for name in self.composed_from)
 
     def feature_forward(self, input: Tensor) -> Tensor:
         """The branches on feature maps, scaled and added."""

@@ -15,21 +15,22 @@ whole process. The GPU's is on trial: its first result for each shape is compare
 path steps aside with a warning.
 """
 
-from ._autograd import compose_compiled, compose_depthwise, compose_orepa, compose_pointwise
+from ._autograd import compose_compiled, compose_depthwise, compose_orepa
 from ._context import is_recorded
 from ._paths import Path, choose, paths, using, why
-from ._torch import Orepa, orepa_branches
+from ._torch import Orepa, OrepaParameters, orepa_branches, passed_on
 
 __all__ = [
     "Orepa",
+    "OrepaParameters",
     "Path",
     "choose",
     "compose_compiled",
     "compose_depthwise",
     "compose_orepa",
-    "compose_pointwise",
     "is_recorded",
     "orepa_branches",
+    "passed_on",
     "paths",
     "using",
     "why",

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedError
-from . import _cpu, _torch
+from . import _cpu, _orepa_cpu, _torch
 from ._context import forced_path, is_observed
 from ._paths import MOST_DECISIONS, decide
-from ._torch import Orepa
+from ._torch import Orepa, OrepaParameters
 
 
 def compose_depthwise(taps: Tensor, D: Tensor, groups: int = 1) -> Tensor:
@@ -81,46 +81,29 @@ def _check_depthwise(taps: Tensor, D: Tensor, groups: int) -> None:
     _expect("taps", taps, {"D": (D, (groups * per_group, k, multiplier))}, out, groups)
 
 
-def compose_pointwise(first: Tensor, second: Tensor, groups: int = 1) -> Tensor:
-    """A 1×1 kernel before a k×k: ``K[o, i, m] = Σ_t second[o, t, m] · first[g, t, i]``
+def compose_orepa(p: OrepaParameters | Orepa, groups: int = 1) -> Tensor:
+    """The sum of OREPA's scaled branches, in ``weight``'s shape; see `foldconv.OREPA` for the formula.
 
     Args:
-        first: ``(G, T, I)``, the 1×1 of each group.
-        second: ``(O, T, k)``, its positions flattened.
-        groups: G.
-
-    Returns:
-        ``(O, I, k)``.
-
-    Example:
-        >>> second = torch.randn(8, 4, 9)
-        >>> torch.equal(compose_pointwise(torch.eye(4)[None], second), second)
-        True
-    """
-    path = decide(_check_pointwise, groups, second, first)
-    if path is None or not hasattr(path, "pointwise"):  # a GPU's products are torch's
-        return _torch.pointwise(first, second, groups)
-    return _OnPath.apply(path, "pointwise", groups, None, first, second)  # pyright: ignore[reportReturnType]
-
-
-def _check_pointwise(second: Tensor, first: Tensor, groups: int) -> None:
-    _expect("second", second, {"first": (first, (groups, second.shape[1], None))}, second.shape[0], groups)
-
-
-def compose_orepa(p: Orepa, groups: int = 1) -> Tensor:
-    """The sum of OREPA's scaled branches, ``(O, I, k)``; see `foldconv.OREPA` for the formula.
-
-    Args:
-        p: the branches; shapes at `Orepa`.
+        p: a layer's parameters, or branches of which the stacked kernels are one already; shapes at `OrepaParameters`
+            and `Orepa`.
         groups: G.
 
     Source: Hu et al., "Online Convolutional Re-parameterization", CVPR 2022, section 3.2.
     """
     *tensors, centre = p
-    path = decide(_check_orepa, groups, *tensors)
+    if isinstance(p, Orepa):
+        path = decide(_check_orepa, groups, *tensors)
+        if path is not None and hasattr(path, "orepa"):
+            return _Orepa.apply(path, Orepa, groups, centre, *tensors)  # pyright: ignore[reportReturnType]
+        return _torch.orepa(p, groups)
+    path = decide(_check_orepa_parameters, groups, *tensors)
     if path is None:
         return _torch.orepa(p, groups)
-    return _OnPath.apply(path, "orepa", groups, centre, *tensors)  # pyright: ignore[reportReturnType]
+    if path is _cpu:
+        return _Orepa.apply(_orepa_cpu, OrepaParameters, groups, centre, *tensors)  # pyright: ignore[reportReturnType]
+    # A GPU's products are torch's.
+    return compose_orepa(_torch.orepa_of(p, groups), groups).reshape(p.weight.shape)
 
 
 def _check_orepa(*fields: Any) -> None:
@@ -138,6 +121,28 @@ def _check_orepa(*fields: Any) -> None:
         "depthwise": (p.depthwise, (groups * per_group, filters, taps)),
         "scales": (p.scales, (5 if p.point is None else 6, out)),
         "cosines": (p.cosines, (out, taps)),
+    }
+    _expect("weight", p.weight, wanted, out, groups)
+
+
+def _check_orepa_parameters(*fields: Any) -> None:
+    *tensors, groups = fields
+    p = OrepaParameters(*tensors, centre=0)
+    out, per_group, *size = p.weight.shape
+    one = (1,) * len(size)
+    width = max(1, p.second.shape[1] // per_group) * per_group
+    filters = max(1, p.depthwise.shape[0] // (groups * per_group))
+    point = (out, per_group, *one)
+    wanted = {
+        "average": (p.average, point),
+        "prior": (p.prior, point),
+        "inner": (p.inner, (groups * width, per_group, *one)),
+        "second": (p.second, (out, width, *size)),
+        "point": (p.point, point),
+        "depthwise": (p.depthwise, (groups * per_group * filters, 1, *size)),
+        "pointwise": (p.pointwise, (out, per_group * filters, *one)),
+        "scales": (p.scales, (5 if p.point is None else 6, out)),
+        "cosines": (p.cosines, (out, math.prod(size))),
     }
     _expect("weight", p.weight, wanted, out, groups)
 
@@ -177,33 +182,35 @@ class _Depthwise(torch.autograd.Function):
         return None, None, *path.depthwise_gradients(grads[0], taps, D, groups)
 
 
-class _OnPath(torch.autograd.Function):
-    """Another composition by a path, from tensors (None for one that is missing); `centre` is OREPA's."""
+class _Orepa(torch.autograd.Function):
+    """`compose_orepa` by a path, from the tensors of an `Orepa` or `OrepaParameters` (None for one that is missing)."""
 
     @staticmethod
-    def forward(ctx: Any, path: Any, name: str, groups: int, centre: int | None, *tensors: Tensor | None) -> Tensor:
-        ctx.how = path, name, groups, centre
+    def forward(ctx: Any, path: Any, kind: Any, groups: int, centre: int, *tensors: Tensor | None) -> Tensor:
+        ctx.how = path, kind, groups, centre
+        ctx.shapes = _shapes(tensors)
         ctx.save_for_backward(*tensors)
-        return getattr(path, name)(*_arguments(name, centre, tensors), groups)
+        return path.orepa(kind(*tensors, centre), groups)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        path, name, groups, centre = ctx.how
+        path, kind, groups, centre = ctx.how
         tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[4:]
         if torch.is_grad_enabled():
 
-            def compose(*inputs: Tensor) -> Tensor:
-                return getattr(_torch, name)(*_arguments(name, centre, inputs[:-1]), inputs[-1])
+            def compose(*inputs: Any) -> Tensor:
+                return _torch.orepa(kind(*inputs[:-1], centre), inputs[-1])
 
             found = _differentiably(compose, tensors, groups, grads[0])
         else:
-            found = getattr(path, f"{name}_gradients")(grads[0], *_arguments(name, centre, tensors), groups)
+            if _shapes(tensors) != ctx.shapes:
+                raise UnsupportedError("OREPA: other tensors were put into a layer between the forward and the backward")
+            found = path.orepa_gradients(grads[0], kind(*tensors, centre), groups)
         return None, None, None, None, *(gradient if w else None for gradient, w in zip(found, wanted))
 
 
-def _arguments(name: str, centre: int | None, tensors: Sequence[Any]) -> Sequence[Any]:
-    """The tensors as a path takes them."""
-    return (Orepa(*tensors, centre),) if name == "orepa" else tensors  # pyright: ignore[reportCallIssue]
+def _shapes(tensors: Sequence[Tensor | None]) -> list[torch.Size | None]:
+    return [None if t is None else t.shape for t in tensors]
 
 
 def _differentiably(

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import UnsupportedError
 from ._buffers import SMALLEST, empty
 from ._threads import LEAST_OF_TWO, run
-from ._torch import Orepa, shaped
+from ._torch import shaped
 
 name = "cpu"
 MOST_TAPS = 32
@@ -42,8 +42,13 @@ def _has_numba() -> bool:
 
 
 def least(*tensors: Tensor) -> int:
-    """Loops are compiled once for each size and dtype, which takes seconds: for few weights only the usual ones."""
-    is_usual = len(tensors) == 2 and tensors[1].shape[1:] == (9, 9) and tensors[1].dtype == torch.float32
+    """Loops are compiled once for each size and dtype, which takes seconds: for few weights only the usual ones.
+
+    OREPA's serve all sizes.
+    """
+    if len(tensors) > 2:
+        return 0
+    is_usual = tensors[1].shape[1:] == (9, 9) and tensors[1].dtype == torch.float32
     return 0 if is_usual else 1 << 10
 
 
@@ -195,88 +200,6 @@ def _total(sums: Tensor) -> Tensor:
     return sums[0] if len(sums) == 1 else sums.sum(0)
 
 
-# ---------------------------------------------------------------------- OREPA
-
-
-def orepa(p: Orepa, groups: int) -> Tensor:
-    """See `foldconv.ops.compose_orepa`."""
-    out, per_group, k = p.weight.shape
-    kernel = empty((out, per_group, k), p.weight.dtype)
-    wide = _padded(k)
-    table = _pad(p.depthwise, wide).view(groups, per_group, -1, wide)
-    branches = _branches(p)
-    loop = _kernels().orepa(k, p.pointwise.shape[2], p.centre)
-    _run(loop, *branches, table, _six_scales(p), _pad(p.cosines, wide), kernel.view(out, -1))
-    return kernel
-
-
-def orepa_gradients(grad: Tensor, p: Orepa, groups: int) -> Orepa:
-    """The gradient of every field but the cosines."""
-    out, per_group, k = p.weight.shape
-    filters = p.pointwise.shape[2]
-    grad = grad.contiguous()
-    scales = _six_scales(p)
-    table = p.depthwise.transpose(1, 2).contiguous().view(groups, per_group, k, filters)
-    found = p._replace(
-        weight=empty((out, per_group, k), grad.dtype),
-        average=empty((out, per_group), grad.dtype),
-        prior=empty((out, per_group), grad.dtype),
-        product=empty((out, per_group, k), grad.dtype),
-        point=empty((out, per_group), grad.dtype),
-        pointwise=empty((out, per_group, filters), grad.dtype),
-        scales=torch.empty(out, 6, dtype=grad.dtype),
-    )
-    loop = _kernels().orepa_gradients(k, filters, p.centre)
-    _run(
-        loop, grad.view(out, -1), *_branches(p), table, scales, p.cosines.contiguous(), *_branches(found), found.scales
-    )
-    scaled = p.pointwise.contiguous() * scales[:, 5, None, None]
-    columns = [0, 1, 2, 3, 5] if p.point is None else slice(None)
-    return found._replace(
-        point=None if p.point is None else found.point,
-        depthwise=_outer_sums(grad, scaled, groups).transpose(1, 2),
-        scales=found.scales[:, columns].t(),
-    )
-
-
-def pointwise(first: Tensor, second: Tensor, groups: int) -> Tensor:
-    """See `foldconv.ops.compose_pointwise`; torch's product, in memory that is kept."""
-    out, inner, k = second.shape
-    product = empty((groups, out // groups * k, first.shape[2]), second.dtype)
-    torch.bmm(_turned(second).view(groups, -1, inner), first, out=product)
-    return _turned(product.view(out, k, -1))
-
-
-def pointwise_gradients(grad: Tensor, first: Tensor, second: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """The gradients of `first` and `second`."""
-    out, inner, k = second.shape
-    rows = _turned(grad).view(groups, -1, first.shape[2])
-    d_first = torch.bmm(_turned(second).view(groups, -1, inner).transpose(1, 2), rows)
-    d_rows = empty((groups, out // groups * k, inner), second.dtype)
-    torch.bmm(rows, first.transpose(1, 2), out=d_rows)
-    return d_first, _turned(d_rows.view(out, k, inner))
-
-
-def _turned(tensor: Tensor) -> Tensor:
-    """A contiguous copy with the last two dimensions exchanged."""
-    outputs, a, b = tensor.shape
-    return empty((outputs, b, a), tensor.dtype).copy_(tensor.transpose(1, 2))
-
-
-def _branches(p: Orepa) -> list[Tensor]:
-    """The branches with a row per output."""
-    point = torch.zeros(p.average.shape, dtype=p.average.dtype) if p.point is None else p.point
-    fields = (p.weight, p.average, p.prior, p.product, point, p.pointwise)
-    return [t.contiguous().view(t.shape[0], -1) for t in fields]
-
-
-def _six_scales(p: Orepa) -> Tensor:
-    """``(O, 6)``, contiguous; zero for a missing point."""
-    if p.point is not None:
-        return p.scales.t().contiguous()
-    return torch.cat([p.scales[:4], torch.zeros_like(p.scales[:1]), p.scales[4:]]).t().contiguous()
-
-
 # ---------------------------------------------------------------------- layouts and threads
 
 
@@ -287,26 +210,11 @@ def _kernels() -> Any:
     return _numba_kernels
 
 
-def _padded(taps: int) -> int:
-    """The least power of two that holds them."""
-    return 1 << (taps - 1).bit_length()
-
-
-def _pad(tensor: Tensor, wide: int) -> Tensor:
-    """Zeros behind the last dimension, contiguous."""
-    return torch.nn.functional.pad(tensor, (0, wide - tensor.shape[-1])).contiguous()
-
-
 def _laid_out(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     """Taps innermost, or the input channel innermost; copied if it is neither, or not as `like`."""
     if like is None:
         return tensor if tensor.is_contiguous() or tensor.transpose(1, 2).is_contiguous() else tensor.contiguous()
     return tensor.contiguous() if like.is_contiguous() else tensor.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def _rows(tensor: Tensor) -> Any:
-    """As an array with a row per output."""
-    return tensor.numpy().reshape(tensor.shape[0], -1)
 
 
 def _run(loop: Any, *tensors: Tensor) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ..errors import UnsupportedError
 from . import _blocks, _cpu, _gpu
 from ._context import VARIABLE, asked_for, forced_path, is_observed
-from ._torch import Orepa
 from ._trial import Trial
 
 
@@ -26,8 +25,6 @@ class Path(Protocol):
     reason_against: Callable[..., str | None]
     depthwise: Callable[[Tensor, Tensor, int], Tensor]
     depthwise_gradients: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
-    orepa: Callable[[Orepa, int], Tensor]
-    orepa_gradients: Callable[[Tensor, Orepa, int], Orepa]
 
 
 _FAST: tuple[Any, ...] = (Trial(_gpu), _cpu, _blocks)

@@ -26,6 +26,25 @@ class Orepa(NamedTuple):
     centre: int  # the tap of `point`
 
 
+class OrepaParameters(NamedTuple):
+    """The same as the layer has it, each a kernel ``(outputs, inputs of a group, *size)``; ``1*`` is a 1 for each of size.
+
+    ``F`` filters, ``W`` channels between the stacked kernels: I, or twice as many.
+    """
+
+    weight: Tensor  # (O, I, *size)
+    average: Tensor  # (O, I, 1*)
+    prior: Tensor  # (O, I, 1*)
+    inner: Tensor  # (G*W, I, 1*), what is added to an identity: the 1x1 before the kxk
+    second: Tensor  # (O, W, *size), the kxk
+    point: Tensor | None  # (O, I, 1*)
+    depthwise: Tensor  # (G*I*F, 1, *size)
+    pointwise: Tensor  # (O, I*F, 1*)
+    scales: Tensor  # as above, and so the rest
+    cosines: Tensor
+    centre: int
+
+
 class _Torch:
     """`foldconv.formulas.Primitives` of torch."""
 
@@ -56,21 +75,65 @@ def shaped(kernel: Tensor, taps: Tensor) -> Tensor:
 
 
 def pointwise(first: Tensor, second: Tensor, groups: int) -> Tensor:
-    """See `foldconv.ops.compose_pointwise`."""
+    """A 1×1 kernel before a k×k: ``K[o, i, m] = Σ_t second[o, t, m] · first[g, t, i]``
+
+    Args:
+        first: ``(G, T, I)``, the 1×1 of each group.
+        second: ``(O, T, k)``, its positions flattened.
+        groups: G.
+
+    Returns:
+        ``(O, I, k)``.
+
+    Example:
+        >>> second = torch.randn(8, 4, 9)
+        >>> torch.equal(pointwise(torch.eye(4)[None], second, 1), second)
+        True
+    """
     out, inner, k = second.shape
     # With the taps before the inner channels this is one product of plain matrices per group.
     rows = second.transpose(1, 2).reshape(groups, out // groups * k, inner)
     return torch.matmul(rows, first).reshape(out, k, -1).transpose(1, 2)
 
 
-def orepa(p: Orepa, groups: int) -> Tensor:
-    """See `foldconv.ops.compose_orepa`."""
-    return _ours(formulas.total(_orepa(p, groups)))
+def passed_on(inner: Tensor) -> Tensor:
+    """OREPA's 1×1 before the k×k: each input channel passed on (twice if twice as wide), plus what is learned."""
+    width, inputs = inner.shape[:2]
+    identity = torch.eye(inputs, dtype=inner.dtype, device=inner.device).repeat(width // inputs, 1)
+    return inner + identity.reshape(inner.shape)
 
 
-def orepa_branches(p: Orepa, groups: int) -> dict[str, Tensor]:
-    """The scaled branches by name, ``(O, I, k)`` each, which `orepa` adds."""
-    return {name: _ours(branch).expand(p.weight.shape) for name, branch in _orepa(p, groups)}
+def orepa_of(p: OrepaParameters, groups: int) -> Orepa:
+    """The branches of a layer's parameters."""
+    outputs, inputs = p.weight.shape[:2]
+    second, taps = p.second.flatten(2), p.depthwise.flatten(1)
+    return Orepa(
+        weight=p.weight.flatten(2),
+        average=p.average.flatten(1),
+        prior=p.prior.flatten(1),
+        product=pointwise(passed_on(p.inner).reshape(groups, -1, inputs), second, groups),
+        point=None if p.point is None else p.point.flatten(1),
+        pointwise=p.pointwise.reshape(outputs, inputs, -1),
+        depthwise=taps.reshape(groups * inputs, -1, taps.shape[1]),
+        scales=p.scales,
+        cosines=p.cosines,
+        centre=p.centre,
+    )
+
+
+def orepa(p: Orepa | OrepaParameters, groups: int) -> Tensor:
+    """See `foldconv.ops.compose_orepa`; in ``weight``'s shape."""
+    branches = orepa_of(p, groups) if isinstance(p, OrepaParameters) else p
+    return _ours(formulas.total(_orepa(branches, groups))).reshape(p.weight.shape)
+
+
+def orepa_branches(p: OrepaParameters, groups: int) -> dict[str, Tensor]:
+    """The scaled branches by name, in ``weight``'s shape each, which `orepa` adds."""
+    branches = orepa_of(p, groups)
+    return {
+        name: _ours(branch).expand(branches.weight.shape).reshape(p.weight.shape)
+        for name, branch in _orepa(branches, groups)
+    }
 
 
 def _orepa(p: Orepa, groups: int) -> Iterator[tuple[str, Tensor]]:
