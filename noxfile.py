@@ -27,7 +27,7 @@ QUICK += ["--xla_cpu_use_fusion_emitters=false"]
 
 # The examples of the core's rooms, and what must hold without the compiled paths, too.
 ROOMS = ["algebra", "ops", "layers", "methods", "blocks", "network", "files", "testing"]
-CORE = [*(f"src/foldconv/{room}" for room in ROOMS), "--ignore=src/foldconv/ops/_numba_kernels.py"]
+CORE = [*(f"src/foldconv/{room}" for room in ROOMS), "--ignore-glob=*/ops/*_numba*.py"]
 CORE += ["tests/test_dependencies.py", "tests/conformance", "tests/files/originals"]
 CORE += ["tests/files/test_native.py", "tests/network/test_verify.py", "tests/network/test_costs.py"]
 

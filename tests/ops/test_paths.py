@@ -73,7 +73,7 @@ def test_compilers_and_transforms_see_torchs_operations(method, monkeypatch):
     x = torch.randn(1, 64, 5, 5)
     wanted = layer(x)
 
-    for function in ("_Depthwise", "_OnPath"):
+    for function in ("_Depthwise", "_Orepa"):
         monkeypatch.delattr(_autograd, function)  # every path is taken by one of these
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), wanted, rtol=1e-5, atol=1e-5)

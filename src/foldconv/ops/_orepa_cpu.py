@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ._buffers import empty
-from ._threads import WORK_OF_ONE, run
+from ._threads import LEAST_OF_TWO, run
 from ._torch import OrepaParameters, passed_on
 
 name = "cpu"
@@ -88,7 +88,7 @@ def _planned(shape: torch.Size, groups: int, width: int, columns: int, dtype: to
 
     outputs, inputs, *size = shape
     # Sums over outputs are one thread's.
-    multiplies = inputs * width <= LARGEST and math.prod(shape) < 2 * WORK_OF_ONE
+    multiplies = inputs * width <= LARGEST and math.prod(shape) < LEAST_OF_TWO
     # As many chunks as make enough tasks; their number depends on the shape only.
     tasks = groups * math.ceil(inputs / loops.BLOCK)
     chunks = max(1, min(math.ceil(_TASKS / tasks), outputs // groups // _OUTPUTS_PER_SUM))

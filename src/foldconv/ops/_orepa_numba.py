@@ -197,7 +197,7 @@ def gradients(dtype: Any) -> Any:
 
 @functools.cache
 def depthwise_gradient(dtype: Any) -> Any:
-    """``sums[chunk, g, i, t, m]``, to be summed over chunks: ``Σ_o scales[o] · pointwise[o, i, t] · turned[o, m, i]``."""
+    """``sums[chunk, g, i, t, m]``, to be summed: of ``scales[o] · pointwise[o, i, t] · turned[o, m, i]``."""
 
     @_jit
     def loop(me, all, turned_at, pointwise_at, scales_at, sums_at, outputs, groups, inputs, k, T, chunks):

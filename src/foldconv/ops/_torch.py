@@ -27,7 +27,7 @@ class Orepa(NamedTuple):
 
 
 class OrepaParameters(NamedTuple):
-    """The same as the layer has it, each a kernel ``(outputs, inputs of a group, *size)``; ``1*`` is a 1 for each of size.
+    """The same as the layer has it, kernels ``(outputs, inputs of a group, *size)``; ``1*`` is a 1 for each of size.
 
     ``F`` filters, ``W`` channels between the stacked kernels: I, or twice as many.
     """
