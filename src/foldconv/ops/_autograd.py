@@ -204,9 +204,7 @@ class _Orepa(torch.autograd.Function):
             found = _differentiably(compose, tensors, groups, grads[0])
         else:
             if _shapes(tensors) != ctx.shapes:
-                raise UnsupportedError(
-                    "OREPA: other tensors were put into a layer between the forward and the backward"
-                )
+                raise UnsupportedError("OREPA: other tensors were put in between the forward and the backward")
             found = path.orepa_gradients(grads[0], kind(*tensors, centre), groups)
         return None, None, None, None, *(gradient if w else None for gradient, w in zip(found, wanted))
 
