@@ -119,10 +119,10 @@ class _ExpandNetNd(FactoredConv):
         factor: Any = self.factor1
         middle = factor.unflatten(1, (q, wide_n)).unflatten(0, (self.groups, p, wide_m))
         for i in range(q):
-            # Σ_n K[m, n, t] right[y, n], then Σ_m left[x, m] of that.
-            taps = found[:, :, :, i].transpose(-1, -2) @ right[:, None, None, i].mT
-            solved = left @ taps.flatten(3)  # (g, p, r·m, t·r·n)
-            middle[:, :, :, i].copy_(solved.unflatten(3, (*self.kernel_size, wide_n)).movedim(-1, 3))
+            # Σ_n right[y, n] K[m, n, t], then Σ_m left[x, m] of that: in the order in which it is stored.
+            taps = right[:, None, None, i] @ found[:, :, :, i]
+            solved = left @ taps.flatten(3)  # (g, p, r·m, r·n·t)
+            middle[:, :, :, i].copy_(solved.unflatten(3, (wide_n, *self.kernel_size)))
 
     @property
     def method(self) -> ExpandNet:
