@@ -1,8 +1,11 @@
 """What tests share in sessions with and without torch."""
 
 import importlib
+import json
+import os
 import random
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +14,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
+FORKS = """
+import json, os, sys
+import torch
+while line := sys.stdin.readline():
+    if not os.fork():
+        break
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+else:
+    os._exit(0)
+code, files, environment = json.loads(line)
+os.environ.update(environment)
+for number, name in enumerate(files, 1):
+    os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+exec(code)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +38,33 @@ def seeded():
     np.random.seed(0)
     if "torch" in sys.modules:  # a session without it shares this file
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory):
+    """``python(code, **environment)``: the code ended in a process of its own, where torch and nothing else is loaded.
+
+    Torch is loaded once and forked; where nothing forks, each is a new interpreter.
+    """
+    if os.name == "nt":
+
+        def start(code, **environment):
+            command = [sys.executable, "-c", f"import torch\n{code}"]
+            return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+
+        yield start
+        return
+    files = [tmp_path_factory.mktemp("python") / name for name in ("stdout", "stderr")]
+    with subprocess.Popen([sys.executable, "-c", FORKS], stdin=-1, stdout=-1, text=True) as process:
+
+        def run(code, **environment):
+            process.stdin.write(json.dumps((code, [*map(str, files)], environment)) + "\n")
+            process.stdin.flush()
+            status = int(process.stdout.readline())
+            return subprocess.CompletedProcess(code, status, *(file.read_text() for file in files))
+
+        yield run
+        process.stdin.close()
 
 
 @pytest.fixture(scope="session")

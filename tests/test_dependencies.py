@@ -2,9 +2,7 @@
 
 import ast
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,19 +11,6 @@ import pytest
 import foldconv
 
 SOURCE = Path(foldconv.__file__).parent
-FORKED = "import torch; {}; import json, sys; print(json.dumps(sorted(sys.modules)))"
-FORKS = """
-import json, os, sys
-import torch
-while code := sys.stdin.readline():
-    if os.fork():
-        if os.wait()[1]:
-            print("null", flush=True)
-    else:
-        exec(json.loads(code))
-        print(json.dumps(sorted(sys.modules)), flush=True)
-        os._exit(0)
-"""
 HEAVY = {
     "torchvision",
     "timm",
@@ -56,20 +41,14 @@ ROWS, BELOW = rows_of((Path(__file__).parents[1] / "ARCHITECTURE.md").read_text(
 
 
 @pytest.fixture(scope="module")
-def modules_after():
-    """What is loaded after some code, in an interpreter that had loaded torch alone, once for all of them."""
-    if os.name == "nt":  # where nothing forks, each gets an interpreter of its own
-        yield lambda code: set(json.loads(subprocess.check_output([sys.executable, "-c", FORKED.format(code)])))
-        return
-    with subprocess.Popen([sys.executable, "-c", FORKS], stdin=-1, stdout=-1, text=True) as process:
+def modules_after(python):
+    """What is loaded after some code, in a process that had loaded torch alone."""
 
-        def run(code):
-            process.stdin.write(json.dumps(code) + "\n")
-            process.stdin.flush()
-            return set(json.loads(process.stdout.readline()))
+    def run(code):
+        done = python(f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))")
+        return set(json.loads(done.stdout.splitlines()[-1]))
 
-        yield run
-        process.stdin.close()
+    return run
 
 
 def imports(path):

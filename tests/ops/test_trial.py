@@ -1,8 +1,5 @@
 """A path on trial: compared with torch once for each kind of tensors, and gone, with one warning, when it is wrong."""
 
-import os
-import subprocess
-import sys
 import types
 
 import pytest
@@ -166,15 +163,12 @@ def test_memory_that_is_short_is_no_fault_of_the_path(on_trial):
     assert trial.failure is None
 
 
-def test_the_path_of_a_process():
+def test_the_path_of_a_process(python):
     code = "import torch; from foldconv import ops; print(ops.why(torch.zeros(64, 64, 9), torch.zeros(64, 9, 9)))"
 
-    def run(path):
-        environment = {**os.environ, "FOLDCONV_PATH": path}
-        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-
-    assert run("torch").stdout == "torch: asked for by FOLDCONV_PATH\n"
-    assert "FOLDCONV_PATH: expected one of gpu, cpu, blocks, torch, received 'tpu'" in run("tpu").stderr
+    assert python(code, FOLDCONV_PATH="torch").stdout == "torch: asked for by FOLDCONV_PATH\n"
+    wrong = python(code, FOLDCONV_PATH="tpu").stderr
+    assert "FOLDCONV_PATH: expected one of gpu, cpu, blocks, torch, received 'tpu'" in wrong
 
 
 def test_the_gpus_path_is_on_trial():

@@ -95,24 +95,21 @@ def test_interrupt_has_its_own_code(monkeypatch, fails):
     assert fails("eval", "x", code=130) == "foldconv: interrupted"
 
 
-def python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["trian"], ["train", "--epoch"]])
 def test_help_and_usage_errors_need_nothing_heavy(arguments):
     heavy = "{'torch', 'lightning', 'timm', 'sklearn', 'matplotlib', 'rich', 'yaml', 'numpy'}"
     code = (
         f"import sys; from foldconv.lab.cli import main; main({arguments}); print(); print({heavy} & set(sys.modules))"
     )
-    assert python(code).stdout.splitlines()[-1] == "set()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 @pytest.mark.parametrize(
     ("missing", "arguments"),
     [("lightning", ["train"]), ("rich", ["train"]), ("sklearn", ["eval", "FILE"]), ("timm", ["inspect", "resnet18"])],
 )
-def test_missing_extras_are_named(missing, arguments, run_folder):
+def test_missing_extras_are_named(missing, arguments, run_folder, python):
     arguments = [str(run_folder / "last.ckpt") if word == "FILE" else word for word in arguments]
     code = (
         f"import sys; sys.modules[{missing!r}] = None; from foldconv.lab.cli import main; sys.exit(main({arguments}))"

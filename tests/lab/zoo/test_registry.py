@@ -1,8 +1,5 @@
 """`create` finds a name wherever it lives, and says the nearest where it lives nowhere."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -82,7 +79,7 @@ def test_depth_must_fit_the_family(depth):
         zoo.create("digits_resnet", depth=depth)
 
 
-def test_own_names_need_neither_library():
+def test_own_names_need_neither_library(python):
     code = "import sys, foldconv; foldconv.zoo.create('digits_resnet')"
     code += "; print({'timm', 'torchvision'} & set(sys.modules))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+    assert python(code).stdout.strip() == "set()"
