@@ -28,8 +28,11 @@ QUICK += ["--xla_cpu_use_fusion_emitters=false"]
 # The examples of the core's rooms, and what must hold without the compiled paths, too.
 ROOMS = ["algebra", "ops", "layers", "methods", "blocks", "network", "files", "testing"]
 CORE = [*(f"src/foldconv/{room}" for room in ROOMS), "--ignore-glob=*/ops/*_numba*.py"]
-CORE += ["tests/test_dependencies.py", "tests/conformance", "tests/files/originals"]
+CORE += ["tests/test_dependencies.py", "tests/conformance/test_methods.py", "tests/conformance/test_sweep.py"]
+CORE += ["tests/files/originals", "--ignore=tests/files/originals/test_blocks.py"]
 CORE += ["tests/files/test_native.py", "tests/network/test_verify.py", "tests/network/test_costs.py"]
+# Of methods that ask for no compiled path, `tests` has run all checks on the same code.
+CORE += ["-k", "not test_conformance or folds_to_a_plain_network or doconv or orepa or mobileone"]
 
 
 @nox.session
