@@ -233,13 +233,13 @@ class Evil:
         return (open, (self.marker, "w"))
 
 
-COMMANDS = [["eval"], ["fold", "OUT"], ["inspect"]]
+COMMANDS = [["eval"], ["fold", "OUT.pth"], ["inspect"]]
 
 
 def all_commands(fails, path, tmp_path):
     for command, *rest in COMMANDS:
         yield fails(command, path, *(tmp_path / word for word in rest), *WIDTH)
-    assert not (tmp_path / "OUT").exists()
+    assert not (tmp_path / "OUT.pth").exists()
 
 
 @pytest.mark.parametrize("writer", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
@@ -327,10 +327,10 @@ def test_what_a_file_claims_is_compared_before_it_is_built(fails, run_folder, tm
 def test_images_that_a_network_does_not_take(fails, run_folder, tmp_path):
     content = torch.load(run_folder / "last.ckpt", weights_only=True)
     torch.save({**content, "foldconv": {**content["foldconv"], "input_shape": [3, 8, 8]}}, tmp_path / "a.ckpt")
-    for command, *rest in (["fold", tmp_path / "out"], ["inspect"]):
+    for command, *rest in (["fold", tmp_path / "out.pt"], ["inspect"]):
         message = fails(command, tmp_path / "a.ckpt", *rest)
         assert "a.ckpt: cannot evaluate images of shape (3, 8, 8): Given groups=1" in message
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.pt").exists()
 
 
 def test_missing_file_and_folder(fails, tmp_path):
@@ -386,11 +386,26 @@ def test_fold_writes_its_verification_beside_it(call_json, fails, run_folder, tm
 
 
 def test_fold_twice_changes_nothing(call_json, run_folder, tmp_path):
-    for source, target in ((run_folder / "last.ckpt", "a"), (tmp_path / "a", "b"), (tmp_path / "b", "c")):
-        call_json("fold", source, tmp_path / target, "--batchnorm")
-    first, last = load_file(tmp_path / "a"), load_file(tmp_path / "c")
+    for source, target in (
+        (run_folder / "last.ckpt", "a"),
+        (tmp_path / "a.safetensors", "b"),
+        (tmp_path / "b.safetensors", "c"),
+    ):
+        call_json("fold", source, tmp_path / f"{target}.safetensors", "--batchnorm")
+    first, last = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "c.safetensors")
     assert first.keys() == last.keys()
     assert all(torch.equal(first[name], last[name]) for name in first)
+
+
+def test_fold_writes_what_the_suffix_says(call_json, fails, run_folder, tmp_path):
+    call_json("fold", run_folder, tmp_path / "a.safetensors")
+    call_json("fold", run_folder, tmp_path / "b.pth")
+    expected, found = load_file(tmp_path / "a.safetensors"), torch.load(tmp_path / "b.pth", weights_only=True)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in found)
+    message = fails("fold", run_folder, tmp_path / "c.onnx")
+    assert "c.onnx: expected a name that ends in .safetensors, .pt, .pth, received .onnx" in message
+    assert "foldconv export" in message
 
 
 def test_fold_never_overwrites(fails, run_folder, tmp_path):
@@ -512,7 +527,7 @@ def test_inspect_bad_names(arguments, message, fails):
 
 def test_options_that_would_be_passed_over(fails, run_folder):
     """Options of a network or method that nobody named would have no effect."""
-    for command in (["eval", run_folder], ["fold", run_folder, run_folder / "new"], ["inspect", run_folder]):
+    for command in (["eval", run_folder], ["fold", run_folder, run_folder / "new.pth"], ["inspect", run_folder]):
         message = fails(*command, "--architecture-args", "width=8")
         assert "architecture_args (width) need the architecture that they are for" in message
     message = fails("inspect", "digits_resnet", "--method-args", "depth_multiplier=9", code=2)

@@ -1,7 +1,7 @@
 """Fold a checkpoint into the plain network, verify it layer by layer, and write its weights as safetensors.
 
-OUT says itself which network it is for. The verification is written beside it: deploy.safetensors gets
-deploy.report.json.
+A .safetensors says itself which network it is for; .pt and .pth hold the weights alone, as torch.save writes them. The
+verification is written beside it: deploy.safetensors gets deploy.report.json.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from ...errors import UnsupportedError
 from ._common import Parser, add_checkpoint, add_network_arguments, check_out, evaluating, open_named, parameters
 
 HELP = "write the plain network of a checkpoint"
@@ -18,21 +19,30 @@ EXAMPLES = (
     "foldconv fold runs/digits-digits_resnet-doconv deploy.safetensors",
     "foldconv fold runs/digits-digits_resnet-doconv/last.ckpt deploy.safetensors --batchnorm --json",
 )
+_SUFFIXES = (".safetensors", ".pt", ".pth")
 _TOLERANCE = 1e-3  # relative, of the whole network in float32; each layer was already checked more strictly
 
 
 def add_arguments(parser: Parser) -> None:
     """Input, output, and what else to fold."""
     add_checkpoint(parser)
-    parser.add_argument("out", metavar="OUT", help="file to write; an existing one is never overwritten")
+    parser.add_argument("out", metavar="OUT", help="file to write, .safetensors, .pt or .pth; an existing one stays")
     parser.add_argument("--batchnorm", action="store_true", help="also absorb the norms that follow convolutions")
     add_network_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Fold, verify, write; the report as plain values and as a table."""
+    suffix = Path(options.out).suffix
+    if suffix not in _SUFFIXES:
+        raise UnsupportedError(
+            f"{options.out}: expected a name that ends in {', '.join(_SUFFIXES)}, received {suffix or 'none'}; choose "
+            "such a name, or let `foldconv export` write a runtime's format"
+        )
     report_path = Path(options.out).with_suffix(".report.json")
     check_out(options.out, report_path)
+
+    import torch
 
     from ...errors import FoldMismatchError
     from ...files.atomic import atomic_path, write_json
@@ -61,7 +71,10 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     extra = {key: value for key, value in description.items() if key != "layers"}
     extra["batchnorm_folded"] = options.batchnorm or bool(description.get("batchnorm_folded"))
     with atomic_path(options.out, overwrite=False) as temporary:
-        save(folded, temporary, extra=extra)
+        if suffix == ".safetensors":
+            save(folded, temporary, extra=extra)
+        else:
+            torch.save(folded.state_dict(), temporary)
     result = {
         "out": options.out,
         "report": str(report_path),
