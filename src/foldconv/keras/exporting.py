@@ -18,6 +18,8 @@ import numpy as np
 
 import keras
 
+from ..deploy.formats import FORMATS
+from ..deploy.running import furthest, run_file
 from ..errors import FoldMismatchError, UnsupportedError, unknown
 from ..files.atomic import atomic_folder
 from .foldable import FoldableLayer
@@ -258,22 +260,18 @@ def _into_one_file(path: Path) -> None:
 
 def _compare(path: str, expected: list[Any], received: list[Any], tolerance: float) -> tuple[float, float]:
     """Largest difference and largest value of all outputs; each has to agree by its own measure."""
-    shapes = [[tuple(array.shape) for array in arrays] for arrays in (expected, received)]
-    if shapes[0] != shapes[1]:
+    expected, received = ([np.asarray(array, np.float64) for array in arrays] for arrays in (expected, received))
+    error, scale, differs = furthest([expected], [received])
+    if differs:
+        raise FoldMismatchError(f"{path}: {differs}; not written; please report this")
+    if not error <= tolerance:  # so that NaN does not pass
         raise FoldMismatchError(
-            f"{path}: expected outputs of shapes {shapes[0]}, received {shapes[1]}; not written; please report this"
+            f"{path}: what was exported differs from the model: expected at most {tolerance:.1e} of the output's "
+            f"largest value, received {error:.1e}; not written; give a larger tolerance for quantization or half "
+            "precision"
         )
-    largest = scale = 0.0
-    for ours, theirs in zip(expected, received):
-        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-        error, reach = (float(np.max(np.abs(x), initial=0)) for x in (ours - theirs, ours))
-        if not error <= tolerance * reach:  # so that NaN does not pass
-            raise FoldMismatchError(
-                f"{path}: what was exported differs from the model: expected at most {tolerance * reach:.1e}, "
-                f"received {error:.1e}; not written; give a larger tolerance for quantization or half precision"
-            )
-        largest, scale = max(largest, error), max(scale, reach)
-    return largest, scale
+    largest = (float(np.max(np.abs(x - y), initial=0)) for x, y in zip(expected, received))
+    return max(largest, default=0.0), scale
 
 
 def _run_saved_model(path: str, inputs: Any, names: list[str]) -> list[np.ndarray]:
@@ -301,10 +299,7 @@ def _by_number(name: str) -> tuple[Any, ...]:
 
 
 def _run_onnx(path: str, inputs: Any, names: list[str]) -> list[np.ndarray]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, dict(zip([taken.name for taken in session.get_inputs()], _arrays(inputs))))
+    return run_file(FORMATS[".onnx"].runtime, path, [_arrays(inputs)])[0]
 
 
 def _run_torch(path: str, inputs: Any, names: list[str]) -> list[np.ndarray]:
