@@ -85,6 +85,11 @@ DAMAGE = {
         lambda c: setattr(c.state_dict_metadata["model.conv.weight"], "size", torch.Size([4, 3, 3, 2])),
         r"'model\.conv\.weight': a piece of it does not fit",
     ),
+    "a size that is none": (
+        lambda c: setattr(c.state_dict_metadata["model.conv.weight"], "size", "many"),
+        r"\.metadata: not a readable checkpoint \(invalid literal",
+    ),
+    "no way": (lambda c: c.planner_data.update({"model.conv.weight": ()}), r"\.metadata: not a readable checkpoint"),
     "other things": (lambda c: setattr(c, "state_dict_metadata", [1]), r"\.metadata: not a readable checkpoint"),
 }
 

@@ -86,7 +86,7 @@ FITTED = {
         "generator": RIGHT,
         "critic": {"a": torch.ones(3, 3)},
     },
-    "the same twice": {"best": RIGHT, "last": RIGHT},
+    "the same twice": {"best": RIGHT, "last": dict(RIGHT)},
     "no counts": {name: value for name, value in RIGHT.items() if "num_batches" not in name},
 }
 
@@ -183,6 +183,16 @@ def test_what_the_options_take(tmp_path):
             read(RIGHT, tmp_path, **wrong)
 
 
+def test_many_sets_and_very_large_ones_take_no_time(tmp_path):
+    one = torch.ones(1).expand(10**6, 10**6)
+    with pytest.raises(CheckpointError, match="holds 2 dictionaries of tensors, 'a', 'b'; save"):
+        read({"a": {"w": one}, "b": {"w": torch.ones(1).expand(10**6, 10**6)}}, tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"holds 150 dictionaries of tensors, 'layer0', \.\.\.; save the state_dict"
+    ):
+        read({f"layer{number}": {"weight": torch.ones(2)} for number in range(150)}, tmp_path)
+
+
 def test_names_that_are_no_wrapper_stay(tmp_path):
     """A network's own attribute may be called so; a file of Lightning is one of a wrapper."""
     assert read(under("model."), tmp_path).keys() == under("model.").keys()
@@ -245,8 +255,13 @@ def test_pickled_networks_of_ultralytics(tmp_path, monkeypatch):
     wrong.load_state_dict(WRONG)
     torch.save({"model": right.half(), "ema": None, "train_args": {}, "version": "8"}, tmp_path / "best.pt")
     torch.save({"model": wrong, "ema": right, "train_args": {}, "epoch": 3}, tmp_path / "last.pt")
+    endless = Detector()
+    endless._modules["a"] = endless._modules["b"] = endless
+    torch.save({"model": endless}, tmp_path / "endless.pt")
     for name in ("ultralytics", "ultralytics.nn", "ultralytics.nn.tasks"):
         monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(CheckpointError, match=r"holds a network of over 100,000 modules or 200 levels"):
+        foldconv.read_weights(tmp_path / "endless.pt")
     for name in ("best.pt", "last.pt"):
         found = foldconv.read_weights(tmp_path / name)
         assert is_right(found)

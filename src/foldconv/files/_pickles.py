@@ -110,6 +110,7 @@ def _inert() -> dict[str, Any]:
 
 _INERT = _inert()
 _LOCK = threading.Lock()
+_MODULES = 100_000
 _ULTRALYTICS = "ultralytics.nn.tasks."
 
 
@@ -119,23 +120,36 @@ class StoredModule:
     def __setstate__(self, state: Any) -> None:
         self.attributes = state if isinstance(state, dict) else {}
 
-    def tensors(self, prefix: str = "", levels: int = _DEEPEST) -> dict[str, Any]:
-        """What the module's ``state_dict()`` was."""
+    def tensors(self, path: Any) -> dict[str, Any]:
+        """What the module's ``state_dict()`` was.
+
+        Raises:
+            CheckpointError: for a module that is in itself, or very many.
+        """
         found: dict[str, Any] = {}
-        own = {name: self._of(name) for name in ("_parameters", "_buffers", "_modules")}
-        left_out = self.attributes.get("_non_persistent_buffers_set", ())
-        for kind in ("_parameters", "_buffers"):
-            for name, value in own[kind].items():
-                if isinstance(value, torch.Tensor) and not (kind == "_buffers" and name in left_out):
-                    found[f"{prefix}{name}"] = value
-        for name, module in own["_modules"].items():
-            if isinstance(module, StoredModule) and levels:
-                found |= module.tensors(f"{prefix}{name}.", levels - 1)
+        waiting: list[tuple[str, StoredModule, int]] = [("", self, 0)]
+        visits = 0
+        while waiting:
+            prefix, module, level = waiting.pop()
+            visits += 1
+            if visits > _MODULES or level > _DEEPEST:
+                raise CheckpointError(
+                    f"{path}: holds a network of over {_MODULES:,} modules or {_DEEPEST} levels; is it a checkpoint?"
+                )
+            left_out = module._of("_non_persistent_buffers_set", set)
+            for kind in ("_parameters", "_buffers"):
+                for name, value in module._of(kind, dict).items():
+                    if isinstance(value, torch.Tensor) and not (kind == "_buffers" and name in left_out):
+                        found[f"{prefix}{name}"] = value
+            inside = [*module._of("_modules", dict).items()]
+            for name, each in reversed(inside):
+                if isinstance(each, StoredModule):
+                    waiting.append((f"{prefix}{name}.", each, level + 1))
         return found
 
-    def _of(self, name: str) -> dict[Any, Any]:
-        value = vars(self).setdefault("attributes", {}).get(name)
-        return value if isinstance(value, dict) else {}
+    def _of(self, name: str, kind: type) -> Any:
+        value = vars(self).get("attributes", {}).get(name)
+        return value if isinstance(value, kind) else kind()
 
 
 def stored_modules(names: set[str]) -> dict[str, Any]:
@@ -146,11 +160,11 @@ def stored_modules(names: set[str]) -> dict[str, Any]:
     return {name: type("StoredModule", (StoredModule,), {}) for name in pickled}
 
 
-def without_modules(content: Any) -> Any:
+def without_modules(content: Any, path: Any) -> Any:
     """What a file holds, with the tensors of a stored module in its place."""
     if not isinstance(content, dict):
         return content
-    return {name: each.tensors() if isinstance(each, StoredModule) else each for name, each in content.items()}
+    return {name: each.tensors(path) if isinstance(each, StoredModule) else each for name, each in content.items()}
 
 
 @contextlib.contextmanager
@@ -204,6 +218,8 @@ def _names(file: BinaryIO, path: Any) -> set[str]:
         name, before = operation.name, operation.stack_before
         if name == "GLOBAL":
             names.add(_today(*str(argument).split(" ", 1)))
+        if name.startswith("EXT"):
+            raise CheckpointError(f"{path}: refused, since reading it would run registered code")
         if name == "MARK":
             stack.append(None)
         elif name in ("BINPUT", "LONG_BINPUT", "PUT"):

@@ -170,36 +170,40 @@ def _read_distributed(folder: Path) -> dict[str, Any]:
     raw = path.read_bytes()
     check_pickle(io.BytesIO(raw), path, count=1)
     try:
-        metadata = _Reader(io.BytesIO(raw), path).load()
-        described, stored, planned = (
-            metadata.get(name) for name in ("state_dict_metadata", "storage_data", "planner_data")
-        )
-        pieces: dict[str, list[tuple[tuple[int, ...], Any]]] = {}
-        for index, info in stored.items():
-            pieces.setdefault(index.get("fqn"), []).append((index.get("offset"), info))
-        sizes = {name: each.get("size") for name, each in described.items()}
-        dtypes = {name: _dtype(each) for name, each in described.items() if sizes[name] is not None}
-        ways = {name: tuple(way) for name, way in (planned or {}).items()}
+        return _assembled(_Reader(io.BytesIO(raw), path).load(), folder)
     except CheckpointError:
         raise
     except Exception as error:  # a pickle of other things
         reason = shown(str(error) or type(error).__name__)[1:-1]
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); is it whole?") from None
-    room = 2 * size_of(folder) + (1 << 26)
-    total = sum(math.prod(sizes[name]) * dtype.itemsize for name, dtype in dtypes.items())
-    if total > room or any(min(sizes[name], default=1) < 0 for name in dtypes):
-        raise CheckpointError(f"{path}: its tensors have {total:,} bytes, its files {size_of(folder):,}; is it whole?")
+
+
+def _assembled(metadata: Any, folder: Path) -> dict[str, Any]:
+    described, stored, planned = (
+        metadata.get(name) for name in ("state_dict_metadata", "storage_data", "planner_data")
+    )
+    pieces: dict[str, list[tuple[tuple[int, ...], Any]]] = {}
+    for index, info in stored.items():
+        pieces.setdefault(index.get("fqn"), []).append((index.get("offset"), info))
+    kinds = {
+        name: (_size(each.get("size")), _dtype(each))
+        for name, each in described.items()
+        if each.get("size") is not None
+    }
+    total, room = sum(math.prod(size) * dtype.itemsize for size, dtype in kinds.values()), size_of(folder)
+    if total > 2 * room + (1 << 26) or any(min(size, default=1) < 0 for size, _ in kinds.values()):
+        raise CheckpointError(f"{folder}: its tensors have {total:,} bytes, its files {room:,}; is it whole?")
     content: dict[str, Any] = {}
-    for name, dtype in dtypes.items():
-        way = ways.get(name, (name,))
-        if any(isinstance(part, str) and part.startswith("optim") for part in way[:1]):
+    for name, (size, dtype) in kinds.items():
+        way = [str(part) for part in (planned or {}).get(name, (name,))]
+        if way[0].startswith("optim"):
             continue
         inner: Any = content
         for part in way[:-1]:
-            inner = inner.setdefault(str(part), {})
-            if not isinstance(inner, dict):
-                raise CheckpointError(f"{path}: {shown(name)}: is a tensor and has others inside")
-        inner[str(way[-1])] = _whole(name, sizes[name], dtype, pieces.get(name, []), folder)
+            inner = inner.setdefault(part, {})
+        if way[-1] in inner:
+            raise CheckpointError(f"{folder}: holds {shown(name)} twice")
+        inner[way[-1]] = _whole(name, size, dtype, pieces.get(name, []), folder)
     return content
 
 

@@ -98,7 +98,7 @@ def read_pickled(file: Any, path: Any) -> Any:
     names = _check_pickles(file, path)
     try:
         with inert_values(stored_modules(names)):
-            return without_modules(torch.load(file, map_location="cpu", weights_only=True))
+            return without_modules(torch.load(file, map_location="cpu", weights_only=True), path)
     except CheckpointError:
         raise
     except Exception as error:

@@ -36,7 +36,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "n
 """Where most trainers put the one network that there is."""
 _OTHERS = re.compile(r"optim|sched|scaler|grad|^opt$|^opt_|momentum|rng|random|hparams|hyper_param|config|args", re.I)
 """Entries in which no weights are looked for."""
-_DEEPEST, _WIDEST = 6, 200
+_DEEPEST, _WIDEST, _MOST = 6, 200, 100
 
 
 class Form(NamedTuple):
@@ -130,6 +130,11 @@ def weights_in(content: Any, path: Any, weights: str = "auto", network: nn.Modul
         return Found(entry, sets[entry], "as asked for", tuple(name for name in sets if name != entry))
     if not sets:
         return Found("", content if isinstance(content, Mapping) else {})
+    if len(sets) > _MOST:
+        raise CheckpointError(
+            f"{path}: holds {len(sets):,} dictionaries of tensors, {shown(next(iter(sets)))}, ...; save the "
+            "state_dict() alone, or name an entry: --weights ENTRY (weights=)"
+        )
     different: dict[str, Mapping[str, Any]] = {}
     for name, found in sets.items():
         if not any(_same(found, other) for other in different.values()):
@@ -250,18 +255,20 @@ def _walk(content: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Are these the same values by the same names?"""
+    """Are these the same tensors by the same names? Not only equal ones: those of two networks may be, at the start."""
+    own, its = ({n: v for n, v in each.items() if isinstance(v, Tensor)} for each in (one, other))
+    return own.keys() == its.keys() and all(map(_is_one, own.values(), (its[name] for name in own)))
+
+
+def _is_one(one: Tensor, other: Tensor) -> bool:
     if one is other:
         return True
-    own, its = ({n: v for n, v in each.items() if isinstance(v, Tensor)} for each in (one, other))
-    return own.keys() == its.keys() and all(v is its[n] or _equal(v, its[n]) for n, v in own.items())
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    plain = type(one) is type(other) and one.layout == other.layout == torch.strided and one.device == other.device
-    if not plain or one.is_meta or one.is_quantized or (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    return (one.data_ptr() == other.data_ptr() and one.stride() == other.stride()) or torch.equal(one, other)
+    places = [
+        (each.data_ptr(), each.dtype, each.shape, each.stride())
+        for each in (one, other)
+        if type(each) is Tensor and each.layout == torch.strided and not each.is_meta and each.numel()
+    ]
+    return len(places) == 2 and places[0] == places[1]
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

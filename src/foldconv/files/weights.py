@@ -59,9 +59,6 @@ def read_weights(
         ...     read_weights(f"{folder}/net.pth.tar")
         {'weight': tensor([1.])}
     """
-    expect("weights", weights, str, "the name of an entry, or 'auto'")
-    if prefix is not None:
-        expect("prefix", prefix, str, "text that names begin with, or None")
     if model is not None:
         expect("model", model, nn.Module, "a module")
     taken = take(read_content(path), path, weights=weights, prefix=prefix, network=model)
@@ -142,6 +139,9 @@ def take(
 
     `partly`: a network of which the file has some names only, as a published checkpoint with blocks has.
     """
+    expect("weights", weights, str, "the name of an entry, or 'auto'")
+    if prefix is not None:
+        expect("prefix", prefix, str, "text that names begin with, or None")
     found = weights_in(content, path, weights, network)
     entries: dict[str, Any] = {}
     inside: dict[str, None] = {}
