@@ -117,7 +117,12 @@ class Pointwise(Branches):
     """OREPA_1x1: the kernel, and a product of two, of which the narrower starts as the identity."""
 
     def compose(self, p: dict[str, Tensor]) -> Tensor:
-        return formulas.total(self._scaled(p))
+        # The formula, with the scale on the factor and the sum inside the product: a third of the passes.
+        first, second = p["vector"].unsqueeze(2)
+        found = torch.addmm(
+            first * p["weight"].flatten(1), second * p["l2i_conv2"].flatten(1), p["l2i_conv1"].flatten(1)
+        )
+        return found.reshape(p["weight"].shape)
 
     def kernels(self, p: dict[str, Tensor]) -> dict[str, Tensor]:
         return dict(self._scaled(p))
