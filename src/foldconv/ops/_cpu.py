@@ -46,7 +46,7 @@ def least(*tensors: Tensor) -> int:
 
     OREPA's serve all sizes.
     """
-    if len(tensors) > 2:
+    if len(tensors) != 2:
         return 0
     is_usual = tensors[1].shape[1:] == (9, 9) and tensors[1].dtype == torch.float32
     return 0 if is_usual else 1 << 10
