@@ -35,12 +35,16 @@ class Classifier(nn.Module):
 
             self.average = ModelEmaV3(network, decay=config.ema).requires_grad_(False)
         called = torch.compile(network) if config.compile else network
-        object.__setattr__(self, "_called", called)  # not as a submodule: each tensor has one name in a checkpoint
+        self.call_instead(called)
 
     @property
     def trained(self) -> nn.Module:
         """The network that counts: the averaged one where there is an average."""
         return self.network if self.average is None else self.average.module
+
+    def call_instead(self, called: Any) -> None:
+        """What is called in the network's place; no submodule, since each tensor has one name in a checkpoint."""
+        object.__setattr__(self, "_called", called)
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is minimized, the cross-entropy in it, and how many images were classified right."""

@@ -120,6 +120,9 @@ class TrainConfig:
     accumulate: int = _option(
         1, _LOOP, "batches over which gradients are averaged for a step; an epoch's last: those left"
     )
+    qat: bool = _option(
+        False, _LOOP, "train through int8's rounding of kernels and activations (needs the extra executorch)"
+    )
     seed: int = _option(0, _LOOP, "seed of initialization, order of images and augmentation")
 
     optimizer: str = _option("sgd", _OPTIMIZER, "sgd (with Nesterov's momentum), or another name of timm.optim")
@@ -214,6 +217,12 @@ class TrainConfig:
             )
         if self.ema and self.strategy.startswith("fsdp"):
             raise UnsupportedError("ema: an average of weights that fsdp has split is not supported; use strategy: ddp")
+        if self.qat:
+            usual = {"compile": False, "precision": "32-true", "devices": 1, "nodes": 1, "strategy": "auto"}
+            for name, value in usual.items():
+                if getattr(self, name) != value:
+                    received = shown(getattr(self, name))
+                    raise UnsupportedError(f"qat: expected {name}: {str(value).lower()} with it, received {received}")
 
     @property
     def run_name(self) -> str:

@@ -31,6 +31,7 @@ from .divergence import DivergedError
 from .evaluation import evaluate
 from .loop import Training
 from .optimizers import check_optimizer
+from .qat import check_packages
 from .records import Records, check_logger
 from .resuming import newest_readable
 
@@ -123,6 +124,7 @@ def _run(config: TrainConfig, old: RunFolder | None, console: Console | None) ->
     # Before data are fetched or a network is built.
     check_optimizer(config)
     check_logger(config)
+    check_packages(config)
     check_name(config.architecture)
     chosen_method(config)
     data = config.open_data()

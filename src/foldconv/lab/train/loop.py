@@ -24,6 +24,7 @@ from .divergence import Losses
 from .evaluation import score
 from .optimizers import configured_groups, create_optimizer, create_schedule
 from .processes import share_of_batch, summed
+from .qat import QuantizationAware
 from .sharding import ShardedStrategy, distributed, split, whole
 
 
@@ -70,6 +71,9 @@ class Training:
             with refused(path):
                 load_exactly(module, content["state_dict"], path)
         self.module: Classifier = module
+        self._quantized = QuantizationAware(module.network, data.input_shape) if config.qat else None
+        if self._quantized is not None:
+            module.call_instead(self._quantized)
         self._dtype = next(self.module.parameters()).dtype
         self._called = distributed(self.module, strategy, config.sync_batchnorm)
         where = {"device": fabric.device, "workers": config.workers}
@@ -172,7 +176,8 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """All of it, as plain values and whole tensors; where the network is split, all processes have to ask."""
-        return {
+        quantizers = {} if self._quantized is None else {"quantizers": self._quantized.state()}
+        return quantizers | {
             "epoch": self.epoch - 1,  # the last one that is done, as in files of Lightning's Trainer
             "global_step": self.step,
             "state_dict": whole(self.module.state_dict()),
@@ -187,6 +192,8 @@ class Training:
         done = [content[name] for name in ("global_step", "epoch")]
         if not all(type(number) is int for number in done):
             raise ValueError(f"expected whole numbers of steps and epochs, received {done}")
+        if self._quantized is not None:
+            self._quantized.load(content["quantizers"])
         self.step = done[0]
         self.epoch = done[1] + 1 if self.step else 0
         self._optimizer.load_state_dict(split(content["optimizer_states"][0], self._optimizer))
