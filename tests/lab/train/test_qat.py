@@ -39,9 +39,6 @@ def test_kernels_are_rounded_as_they_are_deployed_and_a_run_resumes(installed, t
         # torch's fused operation spreads a channel of one sign over all 255 steps, though its scheme is symmetric.
         span = torch.where((low < 0) & (high > 0), 2 * torch.maximum(-low, high), high - low)
         assert any(len(scale) == len(span) and torch.allclose(255 * scale, span, rtol=0.01) for scale in scales)
-    activations = [key for key, value in content["quantizers"].items() if key.endswith(".scale") and len(value) == 1]
-    assert len(activations) == 14
-
     shutil.copytree(whole, cut)
     shutil.move(cut / "previous.ckpt", cut / "last.ckpt")
     resume(cut, silent)
