@@ -1,6 +1,6 @@
 """int8 against float32: a folded ResNet-18 in ONNX Runtime and OpenVINO, one image, one thread, calls in turn.
 
-    python benchmarks/int8_latency.py [--runs N]
+    python benchmarks/int8_latency.py [--runs N] [--only .onnx|.xml]
 
 Needs the extras onnx, openvino and quantization. Writes benchmarks/results/int8_latency.json: medians of the processor
 time of a call, and their ratio, in the same process.
@@ -38,6 +38,7 @@ def main() -> None:
     """Fold, quantize, run both files in turn."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3, help="processes for each runtime; the median counts")
+    parser.add_argument("--only", choices=REACH, help="one runtime; the other's row stays as it was measured")
     options = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)
     import torchvision
@@ -48,8 +49,9 @@ def main() -> None:
     with torch.no_grad():
         network(images)
     network = foldconv.expand(network.eval(), "doconv")
-    rows = []
-    for suffix in REACH:
+    found = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": []}
+    rows = [row for row in found["rows"] if options.only and row["runtime"] != FORMATS[options.only].name]
+    for suffix in [options.only] if options.only else REACH:
         form = FORMATS[suffix]
         with tempfile.TemporaryDirectory() as folder:
             plain, target = (Path(folder, name + suffix) for name in ("float", "int8"))

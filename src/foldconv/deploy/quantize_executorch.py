@@ -53,7 +53,9 @@ def _shapes(program: Any, settings: dict) -> Any:
 
     if not settings["any_batch"]:
         return None
-    shapes = tuple({0: torch.export.Dim("batch", max=settings["largest_batch"])} for _ in program.example_inputs[0])
+    size, shapes = torch.export.Dim("batch", max=settings["largest_batch"]), torch.export.ShapesCollection()
+    for value in program.example_inputs[0]:
+        shapes[value] = {0: size}
     return shapes
 
 
