@@ -1,5 +1,6 @@
 """``nox`` runs everything that CI runs; ``nox -s tests -- -k fold`` passes arguments on to pytest."""
 
+import contextlib
 import os
 
 import nox
@@ -22,8 +23,12 @@ os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 # XLA compiles small models longer than they run.
-QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-QUICK += ["--xla_cpu_use_fusion_emitters=false"]
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+QUICK += "--xla_cpu_use_fusion_emitters=false"
+XLA = {
+    "tensorflow": "import tensorflow as tf; tf.function(lambda: tf.zeros(1), jit_compile=True)()",
+    "jax": "import jax; jax.devices()",
+}
 
 # The examples of the core's rooms, and what must hold without the compiled paths, too.
 ROOMS = ["algebra", "ops", "layers", "methods", "blocks", "network", "files", "testing"]
@@ -65,15 +70,16 @@ def keras(session: nox.Session) -> None:
     exporters = ["ai-edge-litert", "jax2onnx", "onnx", "onnxruntime", "onnxscript", "tf2onnx"]
     session.install(".[keras,test]", "tensorflow-cpu", "jax", *exporters)
     paths = session.posargs or ["tests/keras", "src/foldconv/keras"]
-    quick = " ".join(QUICK)
-    try:  # a release of XLA that has dropped one of them ends the process
-        session.run("python", "-c", "import jax; jax.devices()", env={"XLA_FLAGS": quick}, silent=True)
-    except nox.command.CommandFailed:
-        quick = ""
+    quick = {}
+    for backend, first in XLA.items():
+        # A release of XLA that has dropped one of the flags ends the process.
+        with contextlib.suppress(nox.command.CommandFailed):
+            session.run("python", "-c", first, env={"XLA_FLAGS": QUICK}, silent=True)
+            quick[backend] = QUICK
     # What is the same on each: files, which h5py reads, and whether the battery's checks can fail. Not on the slowest.
     once = () if session.posargs else ("convert", "checks_fail", "imports", "readme")
     for backend in ("tensorflow", "jax", "torch"):
-        env = {"KERAS_BACKEND": backend, "FOLDCONV_ALL_EXPORTS": "1", "XLA_FLAGS": quick if backend == "jax" else ""}
+        env = {"KERAS_BACKEND": backend, "FOLDCONV_ALL_EXPORTS": "1", "XLA_FLAGS": quick.get(backend, "")}
         left = [f"--ignore=tests/keras/test_{name}.py" for name in once if backend != "torch"]
         session.run("pytest", *paths, *left, env=env | ONE_THREAD)
 
