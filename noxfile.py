@@ -8,7 +8,7 @@ import nox
 # uv makes environments in seconds; plain virtualenv does as well.
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["keras", "tests", "lint", "core", "gluon"]  # what takes longest, first
+nox.options.sessions = ["keras", "tests", "deploy", "lint", "litert", "core", "gluon"]  # what takes longest, first
 
 # Two sessions at a time, each shown when it has ended; versions of nox that cannot, run one after the other.
 if hasattr(nox.options, "parallel"):
@@ -92,3 +92,20 @@ def gluon(session: nox.Session) -> None:
     session.install("--no-deps", "gluoncv==0.10.5.post0", ".")
     paths = session.posargs or ["tests/gluon", "src/foldconv/gluon"]
     session.run("pytest", "-p", "no:cacheprovider", "-W", "ignore::DeprecationWarning", *paths, env=ONE_THREAD)
+
+
+@nox.session
+def deploy(session: nox.Session) -> None:
+    """What is exported, in every runtime that fits beside today's torch; none of them may be absent."""
+    session.install(".[onnx,openvino,executorch,coreml,ncnn,quantization,test]")
+    paths = session.posargs or ["tests/deploy/test_runtimes.py", "tests/deploy/test_equalize.py"]
+    runtimes = {"FOLDCONV_RUNTIMES": ".onnx .pt2 .xml .pte .mlpackage .param"}
+    session.run("pytest", *paths, env=runtimes | ONE_THREAD)
+
+
+@nox.session
+def litert(session: nox.Session) -> None:
+    """LiteRT, whose converter wants an older torch."""
+    session.install(".[test]", "litert-torch>=0.10", "ai-edge-litert>=2.1", "torch<2.15")
+    paths = session.posargs or ["tests/deploy/test_runtimes.py", "-k", "images and tflite"]
+    session.run("pytest", *paths, env={"FOLDCONV_RUNTIMES": ".tflite"} | ONE_THREAD)
