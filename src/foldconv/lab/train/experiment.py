@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, UnsupportedError
 from ...files.atomic import write_json
 from ...files.native import save
 from ...network.costs import summary
@@ -103,7 +103,7 @@ def resume(folder: str | Path, console: Console | None = None) -> TrainResult:
 
     Raises:
         CheckpointError: not a run folder, no checkpoint in it, or damaged ones only.
-        UnsupportedError: another process continues it.
+        UnsupportedError: another process continues it, or it trains with ``qat``.
         KeyboardInterrupt: after Ctrl-C; its text says how to continue.
     """
     run = RunFolder(folder)
@@ -111,6 +111,11 @@ def resume(folder: str | Path, console: Console | None = None) -> TrainResult:
         if not any(path.is_file() for path in there):
             raise CheckpointError(f"{run}: cannot resume here: it has no {there[0].name}")
     config = TrainConfig.load(run.config)
+    if config.qat:
+        raise UnsupportedError(
+            f"{run}: qat: such a run would not end with the weights of an undisturbed one, and is not resumed; start a "
+            "new one, from its weights with --pretrained and --init preserve"
+        )
     with locked(run.path) if processes.is_first(config) else contextlib.nullcontext():
         return _run(config, run, console)
 
