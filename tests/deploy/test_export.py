@@ -48,14 +48,14 @@ def test_an_expanded_network_in_training_mode_is_written_as_it_evaluates(tmp_pat
 
 
 def test_a_file_that_computes_something_else_is_not_left_there(tmp_path, monkeypatch):
-    program = exporting._program
+    program = exporting.traced
 
     def wrong(network, batch, *options):
         with torch.no_grad():
             network[0].weight[0] *= 1.001
         return program(network, batch, *options)
 
-    monkeypatch.setattr(exporting, "_program", wrong)
+    monkeypatch.setattr(exporting, "traced", wrong)
     with pytest.raises(FoldMismatchError, match=r"does not compute what .* nothing was left there"):
         foldconv.export(network(), tmp_path / "net.pt2", X, dynamic_batch=False)
     assert os.listdir(tmp_path) == []

@@ -25,13 +25,13 @@ from .._arguments import expect_path
 from ..errors import CheckpointError, FoldMismatchError, UnsupportedError, shown
 from ..files.atomic import atomic_folder, write_json
 from ..layers import Foldable
-from ..network._watching import arguments_of
 from ..network.fold import fold
 from ..network.permute import absorb_permutations
 from ..network.tree import copy_of, expect_module
 from .apart import interpreter
 from .describing import described
 from .formats import Format, format_of
+from .inputs import batch_of, with_tensors
 from .portable import convolutions, kinds_of, portable
 from .running import call, furthest, run_file
 
@@ -86,7 +86,7 @@ def export(
             the first dimension of each is the batch.
         format: the format's name, where it is to be checked against the suffix.
         dynamic_batch: whether the file takes batches of any size, where the format can: ONNX, torch.export, OpenVINO
-            and ExecuTorch (up to 1024). The others take batches as large as the example, ncnn one sample.
+            and ExecuTorch (up to 16). The others take batches as large as the example, ncnn one sample.
         labels: the names of the classes, in the order of the outputs; written into the description.
         preprocessing: what turns an image into the input, such as mean, std, size and interpolation; plain values.
         check: run the file and compare; without, it is only written.
@@ -117,20 +117,21 @@ def export(
     form = format_of(path, format)
     python = interpreter(form)
     form.expect_packages()
-    network, inputs = _with_tensors(model, example_inputs)
+    network, inputs = with_tensors(model, example_inputs)
     folded = _supported(deployable(network, inputs).float().cpu(), form)
     inputs = tuple(x.float().cpu() if x.is_floating_point() else x.cpu() for x in inputs)
     any_batch = dynamic_batch and form.any_batch
-    # A graph traced at a batch of one holds for no other.
-    batches = [_batch(inputs, size) for size in ((3, 1) if any_batch else (len(inputs[0]),))]
+    # The first is traced: at a batch of one, a graph holds for no other.
+    sizes = (*filter(None, [form.largest_batch]), 3, 1) if any_batch else (len(inputs[0]),)
+    batches = [batch_of(inputs, size) for size in sizes]
     expected, own_error = _expected(folded, batches)
     description = described(form, inputs, expected[0], any_batch, labels, preprocessing)
     ready = portable(folded, form)
     with atomic_folder(path, overwrite=overwrite) as folder:
         temporary = folder / Path(path).name
         with _converting(path, form, ready):
-            _write(form, _program(ready, batches[0], any_batch, form.largest_batch), temporary, python)
-        _describe(form, temporary, description)
+            _write(form, traced(ready, batches[0], any_batch, form.largest_batch), temporary, python)
+        write_description(form, temporary, description)
         error, why = None, "" if check else "check=False"
         if form.runs_on not in ("any", sys.platform):
             why = why or f"{form.name} runs on {form.runs_on} only"
@@ -192,43 +193,6 @@ def deployable(model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor]
     if layers:
         _LOG.info("%d foldable layers were folded", layers)
     return folded
-
-
-class _ByKeyword(nn.Module):
-    """A network that is called with keyword arguments, called with positional ones."""
-
-    def __init__(self, network: nn.Module, names: Sequence[str]):
-        super().__init__()
-        self.network = network
-        self.names = tuple(names)
-
-    def forward(self, *values: Tensor) -> Any:
-        return self.network(**dict(zip(self.names, values)))
-
-
-def _with_tensors(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The network and the tensors that it is called with."""
-    args, kwargs = arguments_of(example_inputs)
-    values = [*args, *kwargs.values()]
-    for value in values:
-        if not isinstance(value, Tensor) or value.dim() < 1 or len(value) != len(values[0]) or not len(value):
-            raise UnsupportedError(
-                "example_inputs: expected tensors whose first dimension is one batch, of at least one sample, received "
-                f"{tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}; wrap the network in one "
-                "that takes such tensors"
-            )
-    if not values:
-        raise UnsupportedError("example_inputs: expected a tensor, a tuple or a dictionary of them, received none")
-    if kwargs:
-        model = _ByKeyword(model, tuple(kwargs))
-    return model, tuple(value.detach() for value in values)
-
-
-def _batch(inputs: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
-    """`size` samples, made of the example's in turn; numbers with a fraction get smaller from one to the next."""
-    picked = [value[torch.arange(size) % len(value)] for value in inputs]
-    shrink = 1 - torch.arange(size) / (2 * size + 2)
-    return tuple(x * shrink.to(x.dtype).view(-1, *(1,) * (x.dim() - 1)) if x.is_floating_point() else x for x in picked)
 
 
 def _outputs(network: nn.Module, batch: Sequence[Tensor]) -> list[np.ndarray]:
@@ -310,11 +274,12 @@ def reason(error: BaseException) -> str:
 _CHATTER = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "openvino", "coremltools", "executorch")
 
 
-def _program(network: nn.Module, batch: Sequence[Tensor], any_batch: bool, largest: int | None = None) -> Any:
+def traced(network: nn.Module, batch: Sequence[Tensor], any_batch: bool, largest: int | None = None) -> Any:
     """The network as one graph of torch's operations; in it any size of batch, or the given one."""
     shapes = None
     if any_batch:
-        size = torch.export.Dim("batch", max=largest)
+        # One more than is promised: a bound that equals the traced size would be the only size.
+        size = torch.export.Dim("batch", max=largest and largest + 1)
         shapes = torch.export.ShapesCollection()
         for value in batch:
             shapes[value] = {0: size}
@@ -363,7 +328,7 @@ def _is_described(tensor: Any) -> bool:
     return sizes and bool(shape)
 
 
-def _describe(form: Format, path: Path, description: dict[str, Any]) -> None:
+def write_description(form: Format, path: Path, description: dict[str, Any]) -> None:
     """Into the file, where the format has a place for it; else beside it."""
     functions = runpy.run_path(str(form.runtime))
     if "describe" in functions:

@@ -32,7 +32,8 @@ class Format:
     any_batch: bool = True
     """Whether a file can take batches of any size."""
     largest_batch: int | None = None
-    """Of those; None: there is no limit."""
+    """Of those; None: there is no limit. A graph is traced with so many: from fewer than 16 samples on, torch's own
+    choice of a convolution's algorithm bounds what ExecuTorch makes of the graph, whatever bound it is given."""
     tolerance: float = 1e-5
     """Largest difference from the network in float64, relative to the output's largest value."""
     runs_on: str = "any"
@@ -103,7 +104,7 @@ FORMATS: dict[str, Format] = {
             *("ExecuTorch", ".pte", "executorch.py", "executorch", ("executorch",)),
             rewritten=("circular padding",),
             refused={"three dimensions": "is converted and then fails when it runs"},
-            largest_batch=1024,  # memory is planned for it
+            largest_batch=16,  # a file reserves memory for as many, used or not
             int8="PT2E with XNNPACKQuantizer, static",
             int8_from_program=True,
         ),

@@ -26,8 +26,9 @@ from ..network.tree import expect_module
 from .apart import interpreter
 from .calibration import Samples, samples_of
 from .equalize import equalize as equalized
-from .export import _ByKeyword, _describe, _program, _with_tensors, deployable, export, read_description
+from .export import deployable, export, read_description, traced, write_description
 from .formats import Format, format_of
+from .inputs import ByKeyword, batch_of, with_tensors
 from .portable import portable
 from .running import measure_files, quantize_file
 from .sensitivity import quantizable_layers, sensitivities
@@ -160,22 +161,21 @@ def quantize(
     given = samples_of(calibration)
     judges = given if evaluation is None else samples_of(evaluation, "evaluation")
     any_batch = dynamic_batch and form.any_batch
-    network, example = _with_tensors(model, given.example(2 if any_batch else 1))
+    network, example = with_tensors(model, given.example(2 if any_batch else 1))
     with _named_calibration():
         folded = deployable(network, example).float().cpu()
-    prefix = "network." if isinstance(folded, _ByKeyword) else ""
+    prefix = "network." if isinstance(folded, ByKeyword) else ""
     names = [name.removeprefix(prefix) for name in quantizable_layers(folded)]
     kept = _asked(keep_float, auto_keep, names, type(model).__name__)
     even = equalize and _equalized(folded, example)
     measured: dict[str, float] = {}
     if auto_keep:
-        some = _with_tensors(model, given.example(_SENSITIVITY_SAMPLES))[1]
+        some = with_tensors(model, given.example(_SENSITIVITY_SAMPLES))[1]
         left = [prefix + name for name in names if name not in kept]
         found = sensitivities(folded, some, per_channel=per_channel, names=left)
         measured = {name.removeprefix(prefix): error for name, error in found.items()}
         kept += list(measured)[:auto_keep]
-    # ExecuTorch 1.5 reserves memory for 15 samples, whatever bound the graph has.
-    size = (_BATCH if form.largest_batch is None else 8) if any_batch else 1
+    size = (form.largest_batch or _BATCH) if any_batch else 1
     with tempfile.TemporaryDirectory() as aside, atomic_folder(path, overwrite=overwrite) as folder:
         plain, target = (Path(place, Path(path).name) for place in (aside, folder))
         with _named_calibration():
@@ -186,9 +186,8 @@ def quantize(
                 preprocessing=preprocessing,
             )
         ready = portable(folded, form)
-        program = _program(
-            ready, _with_tensors(model, given.example(2 if any_batch else 1))[1], any_batch, form.largest_batch
-        )
+        batch = batch_of(example, form.largest_batch or 2) if any_batch else example
+        program = traced(ready, batch, any_batch, form.largest_batch)
         inner = [name for name in quantizable_layers(ready) if _outer(name, prefix, names) is not None]
         settings = {
             "layers": inner,
@@ -197,7 +196,7 @@ def quantize(
             "weights": _fingerprints(form, ready, inner),
             "per_channel": per_channel,
             "any_batch": any_batch,
-            "largest_batch": form.largest_batch,
+            "bound": form.largest_batch and form.largest_batch + 1,
         }
         source = plain
         if form.int8_from_program:
@@ -231,7 +230,7 @@ def quantize(
         )
         description = read_description(form, plain)
         description["int8"] = {"recipe": result.recipe, "calibrated": len(given), "float_layers": list(left)}
-        _describe(form, target, description)
+        write_description(form, target, description)
     return result
 
 

@@ -53,7 +53,7 @@ def _shapes(program: Any, settings: dict) -> Any:
 
     if not settings["any_batch"]:
         return None
-    size, shapes = torch.export.Dim("batch", max=settings["largest_batch"]), torch.export.ShapesCollection()
+    size, shapes = torch.export.Dim("batch", max=settings["bound"]), torch.export.ShapesCollection()
     for value in program.example_inputs[0]:
         shapes[value] = {0: size}
     return shapes
