@@ -22,6 +22,9 @@ os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 # Processes share the processors; a pool of threads in each would wait for the others.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
+# Runtimes bring a plugin of pytest that warns when it is loaded, and warnings are errors.
+NO_ANYIO = ["-p", "no:anyio"]
+
 # XLA compiles small models longer than they run.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
 QUICK += "--xla_cpu_use_fusion_emitters=false"
@@ -100,7 +103,7 @@ def deploy(session: nox.Session) -> None:
     session.install(".[onnx,openvino,executorch,coreml,ncnn,quantization,test]")
     paths = session.posargs or ["tests/deploy/test_runtimes.py", "tests/deploy/test_equalize.py"]
     runtimes = {"FOLDCONV_RUNTIMES": ".onnx .pt2 .xml .pte .mlpackage .param"}
-    session.run("pytest", *paths, env=runtimes | ONE_THREAD)
+    session.run("pytest", *NO_ANYIO, *paths, env=runtimes | ONE_THREAD)
 
 
 @nox.session
@@ -108,4 +111,4 @@ def litert(session: nox.Session) -> None:
     """LiteRT, whose converter wants an older torch."""
     session.install(".[test]", "litert-torch>=0.10", "ai-edge-litert>=2.1", "torch<2.15")
     paths = session.posargs or ["tests/deploy/test_runtimes.py", "-k", "images and tflite"]
-    session.run("pytest", *paths, env={"FOLDCONV_RUNTIMES": ".tflite"} | ONE_THREAD)
+    session.run("pytest", *NO_ANYIO, *paths, env={"FOLDCONV_RUNTIMES": ".tflite"} | ONE_THREAD)
