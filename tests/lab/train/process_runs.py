@@ -27,6 +27,7 @@ import time
 import traceback
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a forked process hangs where its parent had a pool of threads
+os.environ["FOLDCONV_PATH"] = "torch"  # which forked processes take anyway; the one that Lightning starts is none
 
 import torch
 from torch import nn
