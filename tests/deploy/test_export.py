@@ -114,7 +114,7 @@ def test_refused_in_one_line(tmp_path, net, inputs, options, message):
 def test_what_a_runtime_cannot_do_is_refused_by_the_layers_name(tmp_path, monkeypatch):
     monkeypatch.setattr("foldconv.deploy.formats.Format.expect_packages", lambda self: None)
     net = nn.Sequential(nn.Conv3d(1, 2, 3))
-    with pytest.raises(UnsupportedError, match="0: three dimensions: ExecuTorch is converted and then fails"):
+    with pytest.raises(UnsupportedError, match="0: three dimensions: ExecuTorch converts it, and what it wrote fails"):
         foldconv.export(net, tmp_path / "net.pte", torch.randn(1, 1, 5, 5, 5))
 
 

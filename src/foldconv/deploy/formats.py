@@ -103,7 +103,7 @@ FORMATS: dict[str, Format] = {
         Format(
             *("ExecuTorch", ".pte", "executorch.py", "executorch", ("executorch",)),
             rewritten=("circular padding",),
-            refused={"three dimensions": "is converted and then fails when it runs"},
+            refused={"three dimensions": "converts it, and what it wrote fails when it runs"},
             largest_batch=16,  # a file reserves memory for as many, used or not
             int8="PT2E with XNNPACKQuantizer, static",
             int8_from_program=True,

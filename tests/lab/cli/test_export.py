@@ -22,7 +22,7 @@ def test_export_of_a_file_of_weights(tmp_path, capsys):
     assert json.loads((tmp_path / "net.json").read_text())["labels"] == list("abcdefghij")
     # What is there stays; --force replaces it, and --no-check says that nobody looked.
     assert main(arguments) == 1
-    assert "is not overwritten" in capsys.readouterr().err
+    assert "is not overwritten; choose another name, or give --force" in capsys.readouterr().err
     assert main([*arguments, "--force", "--no-check"]) == 0
     assert "not checked: check=False" in capsys.readouterr().out
 

@@ -8,7 +8,9 @@ from torch import nn
 
 import foldconv
 from foldconv.errors import UnsupportedError
+from foldconv.lab.run import RunFolder
 from foldconv.lab.train import TrainConfig, create_data, evaluate, fit, open_network, resume
+from foldconv.lab.train.experiment import _left_in_order
 from foldconv.lab.train.qat import QuantizationAware, check_packages
 
 
@@ -84,3 +86,11 @@ def test_a_run_is_not_resumed(finished, silent, tmp_path):
     (folder / "config.yaml").write_text(text.replace("qat: false", "qat: true"), encoding="utf-8")
     with pytest.raises(UnsupportedError, match=r"qat: such a run would not end .* --pretrained and --init preserve"):
         resume(folder, silent)
+
+
+def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.checkpoint.touch()
+    go_on = f"foldconv train --qat --pretrained {tmp_path} --init preserve"
+    with pytest.raises(KeyboardInterrupt, match=go_on), _left_in_order(folder, TrainConfig(qat=True), new=True):
+        raise KeyboardInterrupt

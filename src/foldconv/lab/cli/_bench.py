@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Measure; as plain values and as a table."""
     config, out = config_of(options), options.out
     if out is not None:
-        check_out(out, overwrite=True)
+        check_out(out, force=True)
     from ...files.atomic import write_json
     from ..bench.measure import measure
     from ..bench.report import table

@@ -72,16 +72,19 @@ def count(text: str) -> int:
     return int(text)
 
 
-def check_out(*paths: str | os.PathLike[str], overwrite: bool = False) -> None:
+def check_out(*paths: str | os.PathLike[str], force: bool | None = None) -> None:
     """Refuse what cannot be written, before the work; the writing itself checks again.
+
+    `force`: whether a command's --force was given; None for a command without it.
 
     Raises:
         FileExistsError: the file exists and may not be replaced.
         FileNotFoundError: its folder does not exist.
     """
     for path in paths:
-        if not overwrite and os.path.lexists(path):
-            raise FileExistsError(f"{path}: file exists and is not overwritten; choose another name")
+        if not force and os.path.lexists(path):
+            remedy = "choose another name" + (", or give --force" if force is not None else "")
+            raise FileExistsError(f"{path}: file exists and is not overwritten; {remedy}")
         if not Path(path).parent.is_dir():
             raise FileNotFoundError(f"{path}: no folder {Path(path).parent} to write into; create it")
 

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from ._common import check_out
 
     form = format_of(options.out)
-    check_out(options.out, overwrite=options.force)
+    check_out(options.out, force=options.force)
     network, description = open_named(options, options.checkpoint)
     labels = description.get("classes")
     if options.labels:

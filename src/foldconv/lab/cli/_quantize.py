@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     form = format_of(options.out)
     form.expect_int8()
-    check_out(options.out, overwrite=options.force)
+    check_out(options.out, force=options.force)
     network, description = open_named(options, options.checkpoint)
     images, judges = _images(options, description)
     labels = description.get("classes")

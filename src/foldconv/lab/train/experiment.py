@@ -155,7 +155,7 @@ def _run(config: TrainConfig, old: RunFolder | None, console: Console | None) ->
     folder = old or _new_folder(config)
     processes.share_folder(folder.path)
     try:
-        with _left_in_order(folder, new=old is None), contextlib.nullcontext() if old else locked(folder.path):
+        with _left_in_order(folder, config, new=old is None), contextlib.nullcontext() if old else locked(folder.path):
             if old is None:
                 config.save(folder.config)
             console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
@@ -269,14 +269,15 @@ def _threads(config: TrainConfig, data: ImageData) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _left_in_order(folder: RunFolder, new: bool) -> Iterator[None]:
+def _left_in_order(folder: RunFolder, config: TrainConfig, new: bool) -> Iterator[None]:
     """A run that fails before its first checkpoint leaves no folder behind; one cut off later says how to go on."""
     try:
         yield
     except BaseException as error:
         if folder.checkpoint.exists():
             if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(f"stopped; continue with: foldconv train --resume {folder}") from None
+                go_on = f"--qat --pretrained {folder} --init preserve" if config.qat else f"--resume {folder}"
+                raise KeyboardInterrupt(f"stopped; continue with: foldconv train {go_on}") from None
         elif new:
             for file in (folder.config, folder.lock):
                 file.unlink(missing_ok=True)

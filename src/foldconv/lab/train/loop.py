@@ -192,8 +192,6 @@ class Training:
         done = [content[name] for name in ("global_step", "epoch")]
         if not all(type(number) is int for number in done):
             raise ValueError(f"expected whole numbers of steps and epochs, received {done}")
-        if self._quantized is not None:
-            self._quantized.load(content["quantizers"])
         self.step = done[0]
         self.epoch = done[1] + 1 if self.step else 0
         self._optimizer.load_state_dict(split(content["optimizer_states"][0], self._optimizer))

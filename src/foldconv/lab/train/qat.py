@@ -87,19 +87,8 @@ class QuantizationAware:
         return (self._graph if training else self._evaluation)(images)
 
     def state(self) -> dict[str, Tensor]:
-        """What the quantizers have seen: ranges, scales and zero points, by name."""
+        """What the quantizers have seen: ranges, scales and zero points, by name; to be looked at in the checkpoint."""
         return {name: value for name, value in self._graph.state_dict().items() if name.startswith(_QUANTIZER)}
-
-    def load(self, state: Any) -> None:
-        """Go on from what `state` gave.
-
-        Raises:
-            ValueError: it is another network's.
-        """
-        own = self.state()
-        if not isinstance(state, dict) or own.keys() != state.keys():
-            raise ValueError(f"expected the ranges of {len(own)} quantizers' tensors, received others")
-        self._graph.load_state_dict(state, strict=False)
 
     @torch.no_grad()
     def _check(self, shape: Sequence[int]) -> None:
