@@ -49,7 +49,7 @@ def main(arguments=None):
     try:
         options = parser.parse_args(arguments)
         if options.out:
-            check_out(options.out, overwrite=True)
+            check_out(options.out, force=True)
         report = run(config_of(options), options.reference, options.out)
     except (FoldConvError, OSError, UsageError) as error:
         return f"training_step.py: {error}"

@@ -31,13 +31,29 @@ exec(code)
 """
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    """Every test draws the same numbers, whatever ran before it in its process."""
+def seed():
+    """Whatever ran before in the same process, the same numbers are drawn from here on."""
     random.seed(0)
     np.random.seed(0)
     if "torch" in sys.modules:  # a session without it shares this file
         sys.modules["torch"].manual_seed(0)
+
+
+def pytest_collectstart(collector):
+    """Files draw when they are imported."""
+    seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Fixtures that several tests share draw before the first of them."""
+    seed()
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """A test draws the same numbers alone as behind the one that needed a shared fixture first."""
+    seed()
 
 
 @pytest.fixture(scope="session")

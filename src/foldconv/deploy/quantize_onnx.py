@@ -17,8 +17,8 @@ def quantize(source: str, target: str, batches: list, settings: dict) -> None:
     """Write a float file's network in int8.
 
     Activations are unsigned: signed ones leave, on x86, every convolution in float whose input has a second reader,
-    such as a residual sum: 11 of ResNet-18's 20. Transposed convolutions stay, since the runtime has none in int8 and
-    rounding around them would only cost.
+    such as a residual sum. Transposed convolutions stay, since the runtime has none in int8 and rounding around them
+    would only cost.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
