@@ -54,6 +54,7 @@ def results(net, x, second=False):
     x = x.detach().requires_grad_()
     net(x)
     y = net(x)
+    assert not any(buffer.requires_grad for buffer in net.buffers())  # no statistic holds a graph
     probe = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0))
     wanted = [x, *(p for p in net.parameters() if p.requires_grad)]
     found = torch.autograd.grad((y * probe).sum(), wanted, create_graph=second)

@@ -339,6 +339,7 @@ def is_exact(found: tuple[Tensor, Tensor, Tensor], norm: Any) -> bool:
     return bool((found[2] <= ILL * (found[1] + norm.eps)).all())
 
 
+@torch.no_grad()
 def follow(norm: Any, found: tuple[Tensor, Tensor, Tensor], count: int) -> None:
     """Bring the running statistics up to date, with those of `count` values a channel."""
     factor = factor_of(norm)
