@@ -25,3 +25,12 @@ def test_own_block(capsys):
     assert report.ok(1e-5)
     assert [layer.layer for layer in report.layers] == ["FoldableBlock", "FoldableBlock"]
     assert "Conv2d(8, 8, kernel_size=(5, 5)" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning and of torch's data loaders
+def test_lightning_module(tmp_path, capsys):
+    example = load(next(path for path in EXAMPLES if path.stem == "lightning_module"))
+    accuracy, difference = example.main(["--epochs", "2", "--out", str(tmp_path)])
+    assert accuracy > 0.5
+    assert difference < 1e-6
+    assert "folded: ['Conv2d']" in capsys.readouterr().out

@@ -1,0 +1,1 @@
+"""Where other people's trainers meet foldconv: one file for each, which imports its host when it is used."""
