@@ -8,7 +8,7 @@ import nox
 # uv makes environments in seconds; plain virtualenv does as well.
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["keras", "tests", "deploy", "lint", "litert", "core", "gluon"]  # what takes longest, first
+nox.options.sessions = ["keras", "tests", "deploy", "lint", "litert", "core", "docs", "gluon"]  # what takes longest, first
 
 # Two sessions at a time, each shown when it has ended; versions of nox that cannot, run one after the other.
 if hasattr(nox.options, "parallel"):
@@ -115,3 +115,10 @@ def litert(session: nox.Session) -> None:
     session.install(".[test]", "litert-torch>=0.10", "ai-edge-litert>=2.1", "torch<2.15")
     paths = session.posargs or ["tests/deploy/test_runtimes.py", "-k", "images and tflite"]
     session.run("pytest", *NO_ANYIO, *paths, env={"FOLDCONV_RUNTIMES": ".tflite"} | ONE_THREAD)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, with warnings as errors; its links; its notebooks, executed."""
+    session.install(".[train,docs,test]")
+    session.run("pytest", *NO_ANYIO, *(session.posargs or ["tests/test_site.py"]), env=ONE_THREAD)

@@ -31,7 +31,7 @@ Does a foldable convolution make a network more accurate? Each experiment here t
 ones with the same seeds and the same order of images, folds them, and scores the folded networks after the last epoch;
 nothing is chosen by the test images. A difference is paired by seed, with Student's 95 % interval; where several
 methods are compared with one plain network, *resolved among all* is by Holm's rule. This page is written by
-`python docs/evidence.py` from the results in [docs/evidence](evidence).
+`python docs/evidence.py` from the results in `docs/evidence`.
 """
 
 
