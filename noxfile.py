@@ -8,7 +8,8 @@ import nox
 # uv makes environments in seconds; plain virtualenv does as well.
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["keras", "tests", "deploy", "lint", "litert", "core", "docs", "gluon"]  # what takes longest, first
+# What takes longest, first.
+nox.options.sessions = ["keras", "tests", "deploy", "lint", "litert", "core", "docs", "gluon"]
 
 # Two sessions at a time, each shown when it has ended; versions of nox that cannot, run one after the other.
 if hasattr(nox.options, "parallel"):

@@ -74,13 +74,10 @@ def test_what_pages_link_to_is_there(site):
                 continue
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             target = target / "index.html" if target.is_dir() else target
-            if not target.is_file() or (parts.fragment and target.suffix == ".html" and not anchored(site, target, parts)):
+            places = site[target].places if target in site else {parts.fragment}
+            if not target.is_file() or (parts.fragment and unquote(parts.fragment) not in places):
                 wrong.append((path.parent.name, link))
     assert wrong == []
-
-
-def anchored(site, target, parts):
-    return unquote(parts.fragment) in site[target].places
 
 
 def test_pages_load_nothing_from_elsewhere(site):
