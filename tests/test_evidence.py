@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from foldconv.lab import recipes
 from foldconv.lab.compare.config import method_and_options
 from foldconv.lab.train import TrainConfig
 
@@ -34,7 +35,7 @@ def test_results_are_of_these_experiments(evidence):
         with open(folder / "results.csv", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         assert [row["method"] for row in rows] == list(experiment.methods) * experiment.seeds
-        config = TrainConfig.load(ROOT / experiment.config)
+        config = TrainConfig.load(recipes.find(experiment.config))
         assert {(row["architecture"], int(row["epochs"])) for row in rows} == {(config.architecture, config.epochs)}
 
 
@@ -48,7 +49,7 @@ def test_readme_tells_what_was_measured(evidence):
 
 def test_every_experiment_has_its_recipe_and_methods(evidence):
     for experiment in evidence.EXPERIMENTS.values():
-        assert (ROOT / experiment.config).is_file()
+        assert recipes.find(experiment.config).is_file()
         names = [method_and_options(method)[0] for method in experiment.methods]  # raises for an unknown one
         assert names[0] == "plain"
 

@@ -19,7 +19,6 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")),
     *sorted(ROOT.glob("docs/*.md")),
-    *sorted(ROOT.glob("configs/*.md")),
     *sorted(SOURCE.rglob("README.md")),
 ]
 # Parts that need a framework of their own; where it is not installed, nothing can be said of their names.

@@ -10,6 +10,8 @@ import time
 import pytest
 import yaml
 
+from foldconv.lab import recipes
+
 SMALL = ["--architecture-args", "width=4", "--epochs", "1", "--batch-size", "256", "--accelerator", "cpu"]
 PROGRAM = [sys.executable, "-m", "foldconv"]
 
@@ -66,7 +68,7 @@ def test_existing_folder(fails, tmp_path):
         (["--architecture", "resnet_18"], "unknown architecture 'resnet_18'"),
         (["--data", "digts"], "did you mean 'digits'?"),
         (["--epochs", "0"], "epochs: expected a number ≥ 1, received 0"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
+        (["--config", "nowhere.yaml"], "config: no file and unknown recipe 'nowhere.yaml'; "),
         (["--resume", "nowhere"], "nowhere: cannot resume here: it has no config.yaml"),
         (
             ["--method-args", "depth_multiplyer=9"],
@@ -155,3 +157,16 @@ def test_ctrl_c_leaves_a_run_to_resume(tmp_path, call_json):
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "epochs": 1}))  # the rest would take hours
     assert call_json("train", "--resume", run)["accuracy_folded"] > 0.1
+
+
+def test_the_list_of_recipes(call, call_json):
+    code, out, err = call("train", "--config", "list")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == recipes.names() == call_json("train", "--config", "list")["recipes"]
+
+
+def test_the_nearest_recipe_is_named(fails):
+    for command in (("train",), ("compare", "--out", "none")):
+        error = fails(*command, "--config", "gluoncv/resnet50v1b")
+        assert "did you mean 'gluoncv/resnet50_v1b'?" in error
+        assert error.endswith("(foldconv train --config list shows all)")

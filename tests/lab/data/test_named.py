@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from foldconv.errors import UnsupportedError
+from foldconv.lab import recipes
 from foldconv.lab.data import create_data, evaluation_loader, list_data, training_loader
 from foldconv.lab.train import TrainConfig
 
 RANDOM = np.random.default_rng(0)
-CONFIGS = Path(__file__).parents[3] / "configs"
+CONFIGS = Path(recipes.__file__).parent
 
 
 @pytest.fixture(autouse=True)

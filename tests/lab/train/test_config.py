@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from foldconv.errors import UnsupportedError
+from foldconv.lab import recipes
 from foldconv.lab.train import TrainConfig
 from foldconv.lab.train.config import read_yaml
 
-CONFIGS = sorted((Path(__file__).parents[3] / "configs").rglob("*.yaml"))
+CONFIGS = sorted(Path(recipes.__file__).parent.rglob("*.yaml"))
 UNUSUAL = TrainConfig(
     architecture="timm/resnet18",
     architecture_args={"drop_rate": 0.1},

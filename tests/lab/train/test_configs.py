@@ -1,4 +1,4 @@
-"""Each recipe in configs/ is one that `foldconv train` takes: its network exists and its method applies to it."""
+"""Each recipe is one that `foldconv train` takes: its network exists and its method applies to it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import foldconv
-from foldconv.lab import zoo
+from foldconv.lab import recipes, zoo
 from foldconv.lab.data import list_data
 from foldconv.lab.data.augmentation import check_augmentation, check_for_folders_only, image_options
 from foldconv.lab.train import TrainConfig
@@ -14,7 +14,7 @@ from foldconv.lab.train.config import PLAIN, read_yaml
 from foldconv.lab.train.optimizers import configured_groups, create_optimizer, create_schedule
 from foldconv.methods import method_from_json
 
-ROOT = Path(__file__).parents[3] / "configs"
+ROOT = Path(recipes.__file__).parent
 FILES = sorted(ROOT.rglob("*.yaml"))
 RECIPES = [path for path in FILES if not path.name.startswith("_")]
 

@@ -12,6 +12,7 @@ import json
 import typing
 from typing import Any
 
+from .. import recipes
 from ..compare.config import CompareConfig
 from ..train.config import PLAIN, TrainConfig, read_yaml
 from . import _train
@@ -20,7 +21,7 @@ from ._common import Parser, UsageError
 HELP = "train several methods with the same seeds and report the differences"
 EXAMPLES = (
     "foldconv compare --methods plain,doconv,orepa --seeds 10 --out comparison",
-    "foldconv compare --methods plain,doconv:depth_multiplier=12 --config configs/digits.yaml --epochs 5 --out short",
+    "foldconv compare --methods plain,doconv:depth_multiplier=12 --config digits --epochs 5 --out short",
 )
 _NOT_SHARED = ("help", "config", "resume", "seed", "method", "method_args", "out")
 
@@ -42,9 +43,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--seeds", metavar="N", type=int, help="runs of each method (default: 10)", **suppressed)
     parser.add_argument("--out", metavar="FOLDER", help="new, or one to continue in")
     parser.add_argument("--jobs", metavar="N", type=_jobs, help="runs at once (default: 1)", **suppressed)
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file with options below, which override it", **suppressed
-    )
+    parser.add_argument("--config", metavar="FILE", help=_train.CONFIG, **suppressed)
     parser.add_argument("--seed", metavar="N", type=int, help="the first of the seeds (default: 0)", **suppressed)
     train = Parser(add_help=False)
     _train.add_arguments(train)
@@ -64,7 +63,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     hints = typing.get_type_hints(TrainConfig)
     given = {name: getattr(options, name) for name in names}
     given |= {name: dict(value) for name, value in given.items() if typing.get_origin(hints[name]) is dict}
-    from_file = read_yaml(options.config) if "config" in options else {}
+    from_file = read_yaml(recipes.find(options.config)) if "config" in options else {}
     recipe = TrainConfig.from_dict({**from_file, **given})
     chosen: dict[str, Any] = {"seeds": options.seeds} if "seeds" in options else {}
     methods = _methods(getattr(options, "methods", None), recipe)

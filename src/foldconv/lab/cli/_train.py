@@ -11,6 +11,7 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
+from .. import recipes
 from ..train.config import Patterns, TrainConfig, read_yaml
 from ._common import Parser, UsageError, add_pairs, pairs
 
@@ -18,14 +19,19 @@ HELP = "train, fold and verify a network"
 EXAMPLES = (
     "foldconv train",
     "foldconv train --architecture resnet18 --method doconv --epochs 5 --json",
-    "foldconv train --config configs/digits.yaml --lr 0.05 --out runs/slow",
+    "foldconv train --config digits --lr 0.05 --out runs/slow",
+    "foldconv train --config list",
     "foldconv train --resume runs/slow",
 )
 
 
+CONFIG = "YAML file with options below, which override it, or a recipe's name; list: shows those"
+_LIST = "list"
+
+
 def add_arguments(parser: Parser) -> None:
     """``--config``, ``--resume``, and one option per field of `TrainConfig`."""
-    parser.add_argument("--config", metavar="FILE", help="YAML file with options below, which override it")
+    parser.add_argument("--config", metavar="FILE", help=CONFIG)
     parser.add_argument("--resume", metavar="RUN", help="continue this run folder, with its own config")
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(TrainConfig)
@@ -65,13 +71,15 @@ def _add_option(group: Any, field: dataclasses.Field, hint: Any) -> None:
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Train; the result as plain values and as a table."""
+    if options.config == _LIST:
+        return {"recipes": recipes.names()}, "\n".join(recipes.names())
     names = [field.name for field in dataclasses.fields(TrainConfig) if field.name in options]
     given = {name: getattr(options, name) for name in names}
     given |= {name: pairs(options, name) for name in names if name.endswith("_args")}
     if options.resume is not None and (given or options.config):
         other = "--config" if options.config else "--" + next(iter(given)).replace("_", "-")
         raise UsageError("foldconv train", f"--resume continues with the run's own config, so {other} cannot be given")
-    config = TrainConfig.from_dict({**(read_yaml(options.config) if options.config else {}), **given})
+    config = TrainConfig.from_dict({**(read_yaml(recipes.find(options.config)) if options.config else {}), **given})
 
     from rich.console import Console
 
