@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import foldconv
+
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 
 
@@ -34,3 +36,14 @@ def test_lightning_module(tmp_path, capsys):
     assert accuracy > 0.5
     assert difference < 1e-6
     assert "folded: ['Conv2d']" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")  # of timm
+def test_timm_training(tmp_path, capsys):
+    example = load(next(path for path in EXAMPLES if path.stem == "timm_training"))
+    best, folded, difference = example.main(["--epochs", "1", "--out", str(tmp_path)])
+    assert folded == pytest.approx(best, abs=0.5)
+    assert difference < 1e-6
+    assert "largest difference" in capsys.readouterr().out
+    names = foldconv.read_weights(tmp_path / "folded.pth").keys()
+    assert not any(name.endswith(".D") for name in names)
