@@ -102,7 +102,7 @@ def test_arrows_point_up_the_list(path):
 
 # What the core takes where it is there: compilers of the fast paths, what reads files of Keras, other frameworks.
 OPTIONAL = {
-    "ops._numba_kernels": "numba",
+    "ops._numba_kernels": "llvmlite numba",
     "ops._orepa_numba": "numba",
     "ops._triton_kernels": "triton",
     "files.convert._keras_files": "h5py",

@@ -171,7 +171,7 @@ def _chain_last(taps: Tensor, full: Tensor, groups: int) -> Tensor:
     k = full.shape[1]
     table = full.reshape(groups, per_group, k, multiplier).permute(0, 2, 3, 1).contiguous()
     kernel = empty((out, k, per_group), taps.dtype)
-    _run(_kernels().chain_last(multiplier), taps.transpose(1, 2), table, kernel)
+    _run(_kernels().chain_last(multiplier, _NUMPY[taps.dtype]), taps.transpose(1, 2), table, kernel)
     return kernel.transpose(1, 2)
 
 
@@ -183,7 +183,7 @@ def _outer_sums(left: Tensor, right: Tensor, groups: int) -> Tensor:
         return _outer(left, right, k, multiplier, groups)
     chunks = _chunks(out, groups, per_group, k)
     sums = torch.empty(chunks, groups, k, multiplier, per_group, dtype=left.dtype, device="cpu")
-    _run(_kernels().outer_last(), left.transpose(1, 2), right.transpose(1, 2), sums)
+    _run(_kernels().outer_last(_NUMPY[left.dtype]), left.transpose(1, 2), right.transpose(1, 2), sums)
     return _total(sums).permute(0, 3, 1, 2).reshape(groups * per_group, k, multiplier)
 
 

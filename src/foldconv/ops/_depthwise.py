@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._cpu import reason_against
+from ._cpu import _NUMPY, reason_against
 from ._threads import run
 
 FEW_TAPS = 9
@@ -29,7 +29,8 @@ def weight_gradient(g: Tensor, x: Tensor, weight: Tensor, window: Any) -> Tensor
     flat = (t.detach().permute(0, 2, 3, 1).reshape(-1).numpy() for t in (g, x))
     sizes = (len(x), *g.shape[2:], *x.shape[2:], len(weight), *weight.shape[2:])
     geometry = window.stride, window.padding, window.dilation
-    run(loops.weight_gradient, x.numel(), *flat, sums.view(-1).numpy(), sizes, *geometry)
+    loop = loops.weight_gradient(_NUMPY[weight.dtype])
+    run(loop, x.numel(), *flat, sums.view(-1).numpy(), sizes, *geometry)
     return sums.view_as(weight)
 
 

@@ -14,21 +14,50 @@ loop closes over another: Numba would take it for a new function in every proces
 from __future__ import annotations
 
 import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 import numba
 import numba.extending
 import numpy as np
 
 # Sums may be reordered and contracted, but NaN and infinity stay what they are: a diverged run must show.
-_jit = functools.partial(
+inlined = functools.partial(
     numba.njit,
     nogil=True,
-    cache=True,
     boundscheck=False,
     error_model="numpy",
     fastmath={"reassoc", "contract", "nsz"},
 )
+"""A part of loops: compiled with each of them, and kept with them."""
+
+
+def compiled(loop: Callable[..., Any], *types: Any) -> Any:
+    """The loop, compiled when it is called, and kept under a name of its own.
+
+    Numba keeps all variants of a function behind one index, and numbers their files: of two processes that compile at
+    once, one may find the other's machine code under its key, and so may what comes after one that was killed between
+    index and file. So whatever changes the code is in the name, and each name has one variant and one content.
+
+    Args:
+        loop: closes over numbers and dtypes only, and is always called with arguments of the same types.
+        types: what these depend on, where the loop does not close over it.
+    """
+    cells = [cell.cell_contents for cell in loop.__closure__ or ()]
+    sources = [Path(name).read_bytes() for name in (__file__, loop.__code__.co_filename)]
+    facts = [types, cells, sources, numba.__version__, numba.config.CPU_NAME, numba.config.CPU_FEATURES, _processor()]
+    loop.__qualname__ += hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
+    return inlined(loop, cache=True)
+
+
+@functools.cache
+def _processor() -> str:
+    return llvmlite.binding.get_host_cpu_name() + llvmlite.binding.get_host_cpu_features().flatten()
+
+
 BLOCK = 64
 """Inputs whose sums stay in cache while the outputs pass by."""
 
@@ -56,7 +85,6 @@ def chain(k: int, S: int, back: bool, dtype: Any) -> Any:
     P = _padded(k)
     shape = (S, k) if back else (k, S)
 
-    @_jit
     def loop(me, all, taps_at, D_at, kernel_at, outputs, groups, inputs):
         weights = numba.carray(_pointer(taps_at), (outputs, inputs * S), dtype)
         D = numba.carray(_pointer(D_at), (groups * inputs, shape[0], shape[1]), dtype)
@@ -85,7 +113,7 @@ def chain(k: int, S: int, back: bool, dtype: Any) -> Any:
                     a += t[i, s, m] * w[i * S + s]
                 out[i * k + m] = a
 
-    return loop
+    return compiled(loop)
 
 
 @functools.cache
@@ -93,7 +121,6 @@ def outer(k: int, S: int, dtype: Any) -> Any:
     """``sums[chunk, g, i, m, s]``, to be summed over chunks: the sum over o of ``left[o, i, m] · right[o, i, s]``."""
     P = _padded(S)
 
-    @_jit
     def loop(me, all, left_at, right_at, sums_at, outputs, groups, inputs, chunks):
         left = numba.carray(_pointer(left_at), (outputs, inputs * k), dtype)
         right = numba.carray(_pointer(right_at), (outputs, inputs * S), dtype)
@@ -129,14 +156,13 @@ def outer(k: int, S: int, dtype: Any) -> Any:
                             a[i, m, s] += x[i * k + m] * y[i * S + s]
             sums[chunk, g, start : start + n] = a[:, :, :S]
 
-    return loop
+    return compiled(loop)
 
 
 @functools.cache
-def chain_last(S: int) -> Any:
+def chain_last(S: int, dtype: Any) -> Any:
     """``kernel[o, m, i] = Σ_s table[g, m, s, i] · taps[o, s, i]``, input channels innermost."""
 
-    @_jit
     def loop(me, all, taps, table, kernel):
         outputs, k, inputs = kernel.shape
         for o in range(outputs * me // all, outputs * (me + 1) // all):
@@ -148,14 +174,13 @@ def chain_last(S: int) -> Any:
                         a += t[m, s, i] * w[s, i]
                     kernel[o, m, i] = a
 
-    return loop
+    return compiled(loop, dtype)
 
 
 @functools.cache
-def outer_last() -> Any:
+def outer_last(dtype: Any) -> Any:
     """``sums[chunk, g, m, s, i] = Σ_o left[o, m, i] · right[o, s, i]``, input channels innermost."""
 
-    @_jit
     def loop(me, all, left, right, sums):
         chunks, groups, k, S, inputs = sums.shape
         outputs = left.shape[0] // groups
@@ -182,4 +207,4 @@ def outer_last() -> Any:
                         for i in range(inputs):
                             a[m, s, i] += left[o, m, i] * right[o, s, i]
 
-    return loop
+    return compiled(loop, dtype)

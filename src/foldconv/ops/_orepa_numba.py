@@ -16,7 +16,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from ._numba_kernels import BLOCK, _jit, _pointer
+from ._numba_kernels import BLOCK, _pointer, compiled, inlined
 
 
 @functools.cache
@@ -26,7 +26,6 @@ def compose(dtype: Any) -> Any:
     `product_at`: of the two stacked kernels, ``(O, k, I)``; zero: computed here.
     """
 
-    @_jit
     def loop(
         me, all, weight_at, average_at, prior_at, inner_at, second_at, point_at, depthwise_at, pointwise_at, scales_at,
         cosines_at, product_at, kernel_at, outputs, groups, inputs, width, k, T, centre,
@@ -81,7 +80,7 @@ def compose(dtype: Any) -> Any:
                 for m in range(k):
                     out[i * k + m] = v0 * w[i * k + m] + sums[m, i]
 
-    return loop
+    return compiled(loop)
 
 
 @functools.cache
@@ -93,7 +92,6 @@ def gradients(dtype: Any) -> Any:
     `inner` and `depthwise`, are not computed.
     """
 
-    @_jit
     def loop(
         me, all, grad_at, weight_at, average_at, prior_at, inner_at, second_at, point_at, depthwise_at, pointwise_at,
         scales_at, cosines_at, turned_at, back_at, d_weight_at, d_average_at, d_prior_at, d_inner_at, d_second_at,
@@ -192,14 +190,13 @@ def gradients(dtype: Any) -> Any:
                     for n in range(T * k):
                         d_depthwise[g, i, n] = sums[g, n, i]
 
-    return loop
+    return compiled(loop)
 
 
 @functools.cache
 def depthwise_gradient(dtype: Any) -> Any:
     """``sums[chunk, g, i, t, m]``, to be summed: of ``scales[o] · pointwise[o, i, t] · turned[o, m, i]``."""
 
-    @_jit
     def loop(me, all, turned_at, pointwise_at, scales_at, sums_at, outputs, groups, inputs, k, T, chunks):
         turned = numba.carray(_pointer(turned_at), (outputs, k, inputs), dtype)
         pointwise = numba.carray(_pointer(pointwise_at), (outputs, inputs * T), dtype)
@@ -224,10 +221,10 @@ def depthwise_gradient(dtype: Any) -> Any:
                 for m in range(T * k):
                     sums[chunk, g, start + i, m] = a[m, i]
 
-    return loop
+    return compiled(loop)
 
 
-@_jit
+@inlined
 def _turned(matrices):
     """A copy of each, transposed."""
     number, rows, columns = matrices.shape
@@ -239,7 +236,7 @@ def _turned(matrices):
     return found
 
 
-@_jit
+@inlined
 def _turn(rows, flat, scale):
     """``rows[m, i] = scale · flat[i·k + m]``"""
     k, n = rows.shape
@@ -249,7 +246,7 @@ def _turn(rows, flat, scale):
             row[i] = scale * flat[i * k + m]
 
 
-@_jit
+@inlined
 def _scaled(gradient, scale, values):
     """Multiply a gradient by its branch's scale; returned is the scale's own gradient, ``Σ gradient · values``."""
     sum_ = gradient.dtype.type(0)
@@ -259,7 +256,7 @@ def _scaled(gradient, scale, values):
     return sum_
 
 
-@_jit
+@inlined
 def _add_product(rows, factors, matrix):
     """``rows[m, i] += Σ_t factors[t·k + m] · matrix[t, i]``, by four t: fewer reads of the rows."""
     k, n = rows.shape
@@ -280,7 +277,7 @@ def _add_product(rows, factors, matrix):
                 row[i] += f0 * r0[i]
 
 
-@_jit
+@inlined
 def _add_outer(sums, factors, scale, rows):
     """``sums[t, i] += scale · Σ_m factors[t·k + m] · rows[m, i]``, by three m, which divide most kernels' taps."""
     k, n = rows.shape
