@@ -1,4 +1,4 @@
-"""Write the README's table of what training costs from benchmarks/results/cpu.json, which benchmarks/cpu.py measures.
+"""Write the tables of what training costs from benchmarks/results/cpu.json, which benchmarks/cpu.py measures.
 
 python docs/write_speed_table.py
 """
@@ -28,11 +28,13 @@ def table():
 
 
 def with_table(text):
-    """The README with the table in its place."""
+    """A page with the table in its place."""
     before, _, rest = text.partition(BEGIN)
     return before + BEGIN + table() + END + rest.partition(END)[2]
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(with_table(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "docs" / "speed.md"):
+        text = path.read_text(encoding="utf-8")
+        if BEGIN in text:
+            path.write_text(with_table(text), encoding="utf-8")

@@ -31,6 +31,42 @@ def test_every_page_is_in_the_navigation():
     assert sorted(named) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 
+def script(name):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pages_of_methods_are_what_their_script_writes():
+    written = script("write_method_pages").everything()
+    old = [path.name for path, text in written.items() if path.read_text(encoding="utf-8") != text]
+    assert old == [], "run python docs/write_method_pages.py"
+    assert sorted(written) == sorted((DOCS / "methods").iterdir())
+
+
+def test_pages_of_methods_say_what_is_known():
+    doconv = (DOCS / "methods" / "doconv.md").read_text(encoding="utf-8")
+    assert "y = (Dᵀ ∘ W) * x" in doconv
+    assert "| ImageNet top-1 | ResNet-18 v1 | 70.87 | 71.69 | +0.82 |" in doconv
+    assert re.search(r"\| resnet18, 8×224² \| 1\.\d\d \| 1\.\d\d \|", doconv)
+    assert re.search(r"\| three convolutions|mnist_demo on mnist.*\| yes \|", doconv)
+
+
+def test_the_page_of_findings_is_written_from_them():
+    module = script("write_findings_page")
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run python docs/write_findings_page.py"
+    assert all(map(all, map(module.head, (ROOT / "findings").glob("*.sh"))))
+
+
+def test_the_page_of_speeds_is_the_measurements():
+    module = script("write_speed_table")
+    page = (DOCS / "speed.md").read_text(encoding="utf-8")
+    assert module.with_table(page) == page, "run python docs/write_speed_table.py"
+    assert "| training step, resnet18 8×224² | 1." in page
+
+
 class Links(HTMLParser):
     """What a page links to, what it loads, and the places in it that can be linked to."""
 
@@ -88,9 +124,7 @@ def test_pages_load_nothing_from_elsewhere(site):
 
 def test_docstrings_become_lists_and_code():
     pytest.importorskip("griffe")
-    spec = importlib.util.spec_from_file_location("docstrings", DOCS / "docstrings.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("docstrings")
     text = """One line.
 
     Args:
