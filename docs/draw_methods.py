@@ -1,4 +1,4 @@
-"""The pictures of the methods' pages as SVG: each branch, the taps of the folded kernel that it adds to, and the fold."""
+"""The pictures of the methods' pages as SVG: each branch, the taps of the kernel that it adds to, and the fold."""
 
 from html import escape
 
@@ -18,12 +18,12 @@ def taps(pattern, size):
         count, apart = map(int, pattern.split("@"))
         near = [middle + apart * (n - count // 2) for n in range(count)]
         return [(i, j) for i, j in places if i in near and j in near]
-    kept = {"centre": lambda i, j: i == j == middle, "row": lambda i, j: i == middle, "column": lambda i, j: j == middle}
-    return [(i, j) for i, j in places if kept[pattern](i, j)]
+    return [(i, j) for i, j in places if (pattern == "column" or i == middle) and (pattern == "row" or j == middle)]
 
 
 def text(x, y, said, size=12, anchor="middle", weight="normal"):
-    return f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}" font-weight="{weight}">{escape(said)}</text>'
+    look = f'font-size="{size}" text-anchor="{anchor}" font-weight="{weight}"'
+    return f'<text x="{x}" y="{y}" {look}>{escape(said)}</text>'
 
 
 def line(x, y, to_x, to_y, arrow=False):
@@ -73,8 +73,8 @@ def picture(facts):
     drawn.append(text(10, middle - 6, "x", 14))
     x = plus
     if len(branches) > 1:
-        drawn += [line(plus, middle, plus + 10, middle), f'<circle cx="{plus + 20}" cy="{middle}" r="10" fill="white" stroke="{INK}"/>']
-        drawn.append(text(plus + 20, middle + 5, "+", 16))
+        circle = f'<circle cx="{plus + 20}" cy="{middle}" r="10" fill="white" stroke="{INK}"/>'
+        drawn += [line(plus, middle, plus + 10, middle), circle, text(plus + 20, middle + 5, "+", 16)]
         x = plus + 30
     if facts.get("after"):
         one, width = box(x + 12, middle, facts["after"])
@@ -92,10 +92,12 @@ def picture(facts):
     pattern = "blocks" if branches[0]["taps"] == "blocks" else "all"
     drawn.append(kernel(right + GRID + 54, middle, pattern, size))
     drawn.append(text(right + GRID + 74, middle + 36, facts.get("folded", "k×k")))
-    drawn += [text(LEFT, 24, "while training", anchor="start", weight="bold"), text(right, 24, "its fold", anchor="start", weight="bold")]
+    drawn += [text(x, 24, said, 12, "start", "bold") for x, said in ((LEFT, "while training"), (right, "its fold"))]
     width, height = right + 2 * GRID + 90, 60 + ROW * len(branches)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height}" width="{width:g}" height="{height}"'
-    tip = '<defs><marker id="tip" markerWidth="8" markerHeight="8" refX="7" refY="3" orient="auto"><path d="M0 0L7 3L0 6Z"/></marker></defs>'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height}" '
+    head += f'width="{width:g}" height="{height}"'
+    tip = '<defs><marker id="tip" markerWidth="8" markerHeight="8" refX="7" refY="3" orient="auto">'
+    tip += '<path d="M0 0L7 3L0 6Z"/></marker></defs>'
     ground = f'<rect width="100%" height="100%" rx="8" fill="{PAPER}"/>'
     style = f' font-family="sans-serif" fill="{INK}">'
     return head + style + tip + ground + "\n" + "\n".join(drawn) + "\n</svg>\n"

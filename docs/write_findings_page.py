@@ -24,7 +24,8 @@ def page():
     parts = [WRITTEN, lead, ""]
     for path in sorted((ROOT / "findings").glob("*.sh")):
         happens, guessed = head(path)
-        parts += [f"## {path.stem.replace('_', ' ').capitalize()}", "", happens, "", f"*Guessed before running:* {guessed}", ""]
+        title = path.stem.replace("_", " ").capitalize()
+        parts += [f"## {title}", "", happens, "", f"*Guessed before running:* {guessed}", ""]
         parts += [f"    bash findings/{path.name}", ""]
     return "\n".join(parts).rstrip() + "\n"
 

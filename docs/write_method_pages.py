@@ -2,8 +2,8 @@
 
     python docs/write_method_pages.py
 
-From the registry, the head of each method's file, docs/methods.toml, docs/fold-errors.md, benchmarks/results/cpu.json and the
-reports in docs/evidence.
+From the registry, the head of each method's file, docs/methods.toml, docs/fold-errors.md,
+benchmarks/results/cpu.json and the reports in docs/evidence.
 """
 
 import importlib
@@ -23,8 +23,9 @@ sys.path.insert(0, str(DOCS))
 import draw_methods  # noqa: E402
 
 FACTS = tomllib.loads((DOCS / "methods.toml").read_text(encoding="utf-8"))
+PAGE = FACTS.pop("page")
 SPEEDS = json.loads((DOCS.parent / "benchmarks" / "results" / "cpu.json").read_text(encoding="utf-8"))["results"]
-REPORTS = {path.parent.name: json.loads(path.read_text("utf-8")) for path in sorted(DOCS.glob("evidence/*/report.json"))}
+REPORTS = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(DOCS.glob("evidence/*/report.json"))]
 WRITTEN = "<!-- written by docs/write_method_pages.py -->\n"
 
 
@@ -55,7 +56,7 @@ def published(facts):
 def ours(name):
     """What was measured here, a row for each comparison that holds the method."""
     rows = []
-    for folder, report in REPORTS.items():
+    for report in REPORTS:
         found = report["methods"].get(name)
         if found and found["difference"]:
             d = found["difference"]
@@ -65,7 +66,7 @@ def ours(name):
             rows.append([report["title"], f"{d['mean']:+.2f}", interval, d["pairs"], shown])
     if not rows:
         return "No comparison here holds it yet; `foldconv compare --methods plain," + name + "` makes one.\n"
-    note = "\nPoints of accuracy of the folded network, paired by seed, 95 % interval; [Evidence](../evidence.md) has the commands.\n"
+    note = "\nPoints of accuracy of the folded network, paired by seed, 95 % interval ([Evidence](../evidence.md)).\n"
     return table(["comparison", "difference to plain", "interval", "seeds", "shown"], rows) + note
 
 
@@ -82,7 +83,7 @@ def measured(name):
     if not found:
         return "The time of its training step has not been measured: `python benchmarks/cpu.py` measures it.\n"
     rows = [[network, ratios.get("step", ""), ratios.get("kept", "")] for network, ratios in found.items()]
-    note = "\nOn one thread of a CPU, from `benchmarks/results/cpu.json`; [Speed](../speed.md) has all methods side by side.\n"
+    note = "\nOn one thread of a CPU; [Speed](../speed.md) has all methods side by side.\n"
     return table(["network, batch×size", "training step ÷ plain", "bytes kept for backward ÷ plain"], rows) + note
 
 
@@ -102,7 +103,7 @@ def counted(name):
         ["parameters", f"{cost.parameters_training:,}", f"{cost.parameters_folded:,}"],
         ["multiply-adds", f"{cost.macs_training:,}", f"{cost.macs_folded:,}"],
     ]
-    note = f"\n{words} with its norm, on one image of 32×32; composing a kernel counts once for each batch, whatever its size.\n"
+    note = f"\n{words} with its norm, one image of 32×32; a kernel is composed once for a batch of any size.\n"
     return table(["", "while training", "folded"], rows) + note
 
 
@@ -110,17 +111,18 @@ def on_gpus(facts):
     """The published cost of training."""
     if "published_cost" not in facts:
         return ""
-    rows = [[c["network"], *(f"{c[k][0]} GB, {c[k][1]:.3f} s" for k in ("plain", "with"))] for c in facts["published_cost"]]
+    costs = facts["published_cost"]
+    rows = [[c["network"], *(f"{c[k][0]} GB, {c[k][1]:.3f} s" for k in ("plain", "with"))] for c in costs]
     note = "\nOn four V100s, a batch of 256, as OREPA's paper reports it.\n"
     return "\n" + table(["network", "without", "with"], rows) + note
 
 
 def fold_error(name):
-    row = re.search(rf"^\| `{name}` \| (.*?) \| (.*?) \| (.*?) \|$", (DOCS / "fold-errors.md").read_text("utf-8"), re.MULTILINE)
-    count, double, single = row.groups()
+    measured = (DOCS / "fold-errors.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| `{name}` \| (.*?) \| (.*?) \| (.*?) \|$", measured, re.MULTILINE)
     return (
-        f"{double} in float64 and {single} in float32, relative to the largest output, over {count} convolutions of every kind "
-        "([Fold errors](../fold-errors.md)).\n"
+        "{1} in float64 and {2} in float32, relative to the largest output, over {0} convolutions of every kind "
+        "([Fold errors](../fold-errors.md)).\n".format(*row.groups())
     )
 
 
@@ -180,30 +182,7 @@ def at_a_glance():
 
 
 def index():
-    return f"""{WRITTEN}
-# Methods
-
-Every method is one name: `foldconv.expand(net, "doconv")`. Methods mix in one network, and one `fold` takes them all.
-
-{at_a_glance()}
-*composable*: the kernel is composed while training, and the layer is an `nn.Conv2d`; *statistical*: branches have norms of their
-own and run on feature maps. *step*: the time of a training step divided by the plain network's, on one thread of a CPU
-([Speed](../speed.md)); blank: not measured. Gains are as reported by others; [Evidence](../evidence.md) has what was measured here.
-
-## Which one?
-
-- **You do not know.** Try [DO-Conv](doconv.md): one of the cheapest, needs no norm, and starts as the network that you have.
-- **A residual network with norms, large images.** [OREPA](orepa.md), above all from scratch.
-- **A plain stack of 3×3 convolutions.** [RepVGG](repvgg.md); to be run in int8: [QARepVGG](qarepvgg.md); one step
-  further: [OREPA_VGG](orepa_vgg.md).
-- **Depthwise and pointwise convolutions.** [MobileOne](mobileone.md); large depthwise kernels: [UniRepLKNet](dilated.md).
-- **A compact network without norms.** [ExpandNets](expandnet.md).
-- **A cheaper network.** [DGConv](dgconv.md), the only one whose fold costs less than what it was made of.
-- **The most that branches can do, at any cost.** [Diverse Branch Block](dbb.md).
-
-This follows what each paper shows, not a contest among them. Whether one helps *your* network is for `foldconv compare` to
-say: [A comparison that decides](../tutorials/does-it-help.md).
-"""
+    return WRITTEN + PAGE["before"] + at_a_glance() + PAGE["after"]
 
 
 def everything():
