@@ -5,12 +5,16 @@ import pathlib
 
 HERE = pathlib.Path(__file__).parent
 KERAS = [HERE / "src/foldconv/keras", HERE / "tests/keras"]
+HOSTS = {"mm": "mmengine"}  # of integrations, what a session may lack
 
 
 def pytest_ignore_collect(collection_path):
-    """Keras is not among what most sessions install; `nox -s keras` does, and fails where it finds no test."""
+    """Keras and others' trainers are not in most sessions; `nox -s keras hosts` have them, and fail without a test."""
     # A hook, as of several `collect_ignore` the innermost alone counts.
-    return True if collection_path in KERAS and importlib.util.find_spec("keras") is None else None
+    lacks = collection_path in KERAS and "keras"
+    if collection_path.parent in (HERE / "src/foldconv/integrations", HERE / "src/foldconv"):
+        lacks = HOSTS.get(collection_path.stem)
+    return True if lacks and importlib.util.find_spec(lacks) is None else None
 
 
 def pytest_configure(config):

@@ -9,7 +9,7 @@ import nox
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 # What takes longest, first.
-nox.options.sessions = ["keras", "tests", "deploy", "lint", "litert", "core", "docs", "gluon"]
+nox.options.sessions = ["keras", "tests", "deploy", "lint", "litert", "core", "hosts", "docs", "gluon"]
 
 # Two sessions at a time, each shown when it has ended; versions of nox that cannot, run one after the other.
 if hasattr(nox.options, "parallel"):
@@ -123,3 +123,11 @@ def docs(session: nox.Session) -> None:
     """The site, with warnings as errors; its links; its notebooks, executed."""
     session.install(".[train,docs,test]")
     session.run("pytest", *NO_ANYIO, *(session.posargs or ["tests/test_site.py"]), env=ONE_THREAD)
+
+
+@nox.session
+def hosts(session: nox.Session) -> None:
+    """Other people's trainers, with the real packages: an example of each, from training to its own loader."""
+    session.install(".[train,test]", "mmengine", "mmcv-lite")
+    paths = session.posargs or ["tests/integrations", "src/foldconv/integrations"]
+    session.run("pytest", *NO_ANYIO, *paths, env=ONE_THREAD)

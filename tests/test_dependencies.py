@@ -85,7 +85,7 @@ def allowed(own):
 FILES = [
     p
     for p in SOURCE.rglob("*.py")
-    if p.parent != SOURCE or p.stem not in ("__init__", "__main__", "_api", "lightning", "train", "zoo")
+    if p.parent != SOURCE or p.stem not in ("__init__", "__main__", "_api", "lightning", "mm", "train", "zoo")
 ]
 
 
@@ -110,6 +110,7 @@ OPTIONAL = {
     "files.convert._gluon": "mxnet",
     "testing.battery": "pytest",
     "integrations.lightning": "lightning",
+    "integrations.mm": "mmengine",
     # Converters and runtimes, one in each file.
     "deploy.coreml": "coremltools",
     "deploy.equalize": "brevitas",

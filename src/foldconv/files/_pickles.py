@@ -171,8 +171,21 @@ def without_modules(content: Any, path: Any) -> Any:
 def inert_values(more: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Where `torch.load` takes what stands in `_INERT`, too; one thread at a time, since torch has one list for all."""
     values = {**_INERT, **(more or {})}
-    with _LOCK, torch.serialization.safe_globals([(value, name) for name, value in values.items()]):
-        yield
+    with _LOCK:
+        # What the user allowed stays allowed, but for what stands here: torch would take either of two by one name.
+        allowed = torch.serialization.get_safe_globals()
+        others = [each for each in allowed if _name_of(each) not in values]
+        torch.serialization.clear_safe_globals()
+        try:
+            torch.serialization.add_safe_globals([*others, *((value, name) for name, value in values.items())])
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(allowed)
+
+
+def _name_of(allowed: Any) -> str:
+    return allowed[1] if isinstance(allowed, tuple) else f"{allowed.__module__}.{allowed.__qualname__}"
 
 
 def would_run(names: str, path: Any) -> str:
@@ -191,7 +204,7 @@ def check_pickle(file: BinaryIO, path: Any, count: int = _PICKLES) -> set[str]:
         CheckpointError: for one that is damaged, nested beyond any use, or names what is neither torch's nor inert.
     """
     known = _INERT.keys() | _TORCHS
-    known |= {f"{f.__module__}.{f.__qualname__}" for f in torch.serialization.get_safe_globals() if callable(f)}
+    known |= {_name_of(each) for each in torch.serialization.get_safe_globals()}
     found: set[str] = set()
     for _ in range(count):
         try:
