@@ -1,12 +1,10 @@
 """OpenMMLab: an expanded network through mmengine's Runner, from a config, and its fold by mmengine's own loader.
 
-    pip install foldconv mmengine mmcv-lite
-    python examples/train_mm.py FOLDER
-
-In a config file, `custom_imports = dict(imports=["foldconv.mm"])` does what importing it does here.
+pip install foldconv mmengine mmcv-lite
+python examples/train_mm.py FOLDER
 """
 
-# ruff: noqa: C408  (configs are written so)
+# ruff: noqa: C408
 import os
 import sys
 from pathlib import Path
@@ -19,7 +17,7 @@ from mmengine.registry import METRICS, MODELS
 from mmengine.runner import Runner, load_checkpoint
 from torch.utils.data import TensorDataset
 
-import foldconv.mm
+import foldconv.mm  # in a config file: custom_imports = dict(imports=["foldconv.mm"])
 
 # From torch 2.6 on, mmengine 0.10.7 resumes only so. Reading then runs code of the file's: for files of one's own.
 os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
@@ -27,8 +25,6 @@ os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
 @MODELS.register_module()
 class StripesNet(BaseModel):
-    """Two convolutions of mmcv's and a classifier."""
-
     def __init__(self, conv_cfg=None):
         super().__init__()
         usual = dict(padding=1, norm_cfg=dict(type="BN"), conv_cfg=conv_cfg)
@@ -45,8 +41,6 @@ class StripesNet(BaseModel):
 
 @METRICS.register_module()
 class Accuracy(BaseMetric):
-    """The share of right answers."""
-
     def process(self, data_batch, data_samples):
         self.results += data_samples[0].tolist()
 
@@ -55,7 +49,6 @@ class Accuracy(BaseMetric):
 
 
 def stripes(count):
-    """Noisy images; the class is the direction of their stripes."""
     labels = torch.arange(count) % 2
     images = torch.rand(count, 1, 16, 16)
     images[labels == 0, :, ::4] += 1
