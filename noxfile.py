@@ -46,11 +46,12 @@ CORE += ["-k", "not test_conformance or folds_to_a_plain_network or doconv or or
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, formatting and types."""
-    session.install("-e", ".[train,tensorboard,cpu,test,lint]", "nox")
+    """Style, formatting and types; the wheel and the source archive."""
+    session.install("-e", ".[train,tensorboard,cpu,test,lint,package]", "nox")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("pyright")
+    session.run("pytest", "tests/test_package.py", env={"FOLDCONV_PACKAGE": "1"})
 
 
 @nox.session

@@ -66,7 +66,9 @@ def missing(names):
 
 def public_names(folder):
     imports = ast.parse((folder / "_api.py").read_text(encoding="utf-8")).body
-    return [alias.name for node in imports if isinstance(node, ast.ImportFrom) for alias in node.names]
+    names = [alias for node in imports if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert [alias.name for alias in names if alias.asname != alias.name] == []  # mypy would take them for private
+    return [alias.name for alias in names]
 
 
 PACKAGES = {"foldconv": SOURCE, "foldconv.train": SOURCE / "lab" / "train"}

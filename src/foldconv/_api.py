@@ -1,52 +1,64 @@
 """The public names, each written once; `foldconv` asks here when one is first used."""
 
-# ruff: noqa: F401
-from .deploy.equalize import equalize
-from .deploy.export import export
-from .deploy.quantize import quantize
-from .deploy.ranges import range_report
-from .errors import CheckpointError, FoldConvError, FoldMismatchError, NoMatchError, UnsupportedError
-from .files.convert import convert_weights
-from .files.native import load, save
-from .files.originals import import_checkpoint
-from .files.weights import read_weights
-from .layers import FoldableBlock
-from .layers.once import composed_once
-from .layers.permuted import PermutedConv1d, PermutedConv2d, PermutedConv3d
-from .methods import get_method, list_methods
-from .methods.acnet import ACNet
-from .methods.dbb import DBB
-from .methods.dgconv import DGConv, DGConv1d, DGConv2d, DGConv3d, budget_objective
-from .methods.dilated import Dilated
-from .methods.doconv import (
-    DOConv,
-    DOConv1d,
-    DOConv2d,
-    DOConv3d,
-    DOConvTranspose1d,
-    DOConvTranspose2d,
-    DOConvTranspose3d,
-)
-from .methods.expandnet import ExpandNet, ExpandNetConv1d, ExpandNetConv2d, ExpandNetConv3d
-from .methods.mobileone import MobileOne
-from .methods.orepa import (
-    OREPA,
-    OREPAConv1d,
-    OREPAConv2d,
-    OREPAConv3d,
-    OREPALargeConv1d,
-    OREPALargeConv2d,
-    OREPALargeConv3d,
-)
-from .methods.orepa_vgg import OREPAVGG
-from .methods.qarepvgg import QARepVGG
-from .methods.repvgg import RepVGG
-from .network.branches import branches
-from .network.costs import summary
-from .network.expand import expand
-from .network.fold import fold
-from .network.parameters import parameter_groups, regularization
-from .network.paths import explain
-from .network.permute import absorb_permutations
-from .network.plan import plan
-from .network.verify import verify
+# `as` the same name: of a package that brings types, checkers take only such names for public.
+from .deploy.equalize import equalize as equalize
+from .deploy.export import export as export
+from .deploy.quantize import quantize as quantize
+from .deploy.ranges import range_report as range_report
+from .errors import CheckpointError as CheckpointError
+from .errors import FoldConvError as FoldConvError
+from .errors import FoldMismatchError as FoldMismatchError
+from .errors import NoMatchError as NoMatchError
+from .errors import UnsupportedError as UnsupportedError
+from .files.convert import convert_weights as convert_weights
+from .files.native import load as load
+from .files.native import save as save
+from .files.originals import import_checkpoint as import_checkpoint
+from .files.weights import read_weights as read_weights
+from .layers import FoldableBlock as FoldableBlock
+from .layers.once import composed_once as composed_once
+from .layers.permuted import PermutedConv1d as PermutedConv1d
+from .layers.permuted import PermutedConv2d as PermutedConv2d
+from .layers.permuted import PermutedConv3d as PermutedConv3d
+from .methods import get_method as get_method
+from .methods import list_methods as list_methods
+from .methods.acnet import ACNet as ACNet
+from .methods.dbb import DBB as DBB
+from .methods.dgconv import DGConv as DGConv
+from .methods.dgconv import DGConv1d as DGConv1d
+from .methods.dgconv import DGConv2d as DGConv2d
+from .methods.dgconv import DGConv3d as DGConv3d
+from .methods.dgconv import budget_objective as budget_objective
+from .methods.dilated import Dilated as Dilated
+from .methods.doconv import DOConv as DOConv
+from .methods.doconv import DOConv1d as DOConv1d
+from .methods.doconv import DOConv2d as DOConv2d
+from .methods.doconv import DOConv3d as DOConv3d
+from .methods.doconv import DOConvTranspose1d as DOConvTranspose1d
+from .methods.doconv import DOConvTranspose2d as DOConvTranspose2d
+from .methods.doconv import DOConvTranspose3d as DOConvTranspose3d
+from .methods.expandnet import ExpandNet as ExpandNet
+from .methods.expandnet import ExpandNetConv1d as ExpandNetConv1d
+from .methods.expandnet import ExpandNetConv2d as ExpandNetConv2d
+from .methods.expandnet import ExpandNetConv3d as ExpandNetConv3d
+from .methods.mobileone import MobileOne as MobileOne
+from .methods.orepa import OREPA as OREPA
+from .methods.orepa import OREPAConv1d as OREPAConv1d
+from .methods.orepa import OREPAConv2d as OREPAConv2d
+from .methods.orepa import OREPAConv3d as OREPAConv3d
+from .methods.orepa import OREPALargeConv1d as OREPALargeConv1d
+from .methods.orepa import OREPALargeConv2d as OREPALargeConv2d
+from .methods.orepa import OREPALargeConv3d as OREPALargeConv3d
+from .methods.orepa_vgg import OREPAVGG as OREPAVGG
+from .methods.qarepvgg import QARepVGG as QARepVGG
+from .methods.repvgg import RepVGG as RepVGG
+from .network.branches import branches as branches
+from .network.costs import summary as summary
+from .network.expand import expand as expand
+from .network.fold import fold as fold
+from .network.parameters import parameter_groups as parameter_groups
+from .network.parameters import regularization as regularization
+from .network.paths import explain as explain
+from .network.permute import absorb_permutations as absorb_permutations
+from .network.plan import plan as plan
+from .network.verify import verify as verify
