@@ -35,6 +35,7 @@ class RunFolder:
         self.folded = self.path / "folded.safetensors"
         self.curves = self.path / "curves.png"
         self.result = self.path / "result.json"
+        self.logger = self.path / "logger.json"
         self.lock = self.path / LOCK
 
     def checkpoints(self, keep: int = 2) -> list[Path]:

@@ -35,7 +35,7 @@ def calibration_data(options: argparse.Namespace, subject: str, description: dic
         CheckpointError: nobody says which data, or the file names a module as its data, whose code would run.
     """
     from ...errors import CheckpointError
-    from ..data import is_data_module
+    from ..importing import names_code
     from ..train.config import TrainConfig
     from ._eval import data_options
 
@@ -45,11 +45,11 @@ def calibration_data(options: argparse.Namespace, subject: str, description: dic
     given = {"data": options.calibration, "image_size": None, "corrupt_images": None, "holdout": None}
     asked = argparse.Namespace(**given, normalize=None, checkpoint=subject)
     asked.data_folder, asked.no_download = options.data_folder, options.no_download
-    if not isinstance(name, str) or (options.calibration is None and is_data_module(name)):
+    if not isinstance(name, str) or (options.calibration is None and names_code(name)):
         raise CheckpointError(
             f"{subject}: names {name!r} as its data, whose code would run; if you trust it, give --calibration"
         )
-    augmentation = "default" if is_data_module(name) else "none"
+    augmentation = "default" if names_code(name) else "none"
     return TrainConfig(data=name, augmentation=augmentation, **data_options(asked, description)).open_data()
 
 

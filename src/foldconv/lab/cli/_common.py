@@ -133,7 +133,11 @@ def add_checkpoint(parser: Parser) -> None:
 
 def add_network_arguments(parser: Parser, method: str = "method, for a state_dict of an expanded network") -> None:
     """Options for files that do not say which network they are for; `method`: what --method is for."""
-    parser.add_argument("--architecture", metavar="NAME", help="network, for a file that does not say which it holds")
+    parser.add_argument(
+        "--architecture",
+        metavar="NAME",
+        help="network, for a file that does not say which it holds, or that names your own package.module:Class",
+    )
     add_pairs(parser, "--architecture-args", "options of the network")
     parser.add_argument("--method", metavar="NAME", help=method)
     add_pairs(parser, "--method-args", "options of that method")

@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Evaluate; the result as plain values and as text."""
     from ...errors import CheckpointError
     from ...network.tree import foldable_layers
-    from ..data import is_data_module
+    from ..importing import names_code
     from ..train.checkpoint import check_classes
     from ..train.evaluation import evaluate
 
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         raise CheckpointError(f"{options.checkpoint}: does not say what it was trained on; name it with --data")
     opened = {"workers": options.workers, **data_options(options, description)}
     config = TrainConfig(data=name, **opened) if isinstance(name, str) else None
-    if config is None or (options.data is None and is_data_module(config.data)):
+    if config is None or (options.data is None and names_code(config.data)):
         # A file is not trusted: a module that it names would be run.
         raise CheckpointError(
             f"{options.checkpoint}: names {name!r} as its data, whose code would run; if you trust it, give --data"
@@ -120,11 +120,11 @@ def _check_device(name: str) -> None:
 
 def data_options(options: argparse.Namespace, description: dict[str, Any]) -> dict[str, Any]:
     """How the data set is opened: as the options say, then as in training, as far as the checkpoint tells."""
-    from ..data import is_data_module
+    from ..importing import names_code
     from ..train.checkpoint import checkpoint_file
 
     found: dict[str, Any] = {}
-    if not is_data_module(options.data or ""):  # which sizes its images itself
+    if not names_code(options.data or ""):  # which sizes its images itself
         found["image_size"] = _training_size(description)
     if options.data is None:
         config = RunFolder(checkpoint_file(options.checkpoint).parent).config

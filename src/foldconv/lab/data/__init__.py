@@ -7,7 +7,6 @@ from .loaders import EpochShuffle as EpochShuffle
 from .loaders import epoch_seed as epoch_seed
 from .loaders import evaluation_loader as evaluation_loader
 from .loaders import training_loader as training_loader
-from .modules import is_data_module as is_data_module
 from .transforms import AUGMENTATIONS as AUGMENTATIONS
 from .transforms import BatchTransform as BatchTransform
 
@@ -19,7 +18,6 @@ __all__ = [
     "create_data",
     "epoch_seed",
     "evaluation_loader",
-    "is_data_module",
     "list_data",
     "training_loader",
 ]

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UnsupportedError, unknown
+from ..importing import names_code
 from .arrays import digits, image_data
 from .augmentation import check_augmentation, check_for_folders_only, image_options
 from .folders import folder_data
 from .image_data import ImageData
-from .modules import is_data_module, module_data
+from .modules import module_data
 from .named import NAMED, read_named
 from .npz import read_npz
 
@@ -66,7 +67,7 @@ def create_data(
         raise UnsupportedError(f"image_size: expected a number of pixels ≥ 1, received {image_size!r}")
     given = augmentation_args or {}
     image = image_options(given, augmentation)
-    if name == "digits" or name in NAMED or name.endswith(".npz") or is_data_module(name):
+    if name == "digits" or name in NAMED or name.endswith(".npz") or names_code(name):
         check_for_folders_only(name, augmentation, given)
     if name in NAMED:
         arrays = read_named(name, folder, download, image_size)
@@ -79,7 +80,7 @@ def create_data(
         raise UnsupportedError(f"{name}: {which}: for MNIST, CIFAR and .npz files only; leave it out")
     if name == "digits":
         return digits(name, image_size, augmentation)
-    if is_data_module(name):
+    if names_code(name):
         return module_data(name, folder, download, image_size)
     if Path(name).is_dir():
         return folder_data(name, image_size, augmentation, corrupt_images, image)

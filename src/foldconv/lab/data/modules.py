@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
-import re
 import sys
 from typing import Any
 
@@ -13,10 +11,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ...errors import UnsupportedError
+from ..importing import imported
 from .image_data import ImageData
 from .loaders import collated
-
-_NAME = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<kind>[A-Za-z_]\w*)")
 
 
 class ModuleImages(Dataset):
@@ -30,15 +27,6 @@ class ModuleImages(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         return self._dataset[index]
-
-
-def is_data_module(name: str) -> bool:
-    """Whether a name means a class to import: code that runs. A name out of somebody else's file must not be one.
-
-    >>> is_data_module("my.sets:Flowers"), is_data_module("mnist"), is_data_module("flowers/set.npz")
-    (True, False, False)
-    """
-    return _NAME.fullmatch(name) is not None
 
 
 def module_data(name: str, folder: str | os.PathLike[str], download: bool, image_size: int | None) -> ImageData:
@@ -59,7 +47,7 @@ def module_data(name: str, folder: str | os.PathLike[str], download: bool, image
         raise UnsupportedError(
             f"{name}: image_size: expected none with a data module, received {image_size}; resize there"
         )
-    kind = _imported(name)
+    kind = imported(name)
     kinds: tuple[type, ...] = (pl.LightningDataModule,)
     if "pytorch_lightning" in sys.modules:  # the same library under its other name
         kinds += (sys.modules["pytorch_lightning"].LightningDataModule,)
@@ -85,22 +73,6 @@ def module_data(name: str, folder: str | os.PathLike[str], download: bool, image
     channels, height, width = image.shape
     names = tuple(map(str, classes)) if classes else None
     return ImageData(name, train, test, num_classes, (channels, height, width), names)
-
-
-def _imported(name: str) -> Any:
-    module, _, kind = name.partition(":")
-    here = os.getcwd()
-    added = here not in sys.path and "" not in sys.path
-    if added:  # as with python -m, the user's modules are beside where they stand
-        sys.path.insert(0, here)
-    try:
-        return getattr(importlib.import_module(module), kind)
-    except (ImportError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UnsupportedError(f"{name}: expected a class that can be imported, received: {reason}") from error
-    finally:
-        if added:
-            sys.path.remove(here)
 
 
 def _images(name: str, method: str, loader: Any) -> ModuleImages:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ...errors import CheckpointError, FoldConvError, UnsupportedError, shown, unknown
@@ -34,9 +34,10 @@ from ...files.weights import Taken, take
 from ...methods import Method, list_methods, method_from_json
 from ...network.expand import expand
 from ...network.fold import fold
-from ...network.tree import foldable_layers
+from ...network.tree import evaluation, foldable_layers
 from .. import zoo
 from ..data import ImageData
+from ..importing import names_code
 from ..run import RunFolder
 from .config import PLAIN, TrainConfig
 
@@ -80,6 +81,8 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
     method = chosen_method(config)
     options = {"num_classes": data.num_classes, "in_channels": data.input_shape[0], **config.architecture_args}
     network = zoo.create(config.architecture, **options)
+    if names_code(config.architecture):
+        _expect_logits(network, config.architecture, data)
     if config.pretrained:
         start_from(
             network, _pretrained_tensors(config, options, network), str(config.pretrained), data.num_classes, console
@@ -102,12 +105,33 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
     }
 
 
+def _expect_logits(network: nn.Module, name: str, data: ImageData) -> None:
+    """Refuse a network of the user's own that is not for such images and classes, before anything is written."""
+    images = zoo.example_images(network, data.input_shape)
+    try:
+        with torch.no_grad(), evaluation(network) as running:
+            logits = running(images)
+    except Exception as error:  # of any code
+        reason = " ".join(str(error).split())
+        raise UnsupportedError(
+            f"{name}: does not take images of shape {tuple(images.shape)}: {reason}; give it the options that fit the "
+            "data (--architecture-args)"
+        ) from error
+    expected = (len(images), data.num_classes)
+    received = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if received != expected:
+        raise UnsupportedError(
+            f"{name}: expected logits of shape {expected} for images of shape {tuple(images.shape)}, received "
+            f"{received}; an argument num_classes gets the number of classes"
+        )
+
+
 def _pretrained_tensors(config: TrainConfig, options: Description, plain: nn.Module) -> dict[str, Any]:
     """The plain network's trained tensors: the library's own, or those of a file, folded when it is expanded."""
     if isinstance(config.pretrained, str):
         choice: dict[str, Any] = {"weights": config.pretrained_weights, "prefix": config.pretrained_prefix}
         try:
-            network, _ = open_network(config.pretrained, **choice)
+            network, _ = open_network(config.pretrained, trusted=config.architecture, **choice)
         except _NamelessError:  # others' files: how many classes they are for, only their shapes say
             path = checkpoint_file(config.pretrained)
             taken = take(read_content(path), path, **choice, network=plain)
@@ -186,6 +210,7 @@ def open_network(
     method_args: dict[str, Any] | None = None,
     weights: str = "auto",
     prefix: str | None = None,
+    trusted: str | None = None,
 ) -> tuple[nn.Module, Description]:
     """The network a file holds, expanded or folded as it was saved, in evaluation mode, and its description.
 
@@ -197,10 +222,12 @@ def open_network(
         method_args: the method's options.
         weights: which of other people's sets of weights, as of `foldconv.read_weights`.
         prefix: what stands before the network's names in it, as of `foldconv.read_weights`; None: what fits.
+        trusted: code of the user's own (``package.module:Class``) that a file may name as its network; `architecture`
+            is, too.
 
     Raises:
         CheckpointError: missing, truncated, hostile, without a description (and `architecture` not given), or made
-            for another network.
+            for another network; or it names code that nobody said to trust.
         UnsupportedError: an architecture or method nobody knows, or options without an architecture.
     """
     path = checkpoint_file(path)
@@ -220,10 +247,10 @@ def open_network(
         raise UnsupportedError(f"{path}: a file of foldconv says itself what is in it; leave {option} out (--{option})")
     if own:
         header = read_description(path)
-        description = {**_mapping(header.get("extra")), **given}
+        description = _described(header.get("extra"), given, trusted, path)
         network = load(path, _plain(description, path, read_safetensors(path), header))
     elif described:
-        description = {**_mapping(content["foldconv"]), **given}
+        description = _described(content["foldconv"], given, trusted, path)
         tensors = _trained(content)
         network = _plain(description, path, tensors, description)
         network = expand_as_described(network, _mapping(description.get("layers")), path)
@@ -235,6 +262,25 @@ def open_network(
         description = given
         network = _others(content, path, given, rich, {"weights": weights, "prefix": prefix})
     return network.eval(), description
+
+
+def _described(found: Any, given: Description, trusted: str | None, path: Path) -> Description:
+    """What a file says, and what the caller knows better; code that a file names runs only by the caller's word.
+
+    Raises:
+        CheckpointError: naming the code.
+    """
+    description = _mapping(found)
+    name = description.get("architecture")
+    if names_code(name):
+        if name not in (given.get("architecture"), trusted):
+            raise CheckpointError(
+                f"{path}: names {name!r} as its network, whose code would run; if you trust it, give --architecture "
+                f"{name}"
+            )
+        if given.get("architecture") == name and not given["architecture_args"]:
+            return description
+    return {**description, **given}
 
 
 def _others(content: Any, path: Path, given: Description, method: Method | None, choice: dict[str, Any]) -> nn.Module:

@@ -62,7 +62,11 @@ class TrainConfig:
     foldconv.errors.UnsupportedError: unknown config key 'epoch'; did you mean 'epochs'?; expected one of: data, ...
     """
 
-    data: str = _option("digits", _DATA, "data set: a name such as digits, an .npz file, or a folder of images")
+    data: str = _option(
+        "digits",
+        _DATA,
+        "data set: a name such as digits, an .npz file, a folder of images, or a package.module:LightningDataModule",
+    )
     data_folder: str = _option("data", _DATA, "where data sets lie or are downloaded to")
     download: bool = _option(True, _DATA, "download a data set that is not there")
     image_size: int | None = _option(
@@ -86,7 +90,11 @@ class TrainConfig:
     normalize: bool = _option(True, _DATA, "normalize pixels to mean 0 and deviation 1; no: they stay in [0, 1]")
     workers: int = _option(0, _DATA, "processes that decode images; 0: none but the training's own")
 
-    architecture: str = _option("digits_resnet", _NETWORK, "network: a name of the zoo, of timm or of torchvision")
+    architecture: str = _option(
+        "digits_resnet",
+        _NETWORK,
+        "network: a name of the zoo, of timm or of torchvision, or your own package.module:Class",
+    )
     architecture_args: dict[str, Any] = dataclasses.field(
         default_factory=dict, metadata=_about(_NETWORK, "the network's options")
     )
@@ -179,7 +187,9 @@ class TrainConfig:
     threads: int = _option(0, _MACHINE, "processor threads; 0: one for images below 32x32 pixels, else torch decides")
 
     track_branches: bool = _option(False, _RUN, "write what the branches of each layer do per epoch: branches.csv")
-    tensorboard: bool = _option(False, _RUN, "write logs for TensorBoard, too (needs the extra tensorboard)")
+    logger: Literal["none", "csv", "tensorboard", "wandb", "mlflow"] = _option(
+        "none", _RUN, "also log by this one of Lightning's loggers; its package has to be there"
+    )
     keep: int = _option(2, _RUN, "checkpoints kept: last.ckpt, previous.ckpt, previous-2.ckpt, ...")
     out: str | None = _option(
         None,
@@ -254,6 +264,9 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """A config from plain values; what is absent gets its default."""
         known = [field.name for field in dataclasses.fields(cls)]
+        if isinstance(old := values.get("tensorboard"), bool):  # runs of earlier versions
+            values = {"logger": "tensorboard" if old else "none", **values}
+            del values["tensorboard"]
         for key in values:
             if key not in known:
                 raise UnsupportedError(unknown("config key", key, known))

@@ -29,10 +29,11 @@ from .curves import plot_curves
 from .devices import device_name, launch, peak_memory, quiet_lightning, stop_processes
 from .divergence import DivergedError
 from .evaluation import evaluate
+from .loggers import check_logger
 from .loop import Training
 from .optimizers import check_optimizer
 from .qat import check_packages
-from .records import Records, check_logger
+from .records import Records
 from .resuming import newest_readable
 
 
@@ -222,7 +223,7 @@ def _finish(trained: _Trained, config: TrainConfig, data: ImageData, folder: Run
     The network is that of the last checkpoint, as `foldconv fold last.ckpt` opens it: whole, in float32 and on the
     processor, whatever it was split into, computed in and compiled to while it trained; its average where there is one.
     """
-    network, description = open_network(folder.checkpoint)
+    network, description = open_network(folder.checkpoint, trusted=config.architecture)
     folded = fold(network, blocks=False).eval()  # the architecture, with its keys
     save(folded, folder.folded, extra={key: value for key, value in description.items() if key != "layers"})
     plot_curves(trained.rows, folder.curves, title=config.run_name)

@@ -82,8 +82,8 @@ class Training:
         self.batches = training_loader(data, share, config.seed, epoch=lambda: self.epoch, **where)
         self._test_batches = evaluation_loader(data, **where)
         self._optimizer = create_optimizer(configured_groups(self.module.network, config), config)
-        self._steps = math.ceil(len(self.batches) / config.accumulate)  # of an epoch
-        self._schedule = create_schedule(self._optimizer, config, self._steps * config.epochs)
+        self.steps_per_epoch = math.ceil(len(self.batches) / config.accumulate)
+        self._schedule = create_schedule(self._optimizer, config, self.steps_per_epoch * config.epochs)
         if content is not None:
             with refused(path):
                 self._load(content)
@@ -196,7 +196,7 @@ class Training:
         self.epoch = done[1] + 1 if self.step else 0
         self._optimizer.load_state_dict(split(content["optimizer_states"][0], self._optimizer))
         self._schedule.load_state_dict(content["lr_schedulers"][0])
-        needed = self.step + (self.config.epochs - self.epoch) * self._steps
+        needed = self.step + (self.config.epochs - self.epoch) * self.steps_per_epoch
         if needed > getattr(self._schedule, "total_steps", needed):
             raise ValueError(f"its schedule ends before step {needed}; continue with the epochs that it was made for")
         self.fabric.strategy.precision.load_state_dict(content.get("precision") or content.get("MixedPrecision") or {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -13,11 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ...errors import UnsupportedError
 from ...network.branches import branches
 from ..run import RunFolder, write_rows
 from .branch_table import COLUMNS as BRANCH_COLUMNS
-from .config import TrainConfig
+from .loggers import open_logger
 from .loop import Training, refused
 from .resuming import write_checkpoint
 
@@ -52,7 +50,6 @@ class Records:
     ):
         self._training, self._description, self._folder, self._console = training, description, folder, console
         self._config, self._writes = training.config, training.fabric.is_global_zero
-        self._logger = _logger(self._config, folder) if self._writes else None
         self.rows: list[dict[str, Any]] = []
         self._branches: list[dict[str, Any]] = []
         if start:
@@ -62,7 +59,9 @@ class Records:
                 if self._config.track_branches:
                     rows = kept["BranchHistory"]["rows"]
                     self._branches = [{name: row[name] for name in BRANCH_COLUMNS} for row in rows]
-        else:  # Ctrl-C in the first epoch leaves something to resume from, too
+        steps = training.steps_per_epoch
+        self._logger = open_logger(self._config, folder, self.rows, steps) if self._writes else None
+        if not start:  # Ctrl-C in the first epoch leaves something to resume from, too
             self._add_branches()
             self._write_checkpoint()
 
@@ -111,22 +110,6 @@ class Records:
 def _write(path: str | os.PathLike[str], columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
     short = [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
     write_rows(path, columns, short)
-
-
-def check_logger(config: TrainConfig) -> None:
-    """Refuse a config that asks for logs that cannot be written, before anything is loaded or written."""
-    if config.tensorboard and not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
-        raise UnsupportedError(
-            'tensorboard: true needs the package tensorboard; install it: pip install "foldconv[tensorboard]"'
-        )
-
-
-def _logger(config: TrainConfig, folder: RunFolder) -> Any:
-    if not config.tensorboard:
-        return None
-    from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-
-    return TensorBoardLogger(folder.path, name="", version="tensorboard")
 
 
 class _Bar:

@@ -1,4 +1,4 @@
-"""Names of architectures and where they come from: this zoo, timm, torchvision, in this order."""
+"""Names of architectures and where they come from: this zoo, timm, torchvision, in this order, or the user's code."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ...errors import FoldConvError, UnsupportedError, option_names, refused_option, shown, unknown
+from ..importing import imported, names_code, working_directory_found
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 
@@ -37,9 +38,11 @@ def create(name: str, *, num_classes: int | None = None, in_channels: int | None
 
     Args:
         name: a name of this zoo, of timm or of torchvision; ``"timm/resnet18"`` and ``"torchvision/resnet18"`` say
-            which library where both know a name (otherwise timm's is taken).
+            which library where both know a name (otherwise timm's is taken). ``"package.module:Name"`` is a class or
+            function of the user's own, found from the working directory, too, that returns a module; its code runs.
         num_classes: outputs of the classifier; None leaves the architecture's own default.
-        in_channels: channels of the images; None leaves the architecture's own default.
+        in_channels: channels of the images; None leaves the architecture's own default. Code of the user's own gets
+            each of the two if it has an argument of that name.
         kwargs: passed on to the architecture, for example ``pretrained=True`` (timm) or ``weights=...`` (torchvision).
 
     Raises:
@@ -49,6 +52,8 @@ def create(name: str, *, num_classes: int | None = None, in_channels: int | None
     Linear(in_features=32, out_features=10, bias=True)
     """
     builder, channels, known = _find(name)
+    if names_code(name):
+        return _create_own(name, builder, {"num_classes": num_classes, "in_channels": in_channels}, kwargs)
     options = dict(kwargs)
     if num_classes is not None:
         options["num_classes"] = num_classes
@@ -60,6 +65,22 @@ def create(name: str, *, num_classes: int | None = None, in_channels: int | None
             "network of timm or of the zoo, which take any number"
         )
     return _build(builder, name, options, known)
+
+
+def _create_own(
+    name: str, builder: Callable[..., nn.Module], found: dict[str, Any], given: dict[str, Any]
+) -> nn.Module:
+    """A network of the user's own: of what the data say, its builder gets what it has arguments for."""
+    takes = inspect.signature(builder).parameters
+    options = {key: value for key, value in found.items() if value is not None and key in takes} | given
+    unknown_ones = [key for key in given if key not in takes]
+    if unknown_ones and not any(each.kind is each.VAR_KEYWORD for each in takes.values()):
+        raise UnsupportedError(f"architecture {name!r}: {unknown('option', unknown_ones[0], [*takes])}")
+    with working_directory_found():
+        network = builder(**options)
+    if not isinstance(network, nn.Module):
+        raise UnsupportedError(f"{name}: expected a torch.nn.Module from it, received {type(network).__name__}")
+    return network
 
 
 def check_name(name: str) -> None:
@@ -77,6 +98,11 @@ def check_name(name: str) -> None:
 
 def _find(name: str) -> tuple[Callable[..., nn.Module], str | None, list[Callable[..., Any]]]:
     """What builds a network, what it calls the channels of images, and the functions whose arguments are options."""
+    if names_code(name):
+        builder: Any = imported(name, "class or function")
+        if not callable(builder):
+            raise UnsupportedError(f"{name}: expected a class or a function, received a {type(builder).__name__}")
+        return builder, None, [builder]
     library, _, short = name.rpartition("/")
     if library == "" and short in _BUILDERS:
         return _BUILDERS[short], "in_channels", [_BUILDERS[short]]
@@ -94,7 +120,9 @@ def _find(name: str) -> tuple[Callable[..., nn.Module], str | None, list[Callabl
             builder = torchvision.models.get_model_builder(short)
             fetches = "weights_backbone" in inspect.signature(builder).parameters  # unless it is told not to
             return functools.partial(builder, weights_backbone=None) if fetches else builder, None, [builder]
-    raise UnsupportedError(f"{unknown('architecture', name, _names())} (in the zoo, timm and torchvision)")
+    raise UnsupportedError(
+        f"{unknown('architecture', name, _names())} (in the zoo, timm and torchvision), or package.module:Class"
+    )
 
 
 def input_shape(model: nn.Module) -> tuple[int, int, int]:
