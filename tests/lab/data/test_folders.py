@@ -344,3 +344,37 @@ def test_without_a_size_a_folder_has_224_pixels(folder):
     data = create_data(str(folder))
     ((images, _),) = evaluation_loader(data)
     assert images.shape[1:] == data.input_shape == (3, 224, 224)
+
+
+def test_other_names_of_the_test_split(folder):
+    for name in ("valid", "validation", "test"):
+        (each for each in folder.iterdir() if each.name != "train").__next__().rename(folder / name)
+        assert numbers(next(iter(evaluation_loader(created(folder))))[0]) == [1, 3, 5, 7, 9, 0, 2, 4, 6, 8]
+
+
+def test_one_folder_is_split_by_class_and_always_the_same(folder):
+    whole = created(folder)
+    (folder / "train" / "dog" / "0.png").unlink()
+    data, again = created(folder / "train", split=0.4), created(folder / "train", split=0.4)
+    assert data.classes == whole.classes
+    train, test = ([data._files for data in (each.train, each.test)] for each in (data, again))
+    assert train == test
+    train, test = (dict(each._files) for each in (data.train, data.test))
+    assert not train.keys() & test.keys()
+    assert len(train | test) == 9
+    assert list(test.values()) == [0, 0, 1, 1]  # 2 of 5 cats, 1.6 of 4 dogs
+    assert data.note.endswith("of 9 images in 2 classes, 4 test (split: 0.4 of each class, always the same)")
+    assert not whole.note
+    for share, counts in ((0.01, [0, 1]), (0.99, [0, 0, 0, 0, 1, 1, 1])):  # each class is in both
+        assert [label for _, label in created(folder / "train", split=share).test._files] == counts
+    (folder / "val" / "cat").rename(folder / "train" / "later")
+    for file in sorted((folder / "train" / "later").iterdir())[1:]:
+        file.unlink()
+    with pytest.raises(UnsupportedError, match="two images at least of each class to split, found one of later"):
+        created(folder / "train")
+    shutil.rmtree(folder / "val")
+    for name in ("training", "testing"):  # splits by other names are no classes
+        shutil.copytree(folder / "train", folder / name)
+    shutil.rmtree(folder / "train")
+    with pytest.raises(UnsupportedError, match=r"expected the folders train/ and val/ .* found testing, training"):
+        created(folder)

@@ -123,7 +123,8 @@ def data_options(options: argparse.Namespace, description: dict[str, Any]) -> di
     from ..importing import names_code
     from ..train.checkpoint import checkpoint_file
 
-    found: dict[str, Any] = {}
+    # Which images were trained on depends on it, wherever the folder is now.
+    found = {"split": description["split"]} if "split" in description else {}
     if not names_code(options.data or ""):  # which sizes its images itself
         found["image_size"] = _training_size(description)
     if options.data is None:

@@ -29,13 +29,14 @@ def create_data(
     corrupt_images: str = "error",
     holdout: bool | int = False,
     normalize: bool = True,
+    split: float = 0.2,
 ) -> ImageData:
     """A data set by name or path; cheap to ask for again, but for folders, which are listed anew.
 
     Args:
         name: one of `list_data`; or the path of an .npz file (`read_npz`) or of a folder
-            with train/ and val/ (`folder_data`); or the ``module.path:ClassName`` of a `LightningDataModule`
-            (`module_data`; its code runs). A test set is the official test split.
+            with train/ and val/, or with one folder per class (`folder_data`); or the ``module.path:ClassName`` of a
+            `LightningDataModule` (`module_data`; its code runs). A test set is the official test split.
         folder: where sets lie, or are downloaded to. ``NAME.npz`` in it is taken before torchvision's files.
         download: whether a set that is not there may be fetched.
         image_size: height and width of the images; None leaves them as they are, and is 224 for
@@ -51,6 +52,7 @@ def create_data(
             a number says how many. For named sets and .npz files.
         normalize: whether pixels are normalized to mean 0 and standard deviation 1 per channel; else they stay in
             [0, 1]. For named sets and .npz files.
+        split: for a folder that has the classes' folders alone: the share of each class's images that is tested on.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -83,7 +85,7 @@ def create_data(
     if names_code(name):
         return module_data(name, folder, download, image_size)
     if Path(name).is_dir():
-        return folder_data(name, image_size, augmentation, corrupt_images, image)
+        return folder_data(name, image_size, augmentation, corrupt_images, image, split)
     if os.sep in name or "/" in name:
         remedy = "check the path, or name one of: " + ", ".join(list_data())
         raise FileNotFoundError(f"{name}: expected a folder with train/ and val/, found no such folder; {remedy}")

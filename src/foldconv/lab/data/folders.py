@@ -1,4 +1,4 @@
-"""Folders as ImageNet has them, train/ and val/ with one folder per class: read image by image, in worker processes."""
+"""Folders with one folder per class, in train/ and val/ as ImageNet has them or not: read image by image by workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .transforms import BatchTransform
 CROP_SHARE = 0.875
 """Of the resized image's side that evaluation sees: 224 of 256."""
 DEFAULT_SIZE = 224
-_EVALUATION_FOLDERS = ("val", "test")
+_EVALUATION_FOLDERS = ("val", "valid", "validation", "test")
 _IN_A_ROW = 1000
 """So many images that cannot be read, one after the other, are no exceptions any more."""
 _THINNEST = 200
@@ -131,8 +131,12 @@ def folder_data(
     augmentation: str,
     corrupt_images: str,
     options: ImageOptions,
+    split: float = 0.2,
 ) -> ImageData:
     """The set in a folder.
+
+    Where the folder has no train/, but the classes themselves, each class's images are split in two, by chance, but
+    always the same for the same files.
 
     Training: RandomResizedCrop and a flip ("crop" and "flip" are one of them, "none" is what evaluation does), with a
     policy of timm behind them if `augmentation` names one, then what `options` say. Evaluation: the shorter side to
@@ -140,30 +144,19 @@ def folder_data(
     also in folders below a class's; what begins with a dot is nothing. A folder is listed whenever this is called.
 
     Args:
-        path: of the folder that has train/ and val/ (or test/).
+        path: of the folder that has train/ and val/ (or valid/, validation/, test/), or one folder per class.
         image_size: None is 224, since images of a folder may differ in size.
         augmentation: one of `AUGMENTATIONS`, or a policy of timm.
         corrupt_images: "error" or "skip".
         options: colours, erasing, the crop's area.
+        split: the share of each class's images that is tested on where the folder has no splits.
 
     Raises:
         UnsupportedError: a split or the images of a class are missing, or the splits have other classes.
     """
     from torchvision import transforms
 
-    evaluation = next((split for split in _EVALUATION_FOLDERS if Path(path, split).is_dir()), None)
-    if evaluation is None or not Path(path, "train").is_dir():
-        has = ", ".join([_shown(each.name) for each in _entries(path)][:8]) or "nothing"
-        expected = "expected the folders train/ and val/ with one folder per class"
-        raise UnsupportedError(f"{path}: {expected}, found {has}; arrange the images so, or name another folder")
-    (classes, train), (test_classes, test) = (_files(os.path.join(path, split)) for split in ("train", evaluation))
-    if classes != test_classes:
-        other = sorted(set(classes) ^ set(test_classes))
-        where = ", ".join(f"{_shown(each)} ({'train' if each in classes else evaluation} only)" for each in other[:3])
-        remedy = "give both splits the same class folders"
-        raise UnsupportedError(
-            f"{path}: expected the same classes in train/ and {evaluation}/, found {where}; {remedy}"
-        )
+    classes, train, test, note = _splits(path, split)
     size = image_size or DEFAULT_SIZE
     middle = [transforms.Resize(round(size / CROP_SHARE)), transforms.CenterCrop(size)]
     skip = corrupt_images == "skip"
@@ -176,7 +169,62 @@ def folder_data(
         tuple(classes),
         BatchTransform(IMAGENET_MEAN, IMAGENET_STD),
         described((3, size, size), IMAGENET_MEAN, IMAGENET_STD, round(size / CROP_SHARE)),
+        note=note,
     )
+
+
+_Files = list[tuple[str, int]]
+
+
+def _splits(path: str, share: float) -> tuple[list[str], _Files, _Files, str]:
+    """Classes, training and test images, and how they were split where the folder does not say."""
+    evaluation = next((split for split in _EVALUATION_FOLDERS if Path(path, split).is_dir()), None)
+    if evaluation is None and _holds_classes(path):
+        classes, files = _files(path)
+        train, test = _split(path, classes, files, share)
+        note = f"{_shown(path)}: no train/ and val/: of {len(files)} images in {len(classes)} classes, {len(test)} test"
+        return classes, train, test, f"{note} (split: {share:g} of each class, always the same)"
+    if evaluation is None or not Path(path, "train").is_dir():
+        has = ", ".join([_shown(each.name) for each in _entries(path)][:8]) or "nothing"
+        expected = "expected the folders train/ and val/ with one folder per class, or folders of images alone"
+        raise UnsupportedError(f"{path}: {expected}, found {has}; arrange the images so, or name another folder")
+    (classes, train), (test_classes, test) = (_files(os.path.join(path, split)) for split in ("train", evaluation))
+    if classes != test_classes:
+        other = sorted(set(classes) ^ set(test_classes))
+        where = ", ".join(f"{_shown(each)} ({'train' if each in classes else evaluation} only)" for each in other[:3])
+        remedy = "give both splits the same class folders"
+        raise UnsupportedError(
+            f"{path}: expected the same classes in train/ and {evaluation}/, found {where}; {remedy}"
+        )
+    return classes, train, test, ""
+
+
+def _holds_classes(path: str) -> bool:
+    """Whether all folders in it hold images, none of them being train/ with folders of its own."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    folders = [each for each in _entries(path) if each.is_dir()]
+    return len(folders) > 1 and all(
+        any(each.name.lower().endswith(IMG_EXTENSIONS) for each in _entries(folder.path)) for folder in folders
+    )
+
+
+def _split(path: str, classes: list[str], files: _Files, share: float) -> tuple[_Files, _Files]:
+    """Training and test images, each class in the same proportion, each split in the order of the files."""
+    generator = torch.Generator().manual_seed(0)
+    tested: set[int] = set()
+    for label, name in enumerate(classes):
+        own = [index for index, (_, each) in enumerate(files) if each == label]
+        if len(own) < 2:
+            raise UnsupportedError(
+                f"{_shown(path)}: expected two images at least of each class to split, found one of {_shown(name)}; "
+                "add images, or arrange them in train/ and val/"
+            )
+        number = min(max(round(share * len(own)), 1), len(own) - 1)
+        tested |= {own[index] for index in torch.randperm(len(own), generator=generator)[:number].tolist()}
+    parts = ([file for index, file in enumerate(files) if (index in tested) == test] for test in (False, True))
+    train, test = parts
+    return train, test
 
 
 def _files(path: str) -> tuple[list[str], list[tuple[str, int]]]:

@@ -37,6 +37,8 @@ class ImageData:
     """Augmentation (training only) and normalization of a batch."""
     preprocessing: Mapping[str, Any] | None = None
     """How an image file becomes what the network sees in evaluation, where that is known; see preprocessing.py."""
+    note: str = dataclasses.field(default="", compare=False)
+    """What a user should know of how the set was made, in one line, or nothing."""
     skipped: set[str] = dataclasses.field(default_factory=set, compare=False)
     """Which images could not be read and were left out; grows while folders are read."""
 

@@ -7,7 +7,7 @@ folded), and other people's, as `foldconv.read_weights` reads them. The first tw
     batchnorm_folded                    whether norms were absorbed (absent: no)
     data, input_shape                   what it was trained on: name, [channels, height, width]
     classes, preprocessing              their names; how an image file becomes an input
-    holdout, normalize                  how it was split and normalized, as in `TrainConfig`
+    holdout, split, normalize           how it was split and normalized, as in `TrainConfig`
     method                              what it was trained with, "plain" for nothing
     layers                              Lightning checkpoints only: which layers are expanded, and how
 """
@@ -97,6 +97,7 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
         "data": data.name,
         "holdout": config.holdout,
         "normalize": config.normalize,
+        "split": config.split,
         "input_shape": list(data.input_shape),
         "classes": None if data.classes is None else list(data.classes),
         "preprocessing": data.preprocessing,

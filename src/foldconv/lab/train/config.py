@@ -87,6 +87,9 @@ class TrainConfig:
         _DATA,
         "test on the last training images, as many as the test split has or so many, and train on the rest",
     )
+    split: float = _option(
+        0.2, _DATA, "for a folder with one folder per class and no train/ and val/: the share of each class to test on"
+    )
     normalize: bool = _option(True, _DATA, "normalize pixels to mean 0 and deviation 1; no: they stay in [0, 1]")
     workers: int = _option(0, _DATA, "processes that decode images; 0: none but the training's own")
 
@@ -254,6 +257,7 @@ class TrainConfig:
             corrupt_images=self.corrupt_images,
             holdout=self.holdout,
             normalize=self.normalize,
+            split=self.split,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -413,6 +417,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "keep": (1, math.inf),
     "label_smoothing": (0, 1),
     "ema": (0, 1),
+    "split": (0.001, 1),
 }
 _RANGES |= dict.fromkeys(("lr", "momentum", "weight_decay", "warmup_epochs", "clip_gradient"), (0, math.inf))
 _RANGES |= dict.fromkeys(("stem_lr_factor", "bias_lr_factor", "norm_bias_lr_factor", "mixup", "cutmix"), (0, math.inf))

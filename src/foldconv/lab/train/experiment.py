@@ -134,6 +134,8 @@ def _run(config: TrainConfig, old: RunFolder | None, console: Console | None) ->
     check_name(config.architecture)
     chosen_method(config)
     data = config.open_data()
+    if data.note:
+        console.print(data.note, soft_wrap=True, highlight=False)
     torch.manual_seed(epoch_seed(config.seed, -1))
     network, description = build(config, data, console)
     start = None
