@@ -47,7 +47,7 @@ CORE += ["-k", "not test_conformance or folds_to_a_plain_network or doconv or or
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, formatting and types; the wheel and the source archive."""
-    session.install("-e", ".[train,tensorboard,cpu,test,lint,package]", "nox")
+    session.install("-e", ".[train,tasks,tensorboard,cpu,test,lint,package]", "nox")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("pyright")
@@ -57,7 +57,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The whole suite, doctests included, by two processes; a file's tests by one of them."""
-    session.install(".[train,tensorboard,cpu,test]")
+    session.install(".[train,tasks,tensorboard,cpu,test]")
     session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env=ONE_THREAD)
 
 

@@ -34,6 +34,7 @@ class RunFolder:
         self.checkpoint = self.path / "last.ckpt"
         self.folded = self.path / "folded.safetensors"
         self.curves = self.path / "curves.png"
+        self.predictions = self.path / "predictions.png"
         self.result = self.path / "result.json"
         self.logger = self.path / "logger.json"
         self.lock = self.path / LOCK

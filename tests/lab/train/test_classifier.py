@@ -27,14 +27,14 @@ def test_no_branch_runs_in_validation(tiny, silent, tmp_path, monkeypatch, ema):
 
 
 def test_training_that_ends_in_validation_leaves_nothing_open(tiny, silent, tmp_path, monkeypatch):
-    original = Classifier.logits
+    original = Classifier.outputs
 
     def stop(self, images, network=None):
         if once._open:
             raise ZeroDivisionError
         return original(self, images, network)
 
-    monkeypatch.setattr(Classifier, "logits", stop)
+    monkeypatch.setattr(Classifier, "outputs", stop)
     with pytest.raises(ZeroDivisionError):
         fit(tiny(method="repvgg", out=str(tmp_path / "run")), silent)
     assert not once._open

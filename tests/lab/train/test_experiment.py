@@ -319,7 +319,7 @@ def test_loss_contains_the_methods_penalties(monkeypatch):
     minimized, loss, right = module(*batch)
     assert (minimized - before).item() == pytest.approx(5.0, abs=1e-5)
     assert loss == shown == before
-    assert right == (module.logits(batch[0]).argmax(1) == batch[1]).sum()
+    assert right == (module.outputs(batch[0]).argmax(1) == batch[1]).sum()
 
 
 def test_decay_spares_norms_and_biases():

@@ -25,7 +25,7 @@ def losses(folder):
 @pytest.fixture
 def seen(monkeypatch):
     """What the networks of runs look like while they train."""
-    found, original = {"logits": set(), "channels_last": set()}, Classifier.logits
+    found, original = {"logits": set(), "channels_last": set()}, Classifier.outputs
 
     def watched(self, images, network=None):
         logits = original(self, images, network)
@@ -35,7 +35,7 @@ def seen(monkeypatch):
             found["channels_last"] |= {p.is_contiguous(memory_format=torch.channels_last) for p in kernels}
         return logits
 
-    monkeypatch.setattr(Classifier, "logits", watched)
+    monkeypatch.setattr(Classifier, "outputs", watched)
     return found
 
 

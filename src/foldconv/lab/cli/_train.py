@@ -93,9 +93,10 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def _table(result: Any) -> str:
     from ...network.table import align
 
+    measured = result.accuracy_expanded, result.accuracy_folded
     rows = [
         (f"{result.architecture} on {result.data}", result.method, "folded"),
-        ("test accuracy", f"{100 * result.accuracy_expanded:.2f} %", f"{100 * result.accuracy_folded:.2f} %"),
+        (f"test {_LABELS.get(result.measure, result.measure)}", *map(_percent, measured)),
         ("parameters", f"{result.parameters_training:,}", f"{result.parameters_folded:,}"),
         ("multiply-adds of one image", _count(result.macs_training), _count(result.macs_folded)),
     ]
@@ -104,6 +105,13 @@ def _table(result: Any) -> str:
         f"largest output difference  {result.max_output_difference:.1e}\n"
         f"run folder                 {result.run}  (epochs: {result.epochs}, time: {result.seconds:.1f} s)"
     )
+
+
+_LABELS = {"miou": "mIoU", "map": "mAP"}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
 
 
 def _count(number: int | None) -> str:

@@ -7,6 +7,7 @@ from .loaders import EpochShuffle as EpochShuffle
 from .loaders import epoch_seed as epoch_seed
 from .loaders import evaluation_loader as evaluation_loader
 from .loaders import training_loader as training_loader
+from .loaders import travelled as travelled
 from .transforms import AUGMENTATIONS as AUGMENTATIONS
 from .transforms import BatchTransform as BatchTransform
 
@@ -20,4 +21,5 @@ __all__ = [
     "evaluation_loader",
     "list_data",
     "training_loader",
+    "travelled",
 ]

@@ -42,6 +42,9 @@ class ImageData:
     skipped: set[str] = dataclasses.field(default_factory=set, compare=False)
     """Which images could not be read and were left out; grows while folders are read."""
 
+    evaluation_batch: int | None = None
+    """Test images that are evaluated at once; None: 256."""
+
     @property
     def images_skipped(self) -> int:
         """How many images could not be read so far."""

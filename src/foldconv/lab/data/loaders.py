@@ -126,19 +126,34 @@ def training_loader(
 def evaluation_loader(
     data: ImageData, *, device: str | torch.device = "cpu", rank: int = 0, world_size: int = 1, workers: int = 0
 ) -> Batches:
-    """The test images in order, in batches of at most 256, each image once; arguments as in `training_loader`.
+    """The test images in order, each once, in batches of 256 or what `data` says; arguments as in `training_loader`.
 
     Each of several processes gets equally many batches, of sizes that differ by one at most.
     """
-    count = _length(data.test)
+    count, batch = _length(data.test), data.evaluation_batch or EVALUATION_BATCH
     if world_size == 1:
-        steps = range(0, count, EVALUATION_BATCH)
-        shares = [(start, min(start + EVALUATION_BATCH, count)) for start in steps]
+        shares = [(start, min(start + batch, count)) for start in range(0, count, batch)]
     else:
-        parts = -(-count // (EVALUATION_BATCH * world_size)) * world_size
+        parts = -(-count // (batch * world_size)) * world_size
         borders = [part * count // parts for part in range(parts + 1)]
         shares = list(itertools.pairwise(borders))[rank::world_size]
     return _batches(data, data.test, shares, lambda: Plan(list(range(count)), None), device, workers)
+
+
+def travelled(value: Any, *where: Any, **how: Any) -> Any:
+    """A tensor, or what holds tensors, after ``Tensor.to``; numbers with a fraction only where `where` is a dtype.
+
+    >>> travelled([torch.ones(1), {"boxes": torch.ones(2)}], torch.float64)[1]["boxes"].dtype
+    torch.float64
+    """
+    if isinstance(value, torch.Tensor):
+        keeps = not value.is_floating_point() and bool(where) and isinstance(where[0], torch.dtype)
+        return value if keeps else value.to(*where, **how)
+    if isinstance(value, dict):
+        return {key: travelled(each, *where, **how) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [travelled(each, *where, **how) for each in value]
+    return value
 
 
 def _length(dataset: Dataset) -> int:
@@ -210,7 +225,7 @@ class _FromDataset:
             collate_fn=_Collate(data.name, getattr(dataset, "collate", default_collate)),
         )
 
-    def __call__(self) -> Iterator[list[torch.Tensor]]:
+    def __call__(self) -> Iterator[list[Any]]:
         empty = len(self._loader) > 0
         for batch, unreadable in self._loader:
             for place, reason, fatal in sorted(unreadable, key=lambda each: not each[2]):
@@ -221,8 +236,10 @@ class _FromDataset:
                 self._data.skipped.add(place)
             if batch is not None:
                 empty = False
-                images, *labels = [tensor.to(self._device, non_blocking=True) for tensor in batch]
-                yield [self._data.transform(images), *labels]
+                images, *labels = [travelled(each, self._device, non_blocking=True) for each in batch]
+                transform: Any = self._data.transform
+                several = isinstance(images, list)  # of different sizes
+                yield [[transform(each) for each in images] if several else transform(images), *labels]
         if empty:
             raise UnsupportedError(f"{self._data.name}: expected images, and none could be read; replace them")
 

@@ -5,7 +5,9 @@ folded), and other people's, as `foldconv.read_weights` reads them. The first tw
 
     architecture, architecture_args     what `foldconv.zoo.create` takes
     batchnorm_folded                    whether norms were absorbed (absent: no)
+    task                                what it is for (absent: classification)
     data, input_shape                   what it was trained on: name, [channels, height, width]
+    image_size                          that images were resized to, as in `TrainConfig`
     classes, preprocessing              their names; how an image file becomes an input
     holdout, split, normalize           how it was split and normalized, as in `TrainConfig`
     method                              what it was trained with, "plain" for nothing
@@ -39,11 +41,15 @@ from .. import zoo
 from ..data import ImageData
 from ..importing import names_code
 from ..run import RunFolder
+from .classification import task_of
 from .config import PLAIN, TrainConfig
 
 Description = dict[str, Any]
 _WEIGHT_SOURCES = frozenset(
-    ["pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "weights", "weights_backbone"]
+    [
+        *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "weights", "weights_backbone"),
+        "encoder_weights",
+    ]
 )
 """Options by which timm and torchvision fetch weights. A file brings its own, and must not make us read other ones:
 timm unpickles what ``checkpoint_path`` names.
@@ -79,7 +85,8 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
         CheckpointError: the pretrained weights are those of another network.
     """
     method = chosen_method(config)
-    options = {"num_classes": data.num_classes, "in_channels": data.input_shape[0], **config.architecture_args}
+    task = task_of(config.task)
+    options = {**task.options(config, data), **config.architecture_args}
     network = zoo.create(config.architecture, **options)
     if names_code(config.architecture):
         _expect_logits(network, config.architecture, data)
@@ -88,12 +95,14 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
             network, _pretrained_tensors(config, options, network), str(config.pretrained), data.num_classes, console
         )
     if method is not None:
-        images = zoo.example_images(network, data.input_shape)
+        images = task.training_inputs(zoo.example_images(network, data.input_shape))
         chosen: dict[str, Any] = {"include": config.include, "exclude": config.exclude, "init": config.init}
         network = expand(network, method, **chosen, example_inputs=images)
     return network, {
         "architecture": config.architecture,
         "architecture_args": _without_weights(options),
+        "task": config.task,
+        "image_size": config.image_size,
         "data": data.name,
         "holdout": config.holdout,
         "normalize": config.normalize,
@@ -375,7 +384,8 @@ def _plain(
     if not description.get("batchnorm_folded"):
         return network
     images = zoo.example_images(network, description.get("input_shape"))
-    return fold(network, batchnorm=True, example_inputs=images, check=False)
+    inputs = task_of(description.get("task", "classification")).inputs(images)
+    return fold(network, batchnorm=True, example_inputs=inputs, check=False)
 
 
 def _on_meta(

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...network.parameters import regularization
+from ..tasks.module import TaskModule
 from .config import TrainConfig
 
 
-class Classifier(nn.Module):
-    """Cross-entropy plus the methods' own penalties, and an average of the weights.
-
-    With ``config.ema`` the network is evaluated, and later folded, with the average of its weights over the steps
-    (timm's ModelEmaV3, norm statistics included), and checkpoints hold both.
+class Classifier(TaskModule):
+    """Cross-entropy plus the methods' own penalties.
 
     Args:
         network: images (batch, channels, height, width) → logits (batch, classes); plain or expanded.
@@ -25,42 +22,18 @@ class Classifier(nn.Module):
     """
 
     def __init__(self, network: nn.Module, config: TrainConfig, num_classes: int):
-        super().__init__()
-        self.network = network.to(memory_format=torch.channels_last) if config.channels_last else network  # pyright: ignore[reportCallIssue]
-        self._config = config
+        super().__init__(network, config)
         self._mix = _mixing(config, num_classes)
-        self.average: Any = None
-        if config.ema:
-            from timm.utils.model_ema import ModelEmaV3
 
-            self.average = ModelEmaV3(network, decay=config.ema).requires_grad_(False)
-        called = torch.compile(network) if config.compile else network
-        self.call_instead(called)
-
-    @property
-    def trained(self) -> nn.Module:
-        """The network that counts: the averaged one where there is an average."""
-        return self.network if self.average is None else self.average.module
-
-    def call_instead(self, called: Any) -> None:
-        """What is called in the network's place; no submodule, since each tensor has one name in a checkpoint."""
-        object.__setattr__(self, "_called", called)
-
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor]:
         """What is minimized, the cross-entropy in it, and how many images were classified right."""
-        targets = labels
+        wanted = targets
         if self._mix is not None:
-            images, targets = self._mix(images, labels)
-        logits = self.logits(images)
-        loss = F.cross_entropy(logits, targets, label_smoothing=self._config.label_smoothing)
-        right = (logits.detach().argmax(1) == labels).sum()
+            images, wanted = self._mix(images, targets)
+        logits = self.outputs(images)
+        loss = F.cross_entropy(logits, wanted, label_smoothing=self._config.label_smoothing)
+        right = (logits.detach().argmax(1) == targets).sum()
         return loss + regularization(self.network), loss.detach(), right
-
-    def logits(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
-        """Logits of images, of the network that is trained or of another one."""
-        images = images.contiguous(memory_format=torch.channels_last) if self._config.channels_last else images
-        called: Any = self._called if network is None or network is self.network else network
-        return called(images)
 
 
 def _mixing(config: TrainConfig, num_classes: int) -> Any:

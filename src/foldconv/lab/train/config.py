@@ -62,6 +62,12 @@ class TrainConfig:
     foldconv.errors.UnsupportedError: unknown config key 'epoch'; did you mean 'epochs'?; expected one of: data, ...
     """
 
+    task: Literal["classification", "segmentation", "detection"] = _option(
+        "classification",
+        _DATA,
+        "what the network is for; segmentation: data in Cityscapes' format, detection: in COCO's (other defaults: "
+        "lr 0.02 and 0.01, batch_size 8, architecture lraspp_mobilenet_v3_large and ssdlite320_mobilenet_v3_large)",
+    )
     data: str = _option(
         "digits",
         _DATA,
@@ -274,7 +280,7 @@ class TrainConfig:
         for key in values:
             if key not in known:
                 raise UnsupportedError(unknown("config key", key, known))
-        return cls(**values)
+        return cls(**{**_OTHER_DEFAULTS.get(str(values.get("task")), {}), **values})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as YAML. `out` is left out: the same file can start another run."""
@@ -395,6 +401,11 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     raise UnsupportedError(f"{name}: expected {_EXPECTED.get(hint, 'KEY: VALUE pairs')}, received {shown(value)}")
 
 
+_OTHER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "segmentation": {"architecture": "lraspp_mobilenet_v3_large", "lr": 0.02, "batch_size": 8},
+    "detection": {"architecture": "ssdlite320_mobilenet_v3_large", "lr": 0.01, "batch_size": 8},
+}
+"""Of the tasks whose networks and images are larger."""
 _LONGEST, _DEEPEST = 1 << 18, 50
 _EXPECTED = {
     int: "an integer",

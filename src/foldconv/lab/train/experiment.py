@@ -18,17 +18,16 @@ from ...files.atomic import write_json
 from ...files.native import save
 from ...network.costs import summary
 from ...network.fold import fold
-from ...network.verify import verify
 from ..data import ImageData, epoch_seed, evaluation_loader
 from ..run import RunFolder, locked
 from ..zoo import check_name
 from . import processes
 from .checkpoint import build, check_classes, chosen_method, open_network
+from .classification import task_of
 from .config import TrainConfig
 from .curves import plot_curves
 from .devices import device_name, launch, peak_memory, quiet_lightning, stop_processes
 from .divergence import DivergedError
-from .evaluation import evaluate
 from .loggers import check_logger
 from .loop import Training
 from .optimizers import check_optimizer
@@ -36,10 +35,12 @@ from .qat import check_packages
 from .records import Records
 from .resuming import newest_readable
 
+_UNITS = {"accuracy": "share of images", "miou": "mean of the classes", "map": "mean of classes and overlaps"}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What a run found out; accuracies are shares of the test images."""
+    """What a run found out; accuracies are shares of the test images (or `measure`)."""
 
     run: str
     data: str
@@ -54,6 +55,9 @@ class TrainResult:
     macs_training: int | None
     macs_folded: int | None
     seconds: float
+    task: str = "classification"
+    measure: str = "accuracy"
+    """What is called accuracy above: ``accuracy``, ``miou`` or ``map``."""
     seed: int = 0
     training_seconds: float = 0.0
     """Of `seconds`, those in training epochs without validation; over all parts of a run that was cut off."""
@@ -133,7 +137,9 @@ def _run(config: TrainConfig, old: RunFolder | None, console: Console | None) ->
     check_packages(config)
     check_name(config.architecture)
     chosen_method(config)
-    data = config.open_data()
+    task = task_of(config.task)
+    task.check(config)
+    data = task.open_data(config)
     if data.note:
         console.print(data.note, soft_wrap=True, highlight=False)
     torch.manual_seed(epoch_seed(config.seed, -1))
@@ -228,10 +234,14 @@ def _finish(trained: _Trained, config: TrainConfig, data: ImageData, folder: Run
     network, description = open_network(folder.checkpoint, trusted=config.architecture)
     folded = fold(network, blocks=False).eval()  # the architecture, with its keys
     save(folded, folder.folded, extra={key: value for key, value in description.items() if key != "layers"})
-    plot_curves(trained.rows, folder.curves, title=config.run_name)
+    task = task_of(config.task)
+    plot_curves(trained.rows, folder.curves, config.run_name, (task.measure, _UNITS[task.measure]))
     images = next(iter(evaluation_loader(data)))[0]
+    if isinstance(images, list):  # they differ in size
+        images = images[0].unsqueeze(0)
     cost = summary(network, images[:1])
-    difference = verify(network, folded, images).max_error
+    difference = task.verify(network, folded, images, blocks=False).max_error
+    task.draw(folded, data, folder.predictions)
     # last, and where training was: a large test set takes hours on a processor
     where: dict[str, Any] = {"device": trained.device, "workers": config.workers}
     return TrainResult(
@@ -240,14 +250,16 @@ def _finish(trained: _Trained, config: TrainConfig, data: ImageData, folder: Run
         architecture=config.architecture,
         method=config.method,
         epochs=config.epochs,
-        accuracy_expanded=evaluate(network, data, **where)["accuracy"],
-        accuracy_folded=evaluate(folded, data, **where)["accuracy"],
+        accuracy_expanded=task.evaluate(network, data, **where)[task.measure],
+        accuracy_folded=task.evaluate(folded, data, **where)[task.measure],
         max_output_difference=float(difference),
         parameters_training=cost.parameters_training,
         parameters_folded=cost.parameters_folded,
         macs_training=cost.macs_training,
         macs_folded=cost.macs_folded,
         seconds=0.0,
+        task=config.task,
+        measure=task.measure,
         seed=config.seed,
         training_seconds=trained.training_seconds,
         peak_memory=trained.peak_memory,

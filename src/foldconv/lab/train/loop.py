@@ -17,11 +17,11 @@ from ...errors import CheckpointError
 from ...files.native import load_exactly
 from ...layers.once import composed_once
 from ...network.tree import evaluation
-from ..data import ImageData, epoch_seed, evaluation_loader, training_loader
-from .classifier import Classifier
+from ..data import ImageData, epoch_seed, evaluation_loader, training_loader, travelled
+from ..tasks.module import TaskModule
+from .classification import task_of
 from .config import TrainConfig
 from .divergence import Losses
-from .evaluation import score
 from .optimizers import configured_groups, create_optimizer, create_schedule
 from .processes import share_of_batch, summed
 from .qat import QuantizationAware
@@ -64,13 +64,14 @@ class Training:
         start: tuple[Path, dict[str, Any]] | None = None,
     ):
         self.config, self.fabric, self._checkpoint = config, fabric, checkpoint
+        self.task, self._data = task_of(config.task), data
         strategy = fabric.strategy
-        module = strategy.precision.convert_module(Classifier(network.to(fabric.device), config, data.num_classes))
+        module = strategy.precision.convert_module(self.task.module(network.to(fabric.device), config, data))
         path, content = start or (checkpoint, None)
         if content is not None:
             with refused(path):
                 load_exactly(module, content["state_dict"], path)
-        self.module: Classifier = module
+        self.module: TaskModule = module
         self._quantized = QuantizationAware(module.network, data.input_shape) if config.qat else None
         if self._quantized is not None:
             module.call_instead(self._quantized)
@@ -111,9 +112,9 @@ class Training:
         torch.manual_seed(seed + (self.fabric.global_rank << 32))
         if rounding := getattr(self.module.average, "_sr_generator", None):
             rounding.manual_seed(seed)
-        for index, (images, labels) in enumerate(self.batches):
-            found = self._batch(images.to(self._dtype), labels, index)
-            losses.add(self.step, *found, len(labels))
+        for index, (images, targets) in enumerate(self.batches):
+            found = self._batch(travelled(images, self._dtype), travelled(targets, self._dtype), index)
+            losses.add(self.step, *found, len(targets))
             progress()
         means = losses.means(self.step, self.module.parameters())
         if self.fabric.device.type == "cuda":
@@ -122,7 +123,7 @@ class Training:
         self.seconds += time.perf_counter() - begin
         return means
 
-    def _batch(self, images: Tensor, labels: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _batch(self, images: Any, targets: Any, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Forward and backward; a step of the optimizer by the mean over its batches."""
         config, strategy = self.config, self.fabric.strategy
         last = (index + 1) % config.accumulate == 0 or index + 1 == len(self.batches)
@@ -130,7 +131,7 @@ class Training:
             self._optimizer.zero_grad()
         with self._summing(last):
             with strategy.precision.forward_context():
-                minimized, loss, right = self._called(images, labels)
+                minimized, loss, right = self._called(images, targets)
             first = index - index % config.accumulate
             number = min(config.accumulate, len(self.batches) - first)  # an epoch's last step may have fewer
             part = minimized / number if number > 1 else minimized
@@ -154,12 +155,12 @@ class Training:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss and accuracy on the test images, shown and recorded; nothing is chosen by them.
+        """How good the network is on the test images, shown and recorded; nothing is chosen by it.
 
         All processes evaluate with the first one's norm statistics, which checkpoints hold; each composes once.
 
         Returns:
-            ``test_loss`` and ``test_accuracy``.
+            What the task's `score` finds, such as ``test_loss`` and ``test_accuracy``.
         """
         if self.fabric.world_size > 1:
             for buffer in self.module.buffers():
@@ -170,9 +171,13 @@ class Training:
             if not isinstance(self.fabric.strategy, ShardedStrategy):
                 stack.enter_context(composed_once(network))
             stack.enter_context(self.fabric.strategy.precision.forward_context())
-            total = score(lambda images: self.module.logits(images.to(self._dtype), network), self._test_batches)
-        loss, right, images = summed(self.fabric, *total)
-        return {"test_loss": loss / images, "test_accuracy": right / images}
+            found = self.task.score(
+                lambda images: self.module.outputs(travelled(images, self._dtype), network),
+                self._test_batches,
+                self._data,
+                lambda *numbers: summed(self.fabric, *numbers),
+            )
+        return {f"test_{name}": value for name, value in found.items()}
 
     def state(self) -> dict[str, Any]:
         """All of it, as plain values and whole tensors; where the network is split, all processes have to ask."""

@@ -19,9 +19,6 @@ from .loggers import open_logger
 from .loop import Training, refused
 from .resuming import write_checkpoint
 
-COLUMNS: tuple[str, ...] = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
-"""One row per epoch: loss and accuracy on both sets of images, and the learning rate."""
-
 
 class Records:
     """The files of a run that grow with each epoch; a resumed run goes on with the rows of its checkpoint.
@@ -50,12 +47,13 @@ class Records:
     ):
         self._training, self._description, self._folder, self._console = training, description, folder, console
         self._config, self._writes = training.config, training.fabric.is_global_zero
+        self._columns = training.task.columns
         self.rows: list[dict[str, Any]] = []
         self._branches: list[dict[str, Any]] = []
         if start:
             with refused(start[0]):
                 kept = start[1]["callbacks"]  # where files of Lightning's Trainer have them
-                self.rows = [{name: row[name] for name in COLUMNS} for row in kept["MetricsTable"]["rows"]]
+                self.rows = [{name: row[name] for name in self._columns} for row in kept["MetricsTable"]["rows"]]
                 if self._config.track_branches:
                     rows = kept["BranchHistory"]["rows"]
                     self._branches = [{name: row[name] for name in BRANCH_COLUMNS} for row in rows]
@@ -72,10 +70,12 @@ class Records:
         with _progress(self._console, f"epoch {epoch:{len(str(epochs))}}/{epochs}", len(training.batches)) as bar:
             row: dict[str, Any] = {"epoch": epoch} | training.train(bar.advance)
             row |= training.validate() | {"lr": training.lr}
-            bar.results = f"loss {row['train_loss']:.3f}  test accuracy {100 * row['test_accuracy']:.2f} %"
+            task = training.task
+            bar.results = f"loss {row['train_loss']:.3f}  test {task.label} {100 * row[f'test_{task.measure}']:.2f} %"
+        row = {name: row[name] for name in self._columns}
         self.rows.append(row)
         if self._writes:
-            _write(self._folder.metrics, COLUMNS, self.rows)
+            _write(self._folder.metrics, self._columns, self.rows)
         if self._logger is not None:
             self._logger.log_metrics(row, step=training.step)
             self._logger.save()

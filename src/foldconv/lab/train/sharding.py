@@ -8,7 +8,7 @@ from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .classifier import Classifier
+from ..tasks.module import TaskModule
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -29,12 +29,12 @@ class ShardedStrategy(ModelParallelStrategy):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        assert isinstance(module, Classifier)
+        assert isinstance(module, TaskModule)
         fully_shard(module.network, mesh=init_device_mesh(self.root_device.type, (self.world_size,)))
         return module
 
 
-def distributed(module: Classifier, strategy: Any, sync_batchnorm: bool) -> nn.Module:
+def distributed(module: TaskModule, strategy: Any, sync_batchnorm: bool) -> nn.Module:
     """The module as it is called in training: with joined norms where that was asked for, and shared by `strategy`."""
     if sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(module)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ...errors import FoldConvError, UnsupportedError, option_names, refused_option, shown, unknown
 from ..importing import imported, names_code, working_directory_found
+from ._others import sized_detector, smp_kind, smp_network
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 
@@ -38,8 +39,9 @@ def create(name: str, *, num_classes: int | None = None, in_channels: int | None
 
     Args:
         name: a name of this zoo, of timm or of torchvision; ``"timm/resnet18"`` and ``"torchvision/resnet18"`` say
-            which library where both know a name (otherwise timm's is taken). ``"package.module:Name"`` is a class or
-            function of the user's own, found from the working directory, too, that returns a module; its code runs.
+            which library where both know a name (otherwise timm's is taken). ``"smp/unet"`` is a network of
+            segmentation_models_pytorch, if that is installed. ``"package.module:Name"`` is a class or function of the
+            user's own, found from the working directory, too, that returns a module; its code runs.
         num_classes: outputs of the classifier; None leaves the architecture's own default.
         in_channels: channels of the images; None leaves the architecture's own default. Code of the user's own gets
             each of the two if it has an argument of that name.
@@ -119,7 +121,13 @@ def _find(name: str) -> tuple[Callable[..., nn.Module], str | None, list[Callabl
         if short in torchvision.models.list_models():
             builder = torchvision.models.get_model_builder(short)
             fetches = "weights_backbone" in inspect.signature(builder).parameters  # unless it is told not to
-            return functools.partial(builder, weights_backbone=None) if fetches else builder, None, [builder]
+            build = functools.partial(builder, weights_backbone=None) if fetches else builder
+            if short in torchvision.models.list_models(torchvision.models.detection):
+                return functools.partial(sized_detector, build), None, [builder, sized_detector]
+            return build, None, [builder]
+    if library == "smp":
+        kind = smp_kind(short)
+        return functools.partial(smp_network, kind), "in_channels", [kind]
     raise UnsupportedError(
         f"{unknown('architecture', name, _names())} (in the zoo, timm and torchvision), or package.module:Class"
     )

@@ -1,0 +1,1 @@
+"""Tasks beyond classification: segmentation (Cityscapes' format), detection (COCO's); see `task.Task`."""
