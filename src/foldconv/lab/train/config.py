@@ -62,16 +62,16 @@ class TrainConfig:
     foldconv.errors.UnsupportedError: unknown config key 'epoch'; did you mean 'epochs'?; expected one of: data, ...
     """
 
+    data: str = _option(
+        "digits",
+        _DATA,
+        "data set: a name such as digits, an .npz file, a folder of images, or a package.module:LightningDataModule",
+    )
     task: Literal["classification", "segmentation", "detection"] = _option(
         "classification",
         _DATA,
         "what the network is for; segmentation: data in Cityscapes' format, detection: in COCO's (other defaults: "
         "lr 0.02 and 0.01, batch_size 8, architecture lraspp_mobilenet_v3_large and ssdlite320_mobilenet_v3_large)",
-    )
-    data: str = _option(
-        "digits",
-        _DATA,
-        "data set: a name such as digits, an .npz file, a folder of images, or a package.module:LightningDataModule",
     )
     data_folder: str = _option("data", _DATA, "where data sets lie or are downloaded to")
     download: bool = _option(True, _DATA, "download a data set that is not there")
