@@ -37,6 +37,7 @@ class RunFolder:
         self.predictions = self.path / "predictions.png"
         self.result = self.path / "result.json"
         self.logger = self.path / "logger.json"
+        self.baseline = self.path / "baseline"
         self.lock = self.path / LOCK
 
     def checkpoints(self, keep: int = 2) -> list[Path]:

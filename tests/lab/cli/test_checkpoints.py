@@ -101,7 +101,18 @@ def test_eval_holds_out_and_normalizes_as_training_did(call_json, tmp_path):
         tmp_path / "set.npz", **{f"x_{k}": v for k, v in images.items()}, **{f"y_{k}": v for k, v in labels.items()}
     )
     run = tmp_path / "run"
-    options = ["--data", tmp_path / "set.npz", "--holdout", "13", "--no-normalize", "--out", run, "--epochs", "2"]
+    options = [
+        "--data",
+        tmp_path / "set.npz",
+        "--holdout",
+        "13",
+        "--no-normalize",
+        "--out",
+        run,
+        "--epochs",
+        "2",
+        "--no-baseline",
+    ]
     trained = call_json("train", *options, "--architecture-args", "width=4", "--batch-size", "8")
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes((run / "folded.safetensors").read_bytes())

@@ -13,11 +13,12 @@ import yaml
 from foldconv.lab import recipes
 
 SMALL = ["--architecture-args", "width=4", "--epochs", "1", "--batch-size", "256", "--accelerator", "cpu"]
+ALONE = [*SMALL, "--no-baseline"]
 PROGRAM = [sys.executable, "-m", "foldconv"]
 
 
 def test_the_main_job(tmp_path):
-    """`foldconv train` without options: good, clean on both streams, nothing lost by folding."""
+    """`foldconv train` without options: clean streams, nothing lost by folding, the plain network beside it."""
     done = subprocess.run([*PROGRAM, "train", "--json"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -28,12 +29,18 @@ def test_the_main_job(tmp_path):
     assert result["run"] == os.path.join("runs", "digits-digits_resnet-doconv")
     lines = done.stderr.splitlines()
     assert lines[0] == f"run folder: {result['run']}"
-    assert len(lines) == 1 + result["epochs"]  # not one line of anybody's warnings or advertisements
-    assert all(line.startswith("epoch ") for line in lines[1:])
+    assert result["baseline"]["method"] == "plain"
+    assert result["baseline"]["accuracy_folded"] >= 0.97
+    middle = 1 + result["epochs"]
+    assert lines[middle].startswith("the plain network under the same seed")
+    assert lines[middle + 1] == f"run folder: {os.path.join(result['run'], 'baseline')}"
+    epochs = lines[1:middle] + lines[middle + 2 :]
+    assert len(epochs) == 2 * result["epochs"]  # not one line of anybody's warnings or advertisements
+    assert all(line.startswith("epoch ") for line in epochs)
 
 
 def test_table_shows_both_networks(call, tmp_path):
-    code, out, err = call("train", *SMALL, "--out", tmp_path / "run")
+    code, out, err = call("train", *ALONE, "--out", tmp_path / "run")
     assert code == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     rows = {line.split("  ")[0]: line.split()[-2:] for line in out.splitlines() if "  " in line}
@@ -47,7 +54,9 @@ def test_table_shows_both_networks(call, tmp_path):
 
 def test_the_line_overrides_the_file(call_json, tmp_path):
     file = tmp_path / "config.yaml"
-    file.write_text("epochs: 3\nseed: 5\nbatch_size: 256\naccelerator: cpu\narchitecture_args: {width: 6}\n")
+    file.write_text(
+        "epochs: 3\nseed: 5\nbatch_size: 256\naccelerator: cpu\narchitecture_args: {width: 6}\nbaseline: false\n"
+    )
     result = call_json(
         "train", "--config", file, "--epochs", 1, "--method-args", "depth_multiplier=12", "--out", tmp_path / "run"
     )
@@ -131,6 +140,7 @@ def test_ctrl_c_leaves_a_run_to_resume(tmp_path, call_json):
             "4000",
             "--accelerator",
             "cpu",
+            "--no-baseline",
             "--out",
             str(run),
         ],

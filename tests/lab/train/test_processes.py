@@ -28,6 +28,7 @@ BASE = {"data": "digits", "method": "doconv", "lr": 0.05, "seed": 3, "accelerato
 NORMLESS = {
     **BASE,
     "architecture": "normless",
+    "baseline": False,
     "epochs": 2,
     "batch_size": 718,  # two batches per epoch; the last one of the 1437 images is left out
     "schedule": "constant",

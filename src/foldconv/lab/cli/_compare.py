@@ -23,7 +23,7 @@ EXAMPLES = (
     "foldconv compare --methods plain,doconv,orepa --seeds 10 --out comparison",
     "foldconv compare --methods plain,doconv:depth_multiplier=12 --config digits --epochs 5 --out short",
 )
-_NOT_SHARED = ("help", "config", "resume", "seed", "method", "method_args", "out")
+_NOT_SHARED = ("help", "config", "resume", "seed", "method", "method_args", "out", "baseline")
 
 
 def _jobs(text: str) -> int:

@@ -1,7 +1,8 @@
 """Train a network with a foldable convolution, fold it, and prove that nothing changed.
 
 Without options: scikit-learn's handwritten digits, a small residual network, DO-Conv. Writes a run folder with the
-resolved config, metrics, a checkpoint that resumes, the folded weights and a picture of the curves.
+resolved config, metrics, a checkpoint that resumes, the folded weights and a picture of the curves. Then trains the
+plain network under the same seed, in baseline/ of that folder, and shows both (--no-baseline leaves it out).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from .. import recipes
 from ..train.config import Patterns, TrainConfig, read_yaml
+from . import _baseline
 from ._common import Parser, UsageError, add_pairs, pairs
 
 HELP = "train, fold and verify a network"
@@ -56,7 +58,8 @@ def _add_option(group: Any, field: dataclasses.Field, hint: Any) -> None:
         settings["choices"] = typing.get_args(hint)
     elif hint is bool:
         settings["action"] = argparse.BooleanOptionalAction
-        settings["help"] += f" (default: {'yes' if field.default else 'no'})"
+        default = field.default or field.name == "baseline"
+        settings["help"] += f" (default: {'yes' if default else 'no'})"
     elif bool in kinds:  # a switch that may say which or how many
         number = {"type": int, "metavar": "N"} if int in kinds else {"metavar": "CHECKPOINT"}
         settings |= {"nargs": "?", "const": True, **number}
@@ -79,7 +82,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if options.resume is not None and (given or options.config):
         other = "--config" if options.config else "--" + next(iter(given)).replace("_", "-")
         raise UsageError("foldconv train", f"--resume continues with the run's own config, so {other} cannot be given")
-    config = TrainConfig.from_dict({**(read_yaml(recipes.find(options.config)) if options.config else {}), **given})
+    values = {**(read_yaml(recipes.find(options.config)) if options.config else {}), **given}
+    config = _baseline.asked_for(values, insisted=given.get("baseline", False))
 
     from rich.console import Console
 
@@ -87,10 +91,11 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     with console.status("loading PyTorch and Lightning"):
         from ..train.experiment import fit, resume
     result = resume(options.resume, console) if options.resume is not None else fit(config, console)
-    return dataclasses.asdict(result), _table(result)
+    baseline = _baseline.train(result, console)
+    return {**dataclasses.asdict(result), "baseline": baseline.values}, _table(result, baseline)
 
 
-def _table(result: Any) -> str:
+def _table(result: Any, baseline: _baseline.Baseline) -> str:
     from ...network.table import align
 
     measured = result.accuracy_expanded, result.accuracy_folded
@@ -100,10 +105,12 @@ def _table(result: Any) -> str:
         ("parameters", f"{result.parameters_training:,}", f"{result.parameters_folded:,}"),
         ("multiply-adds of one image", _count(result.macs_training), _count(result.macs_folded)),
     ]
+    rows = [(*row, *more) for row, more in zip(rows, baseline.column(_count))]
     return (
         f"\n{align(rows)}\n\n"
         f"largest output difference  {result.max_output_difference:.1e}\n"
         f"run folder                 {result.run}  (epochs: {result.epochs}, time: {result.seconds:.1f} s)"
+        f"{baseline.verdict}"
     )
 
 

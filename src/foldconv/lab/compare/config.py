@@ -15,7 +15,7 @@ from ..train.config import PLAIN, TrainConfig, read_yaml
 
 FORMAT = "foldconv-compare-1"
 CONFIG = "compare.yaml"
-_PER_JOB = ("method", "method_args", "seed", "out")
+_PER_JOB = ("method", "method_args", "seed", "out", "baseline")
 """What the jobs differ in; everything else of a `TrainConfig` is the same for all."""
 
 
@@ -89,7 +89,9 @@ class CompareConfig:
             UnsupportedError: an unknown method or option.
         """
         name, options = method_and_options(job.method)
-        return dataclasses.replace(self.train, method=name, method_args=options, seed=job.seed, out=None)
+        return dataclasses.replace(
+            self.train, method=name, method_args=options, seed=job.seed, out=None, baseline=False
+        )
 
     def save(self, root: str | os.PathLike[str]) -> None:
         """Write into the folder as compare.yaml."""

@@ -199,6 +199,11 @@ class TrainConfig:
     logger: Literal["none", "csv", "tensorboard", "wandb", "mlflow"] = _option(
         "none", _RUN, "also log by this one of Lightning's loggers; its package has to be there"
     )
+    baseline: bool = _option(
+        False,
+        _RUN,
+        "foldconv train: train the plain network beside it, under the same seed, in baseline/ of the folder",
+    )
     keep: int = _option(2, _RUN, "checkpoints kept: last.ckpt, previous.ckpt, previous-2.ckpt, ...")
     out: str | None = _option(
         None,
