@@ -85,7 +85,7 @@ def allowed(own):
 FILES = [
     p
     for p in SOURCE.rglob("*.py")
-    if p.parent != SOURCE or p.stem not in ("__init__", "__main__", "_api", "lightning", "mm", "train", "zoo")
+    if p.parent != SOURCE or p.stem not in ("__init__", "__main__", "_api", "hub", "lightning", "mm", "train", "zoo")
 ]
 
 
@@ -109,6 +109,7 @@ OPTIONAL = {
     "files.convert._keras": "keras",
     "files.convert._gluon": "mxnet",
     "testing.battery": "pytest",
+    "integrations.hub": "huggingface_hub transformers",
     "integrations.lightning": "lightning",
     "integrations.mm": "mmengine",
     # Converters and runtimes, one in each file.

@@ -37,7 +37,7 @@ from ..network.expand import expand
 from ..network.fold import fold
 from ..network.tree import copy_of
 
-SUFFIX = "_folded"
+SUFFIX = ".folded"
 """What a folded checkpoint's name has more than that of the checkpoint."""
 
 
@@ -84,7 +84,7 @@ def expanded(
 class FoldHook(Hook):
     """At the end of training, a folded file beside each checkpoint that is kept as the last or the best.
 
-    ``epoch_9.pth`` gets ``epoch_9_folded.pth``, with the same ``meta``, for the network of the same config without
+    ``epoch_9.pth`` gets ``epoch_9.folded.pth``, with the same ``meta``, for the network of the same config without
     expansion. What is folded is the checkpoint's ``state_dict``, which is the average where there is an ``EMAHook``.
 
     Args:
