@@ -5,7 +5,7 @@ import pathlib
 
 HERE = pathlib.Path(__file__).parent
 KERAS = [HERE / "src/foldconv/keras", HERE / "tests/keras"]
-HOSTS = {"mm": "mmengine"}  # of integrations, what a session may lack
+HOSTS = {"mm": "mmengine", "ultralytics": "ultralytics"}  # of integrations, what a session may lack
 
 
 def pytest_ignore_collect(collection_path):

@@ -85,7 +85,8 @@ def allowed(own):
 FILES = [
     p
     for p in SOURCE.rglob("*.py")
-    if p.parent != SOURCE or p.stem not in ("__init__", "__main__", "_api", "hub", "lightning", "mm", "train", "zoo")
+    if p.parent != SOURCE
+    or p.stem not in ("__init__", "__main__", "_api", "hub", "lightning", "mm", "train", "ultralytics", "zoo")
 ]
 
 
@@ -112,6 +113,7 @@ OPTIONAL = {
     "integrations.hub": "huggingface_hub transformers",
     "integrations.lightning": "lightning",
     "integrations.mm": "mmengine",
+    "integrations.ultralytics": "ultralytics",
     # Converters and runtimes, one in each file.
     "deploy.coreml": "coremltools",
     "deploy.equalize": "brevitas",
