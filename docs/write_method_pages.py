@@ -177,8 +177,8 @@ def at_a_glance():
     for name in foldconv.list_methods():
         method = foldconv.get_method(name)
         ratios = [f"{steps[c][name]['median']:.2f}" if name in steps.get(c, {}) else "" for c in columns]
-        rows.append([f"[{method.title}]({name}.md)", f"`{name}`", method.adds, method.kind, method.gain, *ratios])
-    return table(["method", "name", "adds", "kind", "reported gain", *(f"step, {c}" for c in columns)], rows)
+        rows.append([f"[{method.title}]({name}.md) `{name}`", f"{method.adds} ({method.kind})", method.gain, *ratios])
+    return table(["method", "adds", "reported gain", *(f"step, {c}" for c in columns)], rows)
 
 
 def index():

@@ -153,3 +153,13 @@ def test_docstrings_become_lists_and_code():
         "```pycon\n>>> f(1)\n2\n```",
     ]
     assert module.markdown("Two.\n\n    >>> f(2)").endswith("```pycon\n>>> f(2)\n```")
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_run(path, tmp_path):
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(path, as_version=4)
+    assert all(cell.outputs for cell in notebook.cells if cell.cell_type == "code" and "print(" in cell.source)
+    client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3")
+    client.execute(cwd=str(tmp_path))
