@@ -82,7 +82,7 @@ def keras(session: nox.Session) -> None:
             session.run("python", "-c", first, env={"XLA_FLAGS": QUICK}, silent=True)
             quick[backend] = QUICK
     # What is the same on each: files, which h5py reads, and whether the battery's checks can fail. Not on the slowest.
-    once = () if session.posargs else ("convert", "checks_fail", "imports", "readme")
+    once = () if session.posargs else ("convert", "checks_fail", "imports", "readme", "tutorial")
     for backend in ("tensorflow", "jax", "torch"):
         env = {"KERAS_BACKEND": backend, "FOLDCONV_ALL_EXPORTS": "1", "XLA_FLAGS": quick.get(backend, "")}
         left = [f"--ignore=tests/keras/test_{name}.py" for name in once if backend != "torch"]
@@ -106,6 +106,7 @@ def deploy(session: nox.Session) -> None:
     paths = session.posargs or [
         *(f"tests/deploy/test_{name}.py" for name in ("runtimes", "equalize", "quantize")),
         *("tests/lab/cli/test_quantize.py", "tests/lab/train/test_qat.py"),
+        "tests/test_tutorials.py::test_pretrained_to_phone",
     ]
     runtimes = {"FOLDCONV_RUNTIMES": ".onnx .pt2 .xml .pte .mlpackage .param"}
     session.run("pytest", *NO_ANYIO, *paths, env=runtimes | ONE_THREAD)
