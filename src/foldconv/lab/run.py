@@ -32,6 +32,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.branches = self.path / "branches.csv"
         self.checkpoint = self.path / "last.ckpt"
+        self.best = self.path / "best.ckpt"
         self.folded = self.path / "folded.safetensors"
         self.curves = self.path / "curves.png"
         self.predictions = self.path / "predictions.png"

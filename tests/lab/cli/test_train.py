@@ -117,7 +117,7 @@ def test_unknown_key_in_the_file(fails, tmp_path):
     assert "unknown config key 'epoch'; did you mean 'epochs'?" in fails("train", "--config", tmp_path / "c.yaml")
 
 
-@pytest.mark.parametrize("other", [["--epochs", "9"], ["--config", "c.yaml"]])
+@pytest.mark.parametrize("other", [["--lr", "9"], ["--config", "c.yaml"]])
 def test_resume_takes_no_other_settings(fails, other):
     assert f"so {other[0]} cannot be given" in fails("train", "--resume", "run", *other, code=2)
 

@@ -39,6 +39,7 @@ def test_run_folder_is_complete(finished):
     folder, result = finished
     assert sorted(os.listdir(folder)) == [
         ".lock",
+        "best.ckpt",
         "config.yaml",
         "curves.png",
         "folded.safetensors",

@@ -77,7 +77,7 @@ def train(result: Any, console: Any) -> Baseline:
     try:
         with locked(run.path):
             if any(path.is_file() for path in there.checkpoints(config.keep)):
-                plain = resume(there.path, console)
+                plain = resume(there.path, console, epochs=config.epochs, patience=config.patience)
             else:
                 shutil.rmtree(there.path, ignore_errors=True)  # killed before there was anything to continue from
                 plain = fit(of(config, there.path), console)

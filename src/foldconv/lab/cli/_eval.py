@@ -95,8 +95,9 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     skipped = f", {result['images_skipped']} skipped" if result["images_skipped"] else ""
     height, width = data.input_shape[1:]
     state = f"{layers} layers expanded" if layers else "plain"
+    top5 = f"  top-5 {100 * found['top5_accuracy']:.2f} %" if "top5_accuracy" in found else ""
     return result, (
-        f"test accuracy {100 * found['accuracy']:.2f} %  loss {found['loss']:.4f}  "
+        f"test accuracy {100 * found['accuracy']:.2f} %{top5}  loss {found['loss']:.4f}  "
         f"({found['images']} images of {name}, {height}x{width}{skipped}; {description['architecture']}, {state}, "
         f"{result['parameters']:,} parameters)"
     )

@@ -24,6 +24,7 @@ EXAMPLES = (
     "foldconv train --config digits --lr 0.05 --out runs/slow",
     "foldconv train --config list",
     "foldconv train --resume runs/slow",
+    "foldconv train --architecture my_nets:Net --data photos --patience 5",
 )
 
 
@@ -34,7 +35,11 @@ _LIST = "list"
 def add_arguments(parser: Parser) -> None:
     """``--config``, ``--resume``, and one option per field of `TrainConfig`."""
     parser.add_argument("--config", metavar="FILE", help=CONFIG)
-    parser.add_argument("--resume", metavar="RUN", help="continue this run folder, with its own config")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="continue this run folder, with its own config; more --epochs and another --patience may be given",
+    )
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
@@ -79,8 +84,9 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     names = [field.name for field in dataclasses.fields(TrainConfig) if field.name in options]
     given = {name: getattr(options, name) for name in names}
     given |= {name: pairs(options, name) for name in names if name.endswith("_args")}
-    if options.resume is not None and (given or options.config):
-        other = "--config" if options.config else "--" + next(iter(given)).replace("_", "-")
+    others = [name for name in given if name not in ("epochs", "patience")]
+    if options.resume is not None and (others or options.config):
+        other = "--config" if options.config else "--" + others[0].replace("_", "-")
         raise UsageError("foldconv train", f"--resume continues with the run's own config, so {other} cannot be given")
     values = {**(read_yaml(recipes.find(options.config)) if options.config else {}), **given}
     config = _baseline.asked_for(values, insisted=given.get("baseline", False))
@@ -90,7 +96,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     console = Console(stderr=True)
     with console.status("loading PyTorch and Lightning"):
         from ..train.experiment import fit, resume
-    result = resume(options.resume, console) if options.resume is not None else fit(config, console)
+    result = resume(options.resume, console, **given) if options.resume is not None else fit(config, console)
     baseline = _baseline.train(result, console)
     return {**dataclasses.asdict(result), "baseline": baseline.values}, _table(result, baseline)
 
@@ -99,16 +105,24 @@ def _table(result: Any, baseline: _baseline.Baseline) -> str:
     from ...network.table import align
 
     measured = result.accuracy_expanded, result.accuracy_folded
+    label = _LABELS.get(result.measure, result.measure)
     rows = [
         (f"{result.architecture} on {result.data}", result.method, "folded"),
-        (f"test {_LABELS.get(result.measure, result.measure)}", *map(_percent, measured)),
+        (f"test {label}", *map(_percent, measured)),
         ("parameters", f"{result.parameters_training:,}", f"{result.parameters_folded:,}"),
         ("multiply-adds of one image", _count(result.macs_training), _count(result.macs_folded)),
     ]
     rows = [(*row, *more) for row, more in zip(rows, baseline.column(_count))]
+    if result.top5_expanded is not None:
+        plain = [] if baseline.result is None else [baseline.result.top5_folded]
+        rows.insert(2, ("top-5 accuracy", *map(_percent, [result.top5_expanded, result.top5_folded, *plain])))
+    best = ""
+    if result.best_epoch != result.epochs and result.best_accuracy is not None:
+        chosen = f"{_percent(result.best_accuracy)} {label}, chosen by the test images"
+        best = f"best.ckpt                  epoch {result.best_epoch}: {chosen}\n"
     return (
         f"\n{align(rows)}\n\n"
-        f"largest output difference  {result.max_output_difference:.1e}\n"
+        f"largest output difference  {result.max_output_difference:.1e}\n{best}"
         f"run folder                 {result.run}  (epochs: {result.epochs}, time: {result.seconds:.1f} s)"
         f"{baseline.verdict}"
     )

@@ -55,6 +55,8 @@ class Task:
     """The measure as texts call it."""
     columns: tuple[str, ...]
     """Of a run's metrics.csv."""
+    optional: tuple[str, ...] = ()
+    """Columns that not every run has."""
 
     def check(self, config: Any) -> None:
         """Refuse what a `TrainConfig` asks for and the task has not.

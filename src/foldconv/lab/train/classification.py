@@ -14,14 +14,15 @@ from ..tasks.detection import Detection
 from ..tasks.segmentation import Segmentation
 from ..tasks.task import Task, Total, own
 from .classifier import Classifier
-from .evaluation import evaluate, score
+from .evaluation import TOP, evaluate, score
 
 
 class Classification(Task):
     """One of several classes for each image."""
 
     name, measure, label = "classification", "accuracy", "accuracy"
-    columns = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
+    optional = ("test_top5_accuracy",)
+    columns = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", *optional, "lr")
 
     def open_data(self, config: Any) -> ImageData:
         """The set that a `TrainConfig` names; raises what `create_data` does."""
@@ -38,9 +39,10 @@ class Classification(Task):
     def score(
         self, outputs_of: Callable[[Any], Any], batches: Iterable[Any], data: ImageData, total: Total = own
     ) -> dict[str, float]:
-        """``loss`` and ``accuracy``."""
-        loss, right, images = total(*score(outputs_of, batches))
-        return {"loss": loss / images, "accuracy": right / images}
+        """``loss`` and ``accuracy``; with more than five classes ``top5_accuracy``, too."""
+        loss, right, among, images = total(*score(outputs_of, batches))
+        found = {"loss": loss / images, "accuracy": right / images}
+        return found | ({"top5_accuracy": among / images} if data.num_classes > TOP else {})
 
     def evaluate(
         self, network: nn.Module, data: ImageData, *, device: str | torch.device = "cpu", workers: int = 0

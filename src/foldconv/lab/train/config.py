@@ -137,6 +137,7 @@ class TrainConfig:
     accumulate: int = _option(
         1, _LOOP, "batches over which gradients are averaged for a step; an epoch's last: those left"
     )
+    patience: int = _option(0, _LOOP, "stop when the test accuracy has not risen for so many epochs; 0: train them all")
     qat: bool = _option(
         False, _LOOP, "train through int8's rounding of kernels and activations (needs the extra executorch)"
     )
@@ -205,6 +206,9 @@ class TrainConfig:
         "foldconv train: train the plain network beside it, under the same seed, in baseline/ of the folder",
     )
     keep: int = _option(2, _RUN, "checkpoints kept: last.ckpt, previous.ckpt, previous-2.ckpt, ...")
+    best: bool = _option(
+        True, _RUN, "also keep best.ckpt, of the epoch with the highest test accuracy; what is folded is the last"
+    )
     out: str | None = _option(
         None,
         _RUN,
@@ -437,4 +441,4 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 _RANGES |= dict.fromkeys(("lr", "momentum", "weight_decay", "warmup_epochs", "clip_gradient"), (0, math.inf))
 _RANGES |= dict.fromkeys(("stem_lr_factor", "bias_lr_factor", "norm_bias_lr_factor", "mixup", "cutmix"), (0, math.inf))
-_RANGES |= dict.fromkeys(("seed", "threads", "workers", "holdout"), (0, math.inf))
+_RANGES |= dict.fromkeys(("seed", "threads", "workers", "holdout", "patience"), (0, math.inf))

@@ -32,7 +32,7 @@ from .loggers import check_logger
 from .loop import Training
 from .optimizers import check_optimizer
 from .qat import check_packages
-from .records import Records
+from .records import Records, best_epoch
 from .resuming import newest_readable
 
 _UNITS = {"accuracy": "share of images", "miou": "mean of the classes", "map": "mean of classes and overlaps"}
@@ -66,6 +66,12 @@ class TrainResult:
     device: str = ""
     images_skipped: int = 0
     """Images that could not be read (``corrupt_images: skip``)."""
+    top5_expanded: float | None = None
+    """Like the accuracies, with the five likeliest classes as the answer; None for five classes and fewer."""
+    top5_folded: float | None = None
+    best_epoch: int = 0
+    """That of best.ckpt. It was chosen by the test images: its accuracy is no measurement on unseen ones."""
+    best_accuracy: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +88,8 @@ class _Trained:
 def fit(config: TrainConfig, console: Console | None = None) -> TrainResult:
     """Train, fold, verify, and write a new run folder.
 
-    The folder gets config.yaml, metrics.csv, last.ckpt (resumes), folded.safetensors, curves.png and result.json.
+    The folder gets config.yaml, metrics.csv, last.ckpt (resumes), best.ckpt, folded.safetensors, curves.png and
+    result.json.
     Seeds torch's global generator.
 
     A run in several processes is the last thing that its program does: in all but the first process, `fit` ends it.
@@ -101,14 +108,23 @@ def fit(config: TrainConfig, console: Console | None = None) -> TrainResult:
     return _run(config, None, console)
 
 
-def resume(folder: str | Path, console: Console | None = None) -> TrainResult:
+def resume(
+    folder: str | Path, console: Console | None = None, *, epochs: int | None = None, patience: int | None = None
+) -> TrainResult:
     """Continue a run that was cut off, with its own config from its last checkpoint.
 
     It ends with the weights that it would have had undisturbed (exactly on a CPU).
 
+    Args:
+        folder: of the run.
+        console: where progress is shown; standard error by default.
+        epochs: more than the run was made for, where its schedule does not depend on their number: it ends with the
+            weights of a run of so many from the start.
+        patience: another one; 0 goes on with a run that was stopped early.
+
     Raises:
         CheckpointError: not a run folder, no checkpoint in it, or damaged ones only.
-        UnsupportedError: another process continues it, or it trains with ``qat``.
+        UnsupportedError: another process continues it, it trains with ``qat``, or its schedule ends with its epochs.
         KeyboardInterrupt: after Ctrl-C; its text says how to continue.
     """
     run = RunFolder(folder)
@@ -121,8 +137,27 @@ def resume(folder: str | Path, console: Console | None = None) -> TrainResult:
             f"{run}: qat: such a run would not end with the weights of an undisturbed one, and is not resumed; start a "
             "new one, from its weights with --pretrained and --init preserve"
         )
+    changed = _changed(config, run, epochs, patience)
     with locked(run.path) if processes.is_first(config) else contextlib.nullcontext():
-        return _run(config, run, console)
+        if changed != config and processes.is_first(config):
+            changed.save(run.config)
+        return _run(changed, run, console)
+
+
+def _changed(config: TrainConfig, run: RunFolder, epochs: int | None, patience: int | None) -> TrainConfig:
+    """The config to go on with; a schedule that has been followed for fewer epochs would have been another one."""
+    new = {"epochs": epochs, "patience": patience}
+    changed = dataclasses.replace(config, **{name: value for name, value in new.items() if value is not None})
+    if changed.epochs < config.epochs:
+        raise UnsupportedError(f"{run}: epochs: expected {config.epochs} or more, received {changed.epochs}")
+    fixed = config.schedule == "constant" or (config.schedule == "step" and "milestones" in config.schedule_args)
+    if changed.epochs > config.epochs and not fixed:
+        remedy = "start a new run from its weights with --pretrained and --init preserve"
+        raise UnsupportedError(
+            f"{run}: epochs: its schedule ({config.schedule}) is made for {config.epochs}, and would have been another "
+            f"one for {changed.epochs}: expected schedule constant, or step with milestones; {remedy}"
+        )
+    return changed
 
 
 def _run(config: TrainConfig, old: RunFolder | None, console: Console | None) -> TrainResult:
@@ -214,9 +249,13 @@ def _train(
         try:
             training = Training(network, config, data, fabric, folder.checkpoint, start)
             records = Records(training, description, folder, console, start)
-            while training.epoch < config.epochs:
+            while not records.stopped:
                 records.epoch()
             records.close()
+            if training.epoch < config.epochs:
+                told = f"stopped after epoch {training.epoch} of {config.epochs}: the test {training.task.label} has "
+                told += f"not risen since epoch {records.best_epoch} (patience: {config.patience})"
+                console.print(told, soft_wrap=True, highlight=False)
         except BaseException:
             stop_processes(fabric)
             raise
@@ -244,14 +283,16 @@ def _finish(trained: _Trained, config: TrainConfig, data: ImageData, folder: Run
     task.draw(folded, data, folder.predictions)
     # last, and where training was: a large test set takes hours on a processor
     where: dict[str, Any] = {"device": trained.device, "workers": config.workers}
+    found, plain = (task.evaluate(each, data, **where) for each in (network, folded))
+    best = best_epoch(trained.rows, task.measure)
     return TrainResult(
         run=str(folder),
         data=config.data,
         architecture=config.architecture,
         method=config.method,
-        epochs=config.epochs,
-        accuracy_expanded=task.evaluate(network, data, **where)[task.measure],
-        accuracy_folded=task.evaluate(folded, data, **where)[task.measure],
+        epochs=len(trained.rows),
+        accuracy_expanded=found[task.measure],
+        accuracy_folded=plain[task.measure],
         max_output_difference=float(difference),
         parameters_training=cost.parameters_training,
         parameters_folded=cost.parameters_folded,
@@ -265,6 +306,10 @@ def _finish(trained: _Trained, config: TrainConfig, data: ImageData, folder: Run
         peak_memory=trained.peak_memory,
         device=trained.devices,
         images_skipped=int(getattr(data, "images_skipped", 0)),
+        top5_expanded=found.get("top5_accuracy"),
+        top5_folded=plain.get("top5_accuracy"),
+        best_epoch=best,
+        best_accuracy=trained.rows[best - 1][f"test_{task.measure}"] if best else None,
     )
 
 

@@ -17,7 +17,7 @@ from ..run import RunFolder, write_rows
 from .branch_table import COLUMNS as BRANCH_COLUMNS
 from .loggers import open_logger
 from .loop import Training, refused
-from .resuming import write_checkpoint
+from .resuming import second_name, write_checkpoint
 
 
 class Records:
@@ -53,12 +53,18 @@ class Records:
         if start:
             with refused(start[0]):
                 kept = start[1]["callbacks"]  # where files of Lightning's Trainer have them
-                self.rows = [{name: row[name] for name in self._columns} for row in kept["MetricsTable"]["rows"]]
+                optional = training.task.optional
+                self.rows = [
+                    {name: row[name] for name in self._columns if name in row or name not in optional}
+                    for row in kept["MetricsTable"]["rows"]
+                ]
                 if self._config.track_branches:
                     rows = kept["BranchHistory"]["rows"]
                     self._branches = [{name: row[name] for name in BRANCH_COLUMNS} for row in rows]
         steps = training.steps_per_epoch
         self._logger = open_logger(self._config, folder, self.rows, steps) if self._writes else None
+        if start and self._writes:
+            self._keep_best(start[0])
         if not start:  # Ctrl-C in the first epoch leaves something to resume from, too
             self._add_branches()
             self._write_checkpoint()
@@ -72,7 +78,8 @@ class Records:
             row |= training.validate() | {"lr": training.lr}
             task = training.task
             bar.results = f"loss {row['train_loss']:.3f}  test {task.label} {100 * row[f'test_{task.measure}']:.2f} %"
-        row = {name: row[name] for name in self._columns}
+        optional = training.task.optional
+        row = {name: row[name] for name in self._columns if name in row or name not in optional}
         self.rows.append(row)
         if self._writes:
             _write(self._folder.metrics, self._columns, self.rows)
@@ -81,6 +88,12 @@ class Records:
             self._logger.save()
         self._add_branches()
         self._write_checkpoint()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run is over: all epochs are done, or the task's measure has not risen for `patience` of them."""
+        waited = len(self.rows) - self.best_epoch
+        return self._training.epoch >= self._config.epochs or 0 < self._config.patience <= waited
 
     def close(self) -> None:
         """Leave the logs complete."""
@@ -105,6 +118,26 @@ class Records:
         content["callbacks"] = {"MetricsTable": {"rows": self.rows}, "BranchHistory": {"rows": self._branches}}
         if self._writes:
             write_checkpoint(content, self._folder, self._config.keep)
+            self._keep_best(self._folder.checkpoint)
+
+    def _keep_best(self, newest: Path) -> None:
+        """The checkpoint just written, or gone on from, also is the best one where its epoch is."""
+        if self._config.best and self.rows and self.best_epoch == self.rows[-1]["epoch"]:
+            second_name(newest, self._folder.best)
+
+    @property
+    def best_epoch(self) -> int:
+        """The number of the first epoch with the highest measure on the test images; 0 where none is trained."""
+        return best_epoch(self.rows, self._training.task.measure)
+
+
+def best_epoch(rows: list[dict[str, Any]], measure: str) -> int:
+    """The number of the first epoch with the highest measure on the test images; 0 where none is trained.
+
+    >>> best_epoch([{"epoch": 1, "test_miou": 0.5}, {"epoch": 2, "test_miou": 0.5}], "miou")
+    1
+    """
+    return max(rows, key=lambda row: row[f"test_{measure}"])["epoch"] if rows else 0
 
 
 def _write(path: str | os.PathLike[str], columns: Sequence[str], rows: list[dict[str, Any]]) -> None:

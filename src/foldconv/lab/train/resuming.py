@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def write_checkpoint(content: dict[str, Any], folder: RunFolder, keep: int) -> N
             torch.save(content, file)
         for newer, older in reversed(list(itertools.pairwise(folder.checkpoints(keep)))):
             if newer.is_file():
-                _second_name(newer, older)
+                second_name(newer, older)
 
 
 def newest_readable(folder: RunFolder, keep: int) -> tuple[Path, dict[str, Any], dict[Path, CheckpointError]]:
@@ -53,13 +54,14 @@ def newest_readable(folder: RunFolder, keep: int) -> tuple[Path, dict[str, Any],
     raise CheckpointError("; ".join(map(str, damage.values())))
 
 
-def _second_name(source: Path, target: Path) -> None:
-    """`target` becomes another name of `source`'s file, in one step; where there are no links, `source` is moved."""
+def second_name(source: Path, target: Path) -> None:
+    """`target` becomes another name of `source`'s file, in one step; where there are no links, a copy of it."""
+    if target.exists() and target.samefile(source):  # a link that replaces itself would stay
+        return
     temporary = target.with_name(f".tmp-{target.name}")
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
     except OSError:
-        os.replace(source, target)
-    else:
-        os.replace(temporary, target)
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
