@@ -308,3 +308,33 @@ def test_under_a_checkpoint():
     checkpoint(rich, x, use_reentrant=False).square().sum().backward()
     for p, g in zip(rich.parameters(), expected):
         torch.testing.assert_close(p.grad, g, **CLOSE)
+
+
+def test_decided_once(monkeypatch):
+    asked, plan = [], _moments._plan
+    monkeypatch.setattr(_moments, "_plan", lambda *args: asked.append(1) or plan(*args))
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)).double()
+    block = foldconv.expand(net, "repvgg")[0].body.train()
+    x = torch.randn(8, 4, 9, 9).double()
+    branches = copy.deepcopy(block)
+    branches.forward = lambda x: super(MomentSum, branches).forward(x)
+
+    def check():
+        torch.testing.assert_close(block(x), branches(x), rtol=1e-10, atol=1e-10)
+
+    for _ in range(3):
+        check()
+    assert len(asked) == 1
+    for b in (block, branches):  # a frozen norm, of which a plan that stayed would know nothing
+        b.point.norm.eval()
+        b.point.norm.running_var.fill_(3)
+    check()
+    assert len(asked) == 2
+    for b in (block, branches):
+        b.point.norm.train()
+        b.main.conv.stride = b.point.conv.stride = (1, 2)
+        del b.identity
+    check()
+    assert len(asked) == 3
+    check()
+    assert len(asked) == 3

@@ -1,8 +1,8 @@
 """`MomentSum`: a sum of branches whose 1×1 branches run as one convolution while training, where that is exact.
 
-It reads its modules at each forward, and runs them, one by one, wherever they are not what they were built as, where
-somebody looks (a hook, a tracer, a compiler, a function transform), where a norm does not normalize by this batch and
-keep statistics of it, where rounding would show, and where the branches are faster.
+It decides how when its modules or its input's size have changed, and runs them, one by one, wherever they are not what
+they were built as, where somebody looks (a hook, a tracer, a compiler, a function transform), where a norm does not
+normalize by this batch and keep statistics of it, where rounding would show, and where the branches are faster.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..ops._copies import add_copies, are_copies
 from ..ops._maps import Window, laid_out
 from ..ops._moments import ILL, Main, Moments, Norm, add_points, add_window, moments_of, statistics
 from ..ops._padded import moments
+from ._decided import decided
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
@@ -84,9 +85,63 @@ class Branch(NamedTuple):
     norm: Any
 
 
+class Step(NamedTuple):
+    """What is added after the points: modules that run themselves, or branches of one geometry that run as one."""
+
+    module: Any
+    branches: list[Branch]
+    window: Any
+    keep: int
+
+
+class Plan(NamedTuple):
+    """How a block runs on inputs of one size; `steps` without the points, `instead` with all that is not the main."""
+
+    main: Branch
+    module: nn.Module
+    alone: bool
+    points: list[Branch]
+    window: Window
+    pads: list[int]
+    size: list[int]
+    count: int
+    shares: bool
+    steps: list[Step]
+    instead: list[Step]
+
+
 def _by_moments(block: nn.Module, x: Tensor) -> Tensor | None:
     """The sum, or None where the branches have to run."""
-    if is_recorded() or _is_small(block, x) or not can_see(block, x):
+    if is_recorded() or _is_small(block, x) or not _is_ordinary(x):
+        return None
+    plan = decided(block, (x.shape, x.dtype, FEW, SLOWER), lambda: _plan(block, x))
+    if plan is None:
+        return None
+    given, shared, main = x, SharedMoments(x), plan.main
+    if plan.pads:
+        x = F.pad(x, plan.pads, _MODES[main.conv.padding_mode])
+    output, steps = None, plan.steps
+    if plan.points:
+        already = shared.of(plan.window.groups) if plan.shares else None
+        output = _add_points(x, None if plan.alone else main, plan.points, plan.window, plan.size, plan.count, already)
+    if output is None:
+        steps = plan.instead
+        if steps[0].module is plan.module:
+            output, steps = plan.module(given), steps[1:]
+    for module, branches, window, keep in steps:
+        if window is None:
+            add_to: Any = getattr(module, "add_to", None)  # it has need of the same moments
+            output = output + module(given) if add_to is None else add_to(output, given, shared)
+        elif len(branches) > 1:
+            output = add_copies(output, given, [_parts(b) for b in branches], window, keep)
+        else:
+            output = add_window(output, given, _parts(branches[0]), window, keep=keep > 0)
+    return output
+
+
+def _plan(block: nn.Module, x: Tensor) -> Plan | None:
+    """How the block runs on such an input; None: by its branches."""
+    if not can_see(block, x):
         return None
     ndim = x.dim() - 2
     found = [(_branch_of(child, ndim), child) for child in block.children()]
@@ -98,12 +153,11 @@ def _by_moments(block: nn.Module, x: Tensor) -> Tensor | None:
     if x.shape[1] != main.conv.weight.shape[1] * main.conv.groups:
         return None  # torch says so
     window, pads = _window_of(main, ndim)
-    given = x
-    if any(pads):
-        x = F.pad(x, pads, _MODES[main.conv.padding_mode])
-    size = _sizes(x, main.conv, window)
+    spatial = [n + pads[2 * (ndim - 1 - i)] + pads[2 * (ndim - 1 - i) + 1] for i, n in enumerate(x.shape[2:])]
+    size = _sizes(spatial, main.conv, window)
     count = math.prod((len(x), *size))
-    if min(size) < 1 or count < 2 or max(x.numel(), count * len(main.conv.weight)) <= FEW:
+    numel = len(x) * x.shape[1] * math.prod(spatial)
+    if min(size) < 1 or count < 2 or max(numel, count * len(main.conv.weight)) <= FEW:
         return None
 
     points: list[Branch] = []
@@ -121,44 +175,44 @@ def _by_moments(block: nn.Module, x: Tensor) -> Tensor | None:
     alone = not any(pads) and main.norm is not None and _offset(main, main, before) == window.offset
     if alone:
         points.insert(0, main)
-    shared = SharedMoments(given)
-    if not points or not pays(points, main.conv, count):
-        output = None
-    else:
-        whole = x is given and tuple(size) == x.shape[2:] and any(hasattr(child, "add_to") for _, child in rest)
-        found_already = shared.of(window.groups) if whole else None
-        output = _add_points(x, None if alone else main, points, window, size, count, found_already)
-    if output is None:
-        rest, plain = others, _plain_window(main, main)
-        copies = _copies_of(main, others, main)
-        if plain is None:
-            output = found[0][1](given)
-        elif copies:
-            output = add_copies(None, x, [_parts(main), *(_parts(b) for b, _ in copies)], plain, keep=1)
-            rest = [pair for pair in others if pair not in copies]
-        else:
-            output = add_window(None, x, _parts(main), plain, keep=True)
-    dear = 0
+    points = points if points and pays(points, main.conv, count) else []
+    whole = not any(pads) and size == list(x.shape[2:])
+    shares = whole and any(hasattr(child, "add_to") for _, child in rest)
+    steps, instead = _steps(rest, main), _instead(main, found[0][1], others)
+    return Plan(
+        *(main, found[0][1], alone, points, window, pads if any(pads) else [], size, count, shares, steps, instead)
+    )
+
+
+def _instead(main: Branch, module: nn.Module, others: Sequence[tuple[Branch | None, nn.Module]]) -> list[Step]:
+    """The steps where no branch is a point, the main one first."""
+    plain = _plain_window(main, main)
+    if plain is None:
+        return [Step(module, [], None, 0), *_steps(others, main)]
+    copies = _copies_of(main, others, main)
+    rest = [pair for pair in others if pair not in copies]
+    return [Step(None, [main, *(b for b, _ in copies)], plain, 1), *_steps(rest, main)]
+
+
+def _steps(rest: Sequence[tuple[Branch | None, nn.Module]], main: Branch) -> list[Step]:
+    """What adds these branches."""
+    steps, dear = [], 0
     while rest:
         (branch, child), *rest = rest
         plain = None if branch is None else _plain_window(branch, main)
-        add_to: Any = getattr(child, "add_to", None)
-        if add_to is not None:  # it has need of the same moments
-            output = add_to(output, given, shared)
-            continue
-        if branch is None or plain is None:
-            output = output + child(given)
+        if hasattr(child, "add_to") or branch is None or plain is None:
+            steps.append(Step(child, [], None, 0))
             continue
         copies = _copies_of(branch, rest, main)
         rest = [pair for pair in rest if pair not in copies]
         is_dear = branch.conv.weight[0].numel() > CHEAP
         if copies:
             keep = (len(copies) + 3) // 3 if is_dear else 0
-            output = add_copies(output, given, [_parts(b) for b in (branch, *(b for b, _ in copies))], plain, keep)
-            continue
-        output = add_window(output, given, _parts(branch), plain, keep=is_dear and dear % 3 == 0)
-        dear += is_dear
-    return output
+        else:
+            keep = int(is_dear and dear % 3 == 0)
+            dear += is_dear
+        steps.append(Step(None, [branch, *(b for b, _ in copies)], plain, keep))
+    return steps
 
 
 def _copies_of(
@@ -234,15 +288,19 @@ def _is_small(block: nn.Module, x: Any) -> bool:
 
 def can_see(block: nn.Module, x: Any) -> bool:
     """Do torch's own operations run on an ordinary tensor, and nobody looks on?"""
+    altered = any(is_altered(module) or "parametrizations" in module._modules for module in block.modules())
+    return _is_ordinary(x) and not is_recorded() and not altered
+
+
+def _is_ordinary(x: Any) -> bool:
+    """Is it a tensor for torch's own operations on a CPU, in its own type?"""
     return (
         type(x) in (Tensor, nn.Parameter)
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
-        and not is_recorded()
         and not all_are_watched()
         and x.numel() > 0
-        and not any(is_altered(module) or "parametrizations" in module._modules for module in block.modules())
     )
 
 
@@ -300,11 +358,11 @@ def _plain_window(branch: Branch, main: Branch) -> Window | None:
     return None if any(pads) else window
 
 
-def _sizes(x: Tensor, conv: Any, window: Window) -> list[int]:
+def _sizes(spatial: Sequence[int], conv: Any, window: Window) -> list[int]:
     """The convolution's outputs."""
     return [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(x.shape[2:], window.padding, window.dilation, conv.weight.shape[2:], window.stride)
+        for n, p, d, k, s in zip(spatial, window.padding, window.dilation, conv.weight.shape[2:], window.stride)
     ]
 
 
