@@ -9,7 +9,7 @@ import nox
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 # What takes longest, first.
-nox.options.sessions = ["keras", "tests", "deploy", "lint", "litert", "core", "hosts", "docs", "gluon"]
+nox.options.sessions = ["keras", "tests", "deploy", "lint", "litert", "ray", "core", "hosts", "docs", "gluon"]
 
 # Two sessions at a time, each shown when it has ended; versions of nox that cannot, run one after the other.
 if hasattr(nox.options, "parallel"):
@@ -132,4 +132,12 @@ def hosts(session: nox.Session) -> None:
     """Other people's trainers, with the real packages: an example of each, from training to its own loader."""
     session.install(".[train,test]", "accelerate", "mmcv-lite", "mmengine", "transformers", "ultralytics")
     paths = session.posargs or ["tests/integrations", "src/foldconv/integrations"]
+    session.run("pytest", *NO_ANYIO, *paths, env=ONE_THREAD)
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """Comparisons on a Ray cluster, of two nodes on this machine."""
+    session.install(".[train,ray,test]")
+    paths = session.posargs or ["tests/lab/compare/test_cluster.py", "tests/test_slurm_examples.py"]
     session.run("pytest", *NO_ANYIO, *paths, env=ONE_THREAD)

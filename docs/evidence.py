@@ -19,11 +19,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from foldconv.lab.compare.markdown import accuracy_table, cost_table, machines
 from foldconv.methods import list_methods
 
 ROOT = Path(__file__).parent.parent
 PAGE, KEPT = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence"
+RUNS = ROOT / "runs" / "evidence"
 FILES = ("report.json", "results.csv", "curves.png", "differences.png")
 HEAD = """# Evidence
 
@@ -33,6 +36,31 @@ nothing is chosen by the test images. A difference is paired by seed, with Stude
 methods are compared with one plain network, *resolved among all* is by Holm's rule. This page is written by
 `python docs/evidence.py` from the results in `docs/evidence`.
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Which part of a data set (.npz in Keras' layout) is trained and tested on."""
+
+    train: int
+    """The first so many training images."""
+    test_step: int
+    """Every so many-th test image."""
+    noise: float = 0.0
+    """Share of the training labels that are drawn anew, from all classes alike; the same ones in all runs."""
+
+    def write(self, source: str, path: Path) -> None:
+        """Cut the part out of a file."""
+        with np.load(source) as file:
+            images, labels = file["x_train"][: self.train], file["y_train"].reshape(-1)[: self.train].copy()
+            arrays = {
+                "x_test": file["x_test"][:: self.test_step],
+                "y_test": file["y_test"].reshape(-1)[:: self.test_step],
+            }
+        generator = np.random.default_rng(0)
+        new = generator.permutation(self.train)[: round(self.noise * self.train)]
+        labels[new] = generator.integers(labels.max() + 1, size=len(new))
+        np.savez(path, x_train=images, y_train=labels, **arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +76,10 @@ class Experiment:
     published: str = ""
     circumstances: str = ""
     """Of the runs that are kept, where no file tells."""
+    part: Part | None = None
+    """Of the data, where it is not all of them."""
+    after: str = ""
+    """Another experiment, with whose plain networks this one starts."""
 
     def command(self, out: str, data: str | None = None) -> list[str]:
         """The comparison's command line."""
@@ -55,6 +87,8 @@ class Experiment:
         return [*words, "--config", self.config, "--data", data or self.data, "--out", out]
 
 
+SHARED = "The machine did other work as well: these times say little."
+BRANCHES = ("plain", "doconv", "orepa", "repvgg", "acnet", "dbb", "expandnet")
 CIFAR_METHODS = ("plain", "doconv", "orepa", "dbb", "repvgg", "expandnet")
 EXPERIMENTS = {
     "mnist": Experiment(
@@ -78,7 +112,56 @@ EXPERIMENTS = {
         "on 360: so few that one image is 0.28 points, and so easy that little is left to gain. This is a check of all "
         "methods by one protocol, no reason to choose one. (`dilated` applies to large depthwise kernels, of which "
         "this network has none.)",
-        circumstances="The machine did other work as well: these times say little.",
+        circumstances=SHARED,
+    ),
+    "mnist-small": Experiment(
+        "A tenth of MNIST (shortened)",
+        BRANCHES,
+        5,
+        "shortened/mnist",
+        "mnist.npz",
+        "Few images and few channels, where over-parameterization is said to help: a residual network of 8 layers with "
+        "4, 8 and 16 channels, 6 epochs on the first 6,000 training images at 14×14 pixels, scored on every second "
+        "test image.",
+        circumstances=SHARED,
+        part=Part(6000, 2),
+    ),
+    "mnist-finetune": Experiment(
+        "Expanding a trained network (shortened)",
+        tuple(name for name in BRANCHES if name != "dbb"),
+        5,
+        "shortened/mnist-finetune",
+        "mnist.npz",
+        'What most users would do: take a trained plain network, expand it with `init="preserve"`, which does not '
+        "change what it computes, and train on. Run by run it starts from the plain network that the experiment above "
+        "trained with the same seed; `plain` is that network trained on as it is, with the same images, epochs and "
+        "rates (3 epochs, from 0.02 down by a cosine). `dbb` costs several times as "
+        "much as the others and is left out.",
+        circumstances=SHARED,
+        part=Part(6000, 2),
+        after="mnist-small",
+    ),
+    "mnist-noise": Experiment(
+        "A tenth of MNIST, a fifth of its labels drawn anew (shortened)",
+        BRANCHES,
+        5,
+        "shortened/mnist",
+        "mnist.npz",
+        "The first experiment on a tenth of MNIST with wrong labels among those that are trained on (1,200 of 6,000 "
+        "are drawn from all ten classes, the same in all runs). The test labels are right.",
+        circumstances=SHARED,
+        part=Part(6000, 2, noise=0.2),
+    ),
+    "cifar10-small": Experiment(
+        "A tenth of CIFAR-10 (shortened)",
+        BRANCHES,
+        5,
+        "shortened/cifar10",
+        "cifar10.npz",
+        "A residual network of 8 layers with 8, 16 and 32 channels, 12 epochs on the first 5,000 training images, "
+        "scored on every fifth test image.",
+        circumstances=SHARED,
+        part=Part(5000, 5),
     ),
     "cifar10-resnet20": Experiment(
         "CIFAR-10, ResNet-20",
@@ -120,13 +203,28 @@ EXPERIMENTS = {
 
 def run(name: str, data: str | None, extra: list[str]) -> None:
     """Train what is missing of an experiment and keep what compare wrote."""
-    out = ROOT / "runs" / "evidence" / name
-    out.parent.mkdir(parents=True, exist_ok=True)
-    words = EXPERIMENTS[name].command(str(out), data)
-    subprocess.run([sys.executable, "-m", *words, *extra], cwd=ROOT, check=True)
+    experiment = EXPERIMENTS[name]
+    if experiment.after:
+        starts = EXPERIMENTS[experiment.after]
+        done = list((RUNS / experiment.after / "plain").glob("seed-*/result.json"))
+        if len(done) < starts.seeds:
+            compare(experiment.after, dataclasses.replace(starts, methods=("plain",)), data, extra)
+    compare(name, experiment, data, extra)
     (KEPT / name).mkdir(parents=True, exist_ok=True)
     for file in FILES:
-        shutil.copyfile(out / file, KEPT / name / file)
+        shutil.copyfile(RUNS / name / file, KEPT / name / file)
+
+
+def compare(name: str, experiment: Experiment, data: str | None, extra: list[str]) -> None:
+    """Call `foldconv compare`, with the part of the data that the experiment is about."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    if experiment.part is not None:
+        file = RUNS / f"{name}.npz"
+        if not file.is_file():
+            experiment.part.write(data or experiment.data, file)
+        data = str(file.relative_to(ROOT))
+    words = experiment.command(str((RUNS / name).relative_to(ROOT)), data)
+    subprocess.run([sys.executable, "-m", *words, *extra], cwd=ROOT, check=True)
 
 
 def page() -> str:
@@ -158,6 +256,8 @@ def section(name: str, values: dict) -> str:
     """One experiment: what, the command, what came out."""
     experiment = EXPERIMENTS[name]
     command = shlex.join(experiment.command(name))
+    if experiment.part is not None:
+        command = f"python docs/evidence.py run {name} --data {experiment.data}"
     parts = [experiment.about, f"    {command}", accuracy_table(values), verdict(values), experiment.published]
     parts += [f"![](evidence/{name}/differences.png)", f"![](evidence/{name}/curves.png)"]
     parts += ["Time and memory of training, beside the plain network's run with the same seed:", cost_table(values)]

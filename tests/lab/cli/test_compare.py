@@ -10,6 +10,7 @@ import time
 import pytest
 
 from foldconv.lab.compare import runner
+from foldconv.lab.compare.cluster import ClusterOptions
 from foldconv.lab.train import TrainConfig
 
 PROGRAM = [sys.executable, "-m", "foldconv", "compare"]
@@ -20,7 +21,7 @@ SMALL = ["--architecture-args", "width=4", "--epochs", "1", "--batch-size", "256
 def asked(monkeypatch):
     """The configs and settings that reach `compare`, which does nothing."""
     calls = []
-    monkeypatch.setattr(runner, "compare", lambda *given: calls.append(given) or 1 / 0)
+    monkeypatch.setattr(runner, "compare", lambda *given, cluster: calls.append((*given, cluster)) or 1 / 0)
     return calls
 
 
@@ -29,17 +30,24 @@ def test_options_reach_the_config(call, asked, tmp_path):
     file.write_text("epochs: 3\nlr: 0.2\nmethod: acnet\nseed: 5\n")
     arguments = ["--methods", "doconv, plain", "--seeds", 4, "--config", file, "--lr", 0.05, "--jobs", 2]
     call("compare", *arguments, "--out", tmp_path / "out")
-    ((config, out, jobs),) = asked
+    ((config, out, jobs, cluster),) = asked
     assert (config.methods, config.seeds, out, jobs) == (("doconv", "plain"), 4, str(tmp_path / "out"), 2)
+    assert cluster is None
     assert (config.train.epochs, config.train.lr, config.train.seed) == (3, 0.05, 5)
     assert [job.seed for job in config.jobs("")][::2] == [5, 6, 7, 8]
 
 
 def test_defaults(call, asked):
     call("compare", "--out", "out", "--architecture-args", "width=4")
-    ((config, _, jobs),) = asked
+    ((config, _, jobs, _),) = asked
     assert (config.methods, config.seeds, jobs) == (("plain", "doconv"), 10, 1)
     assert config.train == TrainConfig(architecture_args={"width": 4})
+
+
+def test_a_cluster(call, asked):
+    call("compare", "--out", "out", "--ray")
+    call("compare", "--out", "out", "--ray", "head:6379", "--cpus-per-run", 4, "--gpus-per-run", 0.25)
+    assert [given[-1] for given in asked] == [ClusterOptions(), ClusterOptions("head:6379", 4, 0.25)]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +62,7 @@ def test_a_recipes_method_options_go_to_its_method(given, methods, call, asked, 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("method: expandnet\nmethod_args: {rate: 2, chain: CK}\nlr: 0.02\n")
     call("compare", "--out", str(tmp_path / "out"), "--config", str(recipe), *given)
-    config, _, _ = asked[0]
+    config, *_ = asked[0]
     assert (config.methods, config.train.method_args, config.train.lr) == (methods, {}, 0.02)
 
 
@@ -78,6 +86,9 @@ def test_every_shared_option_of_train_is_there(call):
         (["report", "x", "--out", "y"], "foldconv compare report: unknown argument '--out'"),
         (["--jobs", "0"], "expected a number ≥ 1, received '0'"),
         (["--jobs", "auto"], "expected a number ≥ 1, received 'auto'"),
+        (["--out", "x", "--gpus-per-run", "1"], "--gpus-per-run: with --ray only"),
+        (["--out", "x", "--ray", "--jobs", "2"], "--jobs: not with --ray"),
+        (["--ray", "--gpus-per-run", "half"], "expected a number, received 'half'"),
         (["--method", "doconv"], "unknown argument '--method'; did you mean '--methods'?"),
     ],
 )
@@ -91,9 +102,13 @@ def test_wrong_usage(arguments, message, fails):
         (["--methods", "plain,docon"], "unknown method 'docon'; did you mean 'doconv'?"),
         (["--methods", "plain,plain"], "methods: expected one or more, each once"),
         (["--epochs", "0"], "epochs: expected a number ≥ 1"),
+        (["--ray", "--gpus-per-run", "1.5"], "--gpus-per-run: expected a share from 0 to 1 or a whole number"),
+        (["--ray", "--gpus-per-run", "nan"], "--gpus-per-run: expected a share"),
+        (["--ray"], '--ray: this needs Ray (import of ray halted; None in sys.modules); install it: pip install "fold'),
     ],
 )
-def test_bad_input_is_one_line(arguments, message, fails, tmp_path):
+def test_bad_input_is_one_line(arguments, message, fails, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
     assert message in fails("compare", *arguments, "--out", tmp_path / "out")
     assert os.listdir(tmp_path) == []
 
@@ -109,7 +124,7 @@ def test_failed_runs_are_told_after_the_report(call, monkeypatch):
         | dict.fromkeys(("training_seconds", "peak_memory"))
     }
     failures = {"doconv/seed-0": "exit code 1: the weights diverged"}
-    monkeypatch.setattr(runner, "compare", lambda *_: (values, failures))
+    monkeypatch.setattr(runner, "compare", lambda *_, **__: (values, failures))
     code, out, err = call("compare", "--out", "x")
     assert code == 1
     assert "T (1 of 2 runs)" in out

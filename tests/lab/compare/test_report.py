@@ -31,6 +31,8 @@ def summary(*found, methods="plain,doconv", seeds=4):
 FOUR = [outcome("plain", seed, value) for seed, value in enumerate((85, 81, 87, 83))]
 BETTER = [outcome("doconv", seed, value) for seed, value in enumerate((86, 83, 90, 87))]
 
+CANCEL = ("plain", (92.96, 93.22)), ("doconv", (95.93, 90.25))
+
 
 def test_paired_difference_is_that_of_the_tables():
     """Differences 1, 2, 3, 4: mean 2.5, std 1.291, t = 3.182, so 2.5 ± 2.054; unpaired it would be no difference."""
@@ -40,6 +42,13 @@ def test_paired_difference_is_that_of_the_tables():
     assert received == pytest.approx([86.5, 2.887, 2.5, 0.446, 4.554, 1.291], abs=5e-4)
     assert (found["resolved"], found["resolved_among_all"]) == (True, True)
     assert found["seeds_to_resolve"] == 4
+
+
+def test_differences_that_cancel_but_for_rounding_ask_for_no_seeds():
+    plain, doconv = ([outcome(name, seed, each) for seed, each in enumerate(values)] for name, values in CANCEL)
+    found = summary(*plain, *doconv, seeds=2)["methods"]["doconv"]["difference"]
+    assert 0 < abs(found["mean"]) < 1e-9
+    assert found["seeds_to_resolve"] is None
 
 
 def test_seeds_that_one_lacks_are_left_out_of_the_pairs_only():

@@ -173,7 +173,7 @@ from foldconv.lab.run import locked
 root = pathlib.Path(sys.argv[1])
 runner._command = lambda *_: [sys.executable, "-c", "import time; time.sleep(600)"]
 with locked(root) as locks:
-    print(runner._start(CompareConfig(), Job("plain", 0, root), 1, locks).process.pid, flush=True)
+    print(runner.start_process(CompareConfig(), Job("plain", 0, root), 1, locks).process.pid, flush=True)
     os._exit(9)  # releases nothing by itself
 """
 

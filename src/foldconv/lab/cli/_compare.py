@@ -1,7 +1,8 @@
 """Train several methods with the same seeds, and report which is better, by how much, and how sure that is.
 
 Each run is one process. The same command again goes on where it was stopped; more methods or seeds may then be
-given. The first method is the baseline. `foldconv compare report FOLDER` writes the report again without training.
+given. The first method is the baseline. In --pretrained, {seed} is each run's seed. `foldconv compare report FOLDER`
+writes the report again without training.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import typing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import recipes
 from ..compare.config import CompareConfig
@@ -18,10 +19,14 @@ from ..train.config import PLAIN, TrainConfig, read_yaml
 from . import _train
 from ._common import Parser, UsageError
 
+if TYPE_CHECKING:
+    from ..compare.cluster import ClusterOptions
+
 HELP = "train several methods with the same seeds and report the differences"
 EXAMPLES = (
     "foldconv compare --methods plain,doconv,orepa --seeds 10 --out comparison",
     "foldconv compare --methods plain,doconv:depth_multiplier=12 --config digits --epochs 5 --out short",
+    "foldconv compare --methods plain,doconv --config digits --out /shared/comparison --ray --gpus-per-run 0.25",
 )
 _NOT_SHARED = ("help", "config", "resume", "seed", "method", "method_args", "out", "baseline")
 
@@ -30,6 +35,13 @@ def _jobs(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number ≥ 1, received {text!r}")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, received {text!r}") from None
 
 
 def add_arguments(parser: Parser) -> None:
@@ -45,6 +57,15 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--jobs", metavar="N", type=_jobs, help="runs at once (default: 1)", **suppressed)
     parser.add_argument("--config", metavar="FILE", help=_train.CONFIG, **suppressed)
     parser.add_argument("--seed", metavar="N", type=int, help="the first of the seeds (default: 0)", **suppressed)
+    group = parser.add_argument_group("Ray cluster")
+    ray = (
+        "run on a Ray cluster, as many at once as it holds, --out in a folder that its nodes share; HOST:PORT of its "
+        "head (default: the cluster that this machine is in, else one of this machine alone)"
+    )
+    group.add_argument("--ray", metavar="ADDRESS", nargs="?", const=None, help=ray, **suppressed)
+    cpus, gpus = "processors of a run (default: 1)", "GPUs of a run, or a share of one (default: 1 where there are any)"
+    group.add_argument("--cpus-per-run", metavar="N", type=_jobs, help=cpus, **suppressed)
+    group.add_argument("--gpus-per-run", metavar="SHARE", type=_share, help=gpus, **suppressed)
     train = Parser(add_help=False)
     _train.add_arguments(train)
     for group in train._action_groups:
@@ -71,13 +92,26 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     from ..compare.runner import compare
 
-    values, failures = compare(config, options.out, getattr(options, "jobs", 1))
+    values, failures = compare(config, options.out, getattr(options, "jobs", 1), cluster=_cluster(options))
     if failures:
         from ...errors import FoldConvError
 
         print(json.dumps(values, indent=2) if options.json else as_text(values, options.out), flush=True)
         raise FoldConvError(f"{len(failures)} runs failed ({_causes(failures)}); the same command tries them again")
     return values, as_text(values, options.out)
+
+
+def _cluster(options: argparse.Namespace) -> ClusterOptions | None:
+    if "ray" not in options:
+        for name in ("cpus_per_run", "gpus_per_run"):
+            if name in options:
+                raise UsageError("foldconv compare", f"--{name.replace('_', '-')}: with --ray only")
+        return None
+    if "jobs" in options:
+        raise UsageError("foldconv compare", "--jobs: not with --ray; give what a run takes, with --cpus-per-run")
+    from ..compare.cluster import ClusterOptions
+
+    return ClusterOptions(options.ray, getattr(options, "cpus_per_run", 1), getattr(options, "gpus_per_run", None))
 
 
 def _methods(given: str | None, recipe: TrainConfig) -> tuple[str, ...]:

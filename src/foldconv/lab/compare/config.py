@@ -83,15 +83,21 @@ class CompareConfig:
         return {name: value for name, value in self.train.to_dict().items() if name not in _PER_JOB or name == "seed"}
 
     def job_config(self, job: Job) -> TrainConfig:
-        """What one job trains with.
+        """What one job trains with; ``{seed}`` in the path of pretrained weights is its seed.
+
+        >>> config = CompareConfig(train=TrainConfig(pretrained="runs/plain/seed-{seed}", init="preserve"))
+        >>> config.job_config(Job("plain", 3, Path("fine-tuned"))).pretrained
+        'runs/plain/seed-3'
 
         Raises:
             UnsupportedError: an unknown method or option.
         """
         name, options = method_and_options(job.method)
-        return dataclasses.replace(
-            self.train, method=name, method_args=options, seed=job.seed, out=None, baseline=False
-        )
+        start = self.train.pretrained
+        if isinstance(start, str):
+            start = start.replace("{seed}", str(job.seed))
+        settings: dict[str, Any] = {"method_args": options, "pretrained": start, "out": None, "baseline": False}
+        return dataclasses.replace(self.train, method=name, seed=job.seed, **settings)
 
     def save(self, root: str | os.PathLike[str]) -> None:
         """Write into the folder as compare.yaml."""

@@ -164,7 +164,8 @@ def _paired(baseline: dict[int, Outcome], runs: dict[int, Outcome]) -> tuple[lis
 def _difference(found: PairedDifference | None, confirmed: bool) -> dict[str, Any] | None:
     if found is None:
         return None
-    seeds = seeds_to_resolve(found.mean, found.std) if found.mean else None
+    # Shares of images that cancel leave 1e-14 of a point, which no number of seeds would resolve.
+    seeds = seeds_to_resolve(found.mean, found.std) if abs(found.mean) > 1e-9 else None
     return {
         **dataclasses.asdict(found),
         "resolved": found.resolved,

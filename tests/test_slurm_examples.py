@@ -1,0 +1,69 @@
+"""The scripts for Slurm, run by bash with stand-ins for Slurm and Ray: what they start is what our commands take."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from foldconv.lab.cli import parse
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+STAND_IN = """#!/bin/bash
+{ printf '%s\\n' "$(basename "$0")" "$@"; echo .; } >> "$CALLS"
+"""
+SLURM = {"SLURM_NNODES": "4", "SLURM_CPUS_PER_TASK": "8", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NODELIST": "n[1-4]"}
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None or os.name == "nt", reason="for bash")
+
+
+@pytest.fixture
+def started(tmp_path):
+    """``started(script, **environment)``: the commands that it starts, in their order, as lists of words."""
+    for name in ("srun", "foldconv", "sleep"):
+        (tmp_path / name).write_text(STAND_IN)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "scontrol").write_text("#!/bin/bash\nprintf 'n1\\nn2\\nn3\\nn4\\n'\n")
+    (tmp_path / "scontrol").chmod(0o755)
+
+    def run(script, **environment):
+        calls = tmp_path / "calls"
+        calls.unlink(missing_ok=True)
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        environment = {**os.environ, **SLURM, "PATH": path, "CALLS": str(calls), **environment}
+        done = subprocess.run(["bash", str(EXAMPLES / script)], env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        return [call.split("\n") for call in calls.read_text().removesuffix("\n.\n").split("\n.\n")]
+
+    return run
+
+
+def test_training(started, tmp_path):
+    (words,) = started("slurm_train.sh", RUN=str(tmp_path / "run"))
+    assert words[:2] == ["srun", "foldconv"]
+    options = parse(words[2:])
+    assert (options.nodes, options.devices, options.strategy, options.out) == (4, 2, "ddp", str(tmp_path / "run"))
+    assert Path(options.config).is_file()
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.ckpt").touch()
+    (words,) = started("slurm_train.sh", RUN=str(tmp_path / "run"))
+    assert parse(words[2:]).resume == str(tmp_path / "run")
+
+
+def test_comparison(started):
+    calls = started("slurm_compare_ray.sh", OUT="/shared/out", SLURM_GPUS_ON_NODE="4")
+    (words,) = (call for call in calls if call[0] == "foldconv")
+    options = parse(words[1:])
+    assert (options.ray, options.cpus_per_run, options.gpus_per_run) == ("n1:6379", 8, 0.25)
+    assert Path(options.config).is_file()
+    steps = [call[call.index("ray") :] for call in calls if call[0] == "srun"]
+    assert sorted("--head" in step for step in steps) == [False, True]
+    assert all(step[step.index("--num-gpus") + 1] == "4" for step in steps)
+    try:
+        from ray.scripts.scripts import start
+    except ImportError:
+        return  # what Ray takes, the session `ray` tells
+    for step in steps:
+        start.make_context("ray start", step[2:])
