@@ -25,5 +25,5 @@ sleep 20
 
 # sbatch runs this script on the first machine, the cluster's head. `exec`: the signal above reaches the comparison.
 exec foldconv compare --methods plain,doconv,orepa,repvgg,acnet,dbb,expandnet --seeds 10 \
-    --config configs/cifar10-resnet20.yaml --data "$data" --out "$out" \
+    --config cifar10-resnet20 --data "$data" --out "$out" \
     --ray "$head:6379" --cpus-per-run 8 --gpus-per-run 0.25

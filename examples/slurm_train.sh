@@ -12,7 +12,7 @@ set -euo pipefail
 
 data=${DATA:-/shared/imagenet}
 run=${RUN:-/shared/runs/resnet50-doconv} # on a disk that all machines see
-recipe=configs/gluoncv/resnet50_v1b.yaml
+recipe=gluoncv/resnet50_v1b
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
 if [ -f "$run/last.ckpt" ]; then

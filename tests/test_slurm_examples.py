@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from foldconv.lab import recipes
 from foldconv.lab.cli import parse
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -44,7 +45,7 @@ def test_training(started, tmp_path):
     assert words[:2] == ["srun", "foldconv"]
     options = parse(words[2:])
     assert (options.nodes, options.devices, options.strategy, options.out) == (4, 2, "ddp", str(tmp_path / "run"))
-    assert Path(options.config).is_file()
+    assert recipes.find(options.config).is_file()
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last.ckpt").touch()
@@ -57,7 +58,7 @@ def test_comparison(started):
     (words,) = (call for call in calls if call[0] == "foldconv")
     options = parse(words[1:])
     assert (options.ray, options.cpus_per_run, options.gpus_per_run) == ("n1:6379", 8, 0.25)
-    assert Path(options.config).is_file()
+    assert recipes.find(options.config).is_file()
     steps = [call[call.index("ray") :] for call in calls if call[0] == "srun"]
     assert sorted("--head" in step for step in steps) == [False, True]
     assert all(step[step.index("--num-gpus") + 1] == "4" for step in steps)
