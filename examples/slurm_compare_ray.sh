@@ -15,7 +15,7 @@ data=${DATA:-/shared/cifar10.npz}
 out=${OUT:-/shared/comparison} # on a disk that all machines see
 export RAY_USAGE_STATS_ENABLED=0 SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # which srun does not ask sbatch for
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 resources=(--num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" --disable-usage-stats --block)
 srun --nodes=1 --ntasks=1 -w "$head" ray start --head --port=6379 --include-dashboard=false "${resources[@]}" &
 sleep 20

@@ -12,7 +12,7 @@ from foldconv.lab.cli import parse
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STAND_IN = """#!/bin/bash
-{ printf '%s\\n' "$(basename "$0")" "$@"; echo .; } >> "$CALLS"
+printf '%s\\n' "$(basename "$0")" "$@" . >> "$CALLS" # at once: several run side by side
 """
 SLURM = {"SLURM_NNODES": "4", "SLURM_CPUS_PER_TASK": "8", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NODELIST": "n[1-4]"}
 
