@@ -126,6 +126,12 @@ def test_a_runtime_that_dies_or_fails_is_told_in_one_line(tmp_path):
     runtime.write_text("def run(path, batches):\n    raise ValueError('no such operator')\n")
     with pytest.raises(UnsupportedError, match="sick: run failed: ValueError: no such operator"):
         run_file(runtime, "net", [[np.zeros(1)]])
+    # What a runtime tells its maker of those who use it, it does not tell here.
+    runtime.write_text(
+        "import os\ndef run(path, batches):\n    raise ValueError(os.environ['CI'] + os.environ['NNCF_CI'])\n"
+    )
+    with pytest.raises(UnsupportedError, match="ValueError: true1"):
+        run_file(runtime, "net", [[np.zeros(1)]])
     with pytest.raises(UnsupportedError, match="sick: write failed"):
         call(runtime, "write", "a", "b", python=(sys.executable,))
 

@@ -3,14 +3,23 @@
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import os
 from typing import Any
 
 
 def convert(program: Any, path: str) -> None:
     """Write the graph, and the weights in 32 bits beside it."""
-    import openvino
+    # It tells its maker of each import and conversion, unless the machine is said to run tests.
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        import openvino
 
-    openvino.save_model(openvino.convert_model(program), path, compress_to_fp16=False)
+        openvino.save_model(openvino.convert_model(program), path, compress_to_fp16=False)
+    finally:
+        del os.environ["CI"]
+        if before is not None:
+            os.environ["CI"] = before
 
 
 def run(path: str, batches: list) -> list:

@@ -8,9 +8,7 @@ from torch import nn
 
 import foldconv
 from foldconv.errors import UnsupportedError
-from foldconv.lab.run import RunFolder
 from foldconv.lab.train import TrainConfig, create_data, evaluate, fit, open_network, resume
-from foldconv.lab.train.experiment import _left_in_order
 from foldconv.lab.train.qat import QuantizationAware, check_packages
 
 
@@ -24,10 +22,22 @@ def installed():
     pytest.importorskip("executorch")
 
 
-def test_kernels_are_rounded_as_they_are_deployed(installed, tiny, silent, tmp_path):
+def test_kernels_are_rounded_as_they_are_deployed_and_a_run_goes_on(installed, tiny, silent, tmp_path):
     whole = tmp_path / "whole"
     result = fit(tiny(qat=True, method="orepa", out=str(whole)), silent)
     content = state(whole)
+    # Norms have counted batches of training only; a run cut off after its first epoch ends as the undisturbed one.
+    counted = [int(value) for name, value in content["state_dict"].items() if name.endswith("num_batches_tracked")]
+    assert set(counted) == {content["global_step"]}
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    shutil.copy(whole / "config.yaml", resumed)
+    shutil.copy(whole / "previous.ckpt", resumed / "last.ckpt")
+    resume(resumed, silent)
+    for part in ("state_dict", "quantizers"):
+        for name, value in state(resumed)[part].items():
+            assert torch.equal(value, content[part][name]), name
+
     network, _ = open_network(whole)
     assert evaluate(network, create_data("digits"))["accuracy"] == result.accuracy_expanded == result.accuracy_folded
 
@@ -56,6 +66,9 @@ def test_what_cannot_be_quantized_or_traced_is_refused(installed):
     with pytest.raises(UnsupportedError, match="qat: the network cannot be traced for training: ") as caught:
         QuantizationAware(net, (1, 8, 8))
     assert "\n" not in str(caught.value)
+    quantized = QuantizationAware(nn.Sequential(nn.Conv2d(1, 2, 3)), (1, 8, 8))
+    with pytest.raises(ValueError, match=r"expected the state of .* received 1 of others"):
+        quantized.load({"of_another": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(
@@ -77,20 +90,3 @@ def test_missing_packages_are_named(monkeypatch):
     check_packages(TrainConfig())
     with pytest.raises(ModuleNotFoundError, match=r"qat: true needs torchao; install it: .*foldconv\[executorch\]"):
         check_packages(TrainConfig(qat=True))
-
-
-def test_a_run_is_not_resumed(finished, silent, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(finished[0], folder)
-    text = (folder / "config.yaml").read_text(encoding="utf-8")
-    (folder / "config.yaml").write_text(text.replace("qat: false", "qat: true"), encoding="utf-8")
-    with pytest.raises(UnsupportedError, match=r"qat: such a run would not end .* --pretrained and --init preserve"):
-        resume(folder, silent)
-
-
-def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path):
-    folder = RunFolder(tmp_path)
-    folder.checkpoint.touch()
-    go_on = f"foldconv train --qat --pretrained {tmp_path} --init preserve"
-    with pytest.raises(KeyboardInterrupt, match=go_on), _left_in_order(folder, TrainConfig(qat=True), new=True):
-        raise KeyboardInterrupt

@@ -124,7 +124,7 @@ def resume(
 
     Raises:
         CheckpointError: not a run folder, no checkpoint in it, or damaged ones only.
-        UnsupportedError: another process continues it, it trains with ``qat``, or its schedule ends with its epochs.
+        UnsupportedError: another process continues it, or its schedule ends with its epochs.
         KeyboardInterrupt: after Ctrl-C; its text says how to continue.
     """
     run = RunFolder(folder)
@@ -132,11 +132,6 @@ def resume(
         if not any(path.is_file() for path in there):
             raise CheckpointError(f"{run}: cannot resume here: it has no {there[0].name}")
     config = TrainConfig.load(run.config)
-    if config.qat:
-        raise UnsupportedError(
-            f"{run}: qat: such a run would not end with the weights of an undisturbed one, and is not resumed; start a "
-            "new one, from its weights with --pretrained and --init preserve"
-        )
     changed = _changed(config, run, epochs, patience)
     with locked(run.path) if processes.is_first(config) else contextlib.nullcontext():
         if changed != config and processes.is_first(config):
@@ -199,7 +194,7 @@ def _run(config: TrainConfig, old: RunFolder | None, console: Console | None) ->
     folder = old or _new_folder(config)
     processes.share_folder(folder.path)
     try:
-        with _left_in_order(folder, config, new=old is None), contextlib.nullcontext() if old else locked(folder.path):
+        with _left_in_order(folder, new=old is None), contextlib.nullcontext() if old else locked(folder.path):
             if old is None:
                 config.save(folder.config)
             console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
@@ -329,15 +324,14 @@ def _threads(config: TrainConfig, data: ImageData) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _left_in_order(folder: RunFolder, config: TrainConfig, new: bool) -> Iterator[None]:
+def _left_in_order(folder: RunFolder, new: bool) -> Iterator[None]:
     """A run that fails before its first checkpoint leaves no folder behind; one cut off later says how to go on."""
     try:
         yield
     except BaseException as error:
         if folder.checkpoint.exists():
             if isinstance(error, KeyboardInterrupt):
-                go_on = f"--qat --pretrained {folder} --init preserve" if config.qat else f"--resume {folder}"
-                raise KeyboardInterrupt(f"stopped; continue with: foldconv train {go_on}") from None
+                raise KeyboardInterrupt(f"stopped; continue with: foldconv train --resume {folder}") from None
         elif new:
             for file in (folder.config, folder.lock):
                 file.unlink(missing_ok=True)

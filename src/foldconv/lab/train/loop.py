@@ -205,6 +205,8 @@ class Training:
         if needed > getattr(self._schedule, "total_steps", needed):
             raise ValueError(f"its schedule ends before step {needed}; continue with the epochs that it was made for")
         self.fabric.strategy.precision.load_state_dict(content.get("precision") or content.get("MixedPrecision") or {})
+        if self._quantized is not None:
+            self._quantized.load(content["quantizers"])
         self.seconds = content["seconds"] if "seconds" in content else content["callbacks"]["Stopwatch"]["seconds"]
 
 

@@ -73,6 +73,7 @@ class QuantizationAware:
             # The same modules and tensors in another order; to turn one graph into the other takes seconds.
             self._evaluation: Any = fx.GraphModule(self._graph, copy.deepcopy(self._graph.graph))
             move_exported_model_to_eval(self._evaluation)
+            _count_nothing(self._evaluation)
         quantizers = [each for name, each in self._graph.named_children() if name.startswith(_QUANTIZER)]
         self._of_activations = [each for each in quantizers if not each.is_per_channel]
         for each in quantizers:
@@ -87,8 +88,21 @@ class QuantizationAware:
         return (self._graph if training else self._evaluation)(images)
 
     def state(self) -> dict[str, Tensor]:
-        """What the quantizers have seen: ranges, scales and zero points, by name; to be looked at in the checkpoint."""
+        """What the quantizers have seen: ranges, scales and zero points, by name."""
         return {name: value for name, value in self._graph.state_dict().items() if name.startswith(_QUANTIZER)}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave.
+
+        Raises:
+            ValueError: it is not of this graph.
+        """
+        own = self.state()
+        if own.keys() != state.keys():
+            raise ValueError(f"expected the state of {len(own)} tensors of quantizers, received {len(state)} of others")
+        for name, value in own.items():
+            value.resize_(state[name].shape).copy_(state[name])  # ranges per channel are empty before the first batch
 
     @torch.no_grad()
     def _check(self, shape: Sequence[int]) -> None:
@@ -142,6 +156,14 @@ def _prepared(network: nn.Module, shape: Sequence[int]) -> nn.Module:
         from ...deploy.export import reason
 
         raise UnsupportedError(f"qat: the network cannot be traced for training: {reason(error)}") from error
+
+
+def _count_nothing(evaluation: fx.GraphModule) -> None:
+    """Test images are no batches that a norm has followed; torchao leaves the counting in."""
+    for node in list(evaluation.graph.nodes):
+        if node.target is torch.ops.aten.add_.Tensor and str(node.args[0].target).endswith("num_batches_tracked"):
+            evaluation.graph.erase_node(node)
+    evaluation.recompile()
 
 
 class _OfImages:
