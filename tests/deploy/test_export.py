@@ -111,6 +111,13 @@ def test_refused_in_one_line(tmp_path, net, inputs, options, message):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("labels", ["cd", 2])
+def test_labels_are_a_list(tmp_path, labels):
+    with pytest.raises(TypeError, match="labels: expected a list of names, one for each class, received"):
+        foldconv.export(network(), tmp_path / "net.pt2", X, labels=labels)
+    assert os.listdir(tmp_path) == []
+
+
 def test_what_a_runtime_cannot_do_is_refused_by_the_layers_name(tmp_path, monkeypatch):
     monkeypatch.setattr("foldconv.deploy.formats.Format.expect_packages", lambda self: None)
     net = nn.Sequential(nn.Conv3d(1, 2, 3))

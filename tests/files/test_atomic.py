@@ -247,3 +247,13 @@ def test_a_folder_is_replaced_only_when_told(tmp_path, overwrite):
             (path / "precious").touch()
     assert os.listdir(path) == ["new" if overwrite else "precious"]
     assert os.listdir(tmp_path) == ["net.mlpackage"]
+
+
+def test_no_file_replaces_a_folder(tmp_path):
+    path = tmp_path / "net.xml"
+    path.mkdir()
+    (path / "precious").touch()
+    with pytest.raises(IsADirectoryError, match="is a folder, which no file replaces"):
+        write_all(path, "new", overwrite=True)
+    assert os.listdir(path) == ["precious"]
+    assert sorted(os.listdir(tmp_path)) == ["beside.bin", "net.xml"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -33,6 +33,7 @@ def described(
         preprocessing: plain values.
 
     Raises:
+        TypeError: labels that are no sequence of names.
         UnsupportedError: for as many labels as there are no classes, and for values that JSON does not know.
 
     Example:
@@ -43,6 +44,8 @@ def described(
         ([{'shape': [None, 3], 'dtype': 'float32'}], ['cat', 'dog'])
     """
     if labels is not None:
+        if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
+            raise TypeError(f"labels: expected a list of names, one for each class, received {shown(labels)}")
         labels = [str(label) for label in labels]
         classes = outputs[0].shape[1] if outputs[0].ndim > 1 else None
         if len(labels) != classes:

@@ -91,6 +91,7 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
 
     Raises:
         FileExistsError: something of that name exists and ``overwrite=False``.
+        IsADirectoryError: a folder lies where a file belongs.
         FileNotFoundError: the folder does not exist, or the block wrote nothing of that name.
 
     >>> import tempfile
@@ -154,6 +155,8 @@ def _put(written: Path, place: Path, overwrite: bool) -> None:
                 raise
             raise FileExistsError(errno.EEXIST, "appeared meanwhile, not overwritten", str(place)) from None
         return
+    if place.is_dir() and written.is_file():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, which no file replaces; choose another name", str(place))
     if place.is_dir() and not place.is_symlink():  # which no rename replaces: out of the way, and removed at the end
         os.replace(place, written.with_name(f"replaced-{place.name}"))
     os.replace(written, place)
