@@ -130,8 +130,6 @@ def _rewritten(conv: Any, form: Format) -> nn.Module | None:
     plain.bias = conv.bias
     if "groups in three dimensions" in kinds:
         plain = _Groups(plain)
-    if "transposed in one dimension" in kinds:
-        plain = _OfOneRow(plain)
     return nn.Sequential(*before, plain, *behind).eval() if before or behind else plain.eval()
 
 
@@ -141,24 +139,6 @@ def _spread(weight: Tensor, size: Sequence[int], step: Sequence[int] | None = No
     ends = [(n - 1) * d + 1 for n, d in zip(weight.shape[2:], step or (1,) * len(size))]
     spread[(..., *(slice(0, end, d) for end, d in zip(ends, step or (1,) * len(size))))] = weight.detach()
     return spread
-
-
-class _OfOneRow(nn.Module):
-    """A transposed convolution in one dimension as one of images of one row."""
-
-    def __init__(self, conv: Any):
-        super().__init__()
-        arguments = conv_arguments(conv)
-        for name, less in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("output_padding", 0), ("dilation", 1)):
-            value = arguments[name]
-            arguments[name] = (less, *(value if isinstance(value, tuple) else (value,)))
-        self.conv = nn.ConvTranspose2d(**arguments, device="meta")
-        self.conv.weight = nn.Parameter(conv.weight.detach().unsqueeze(2), requires_grad=False)
-        self.conv.bias = conv.bias
-
-    def forward(self, input: Tensor) -> Tensor:
-        """With a row around."""
-        return self.conv(input.unsqueeze(2)).squeeze(2)
 
 
 class _Groups(nn.Module):

@@ -116,7 +116,10 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
             written = sorted(temporary.iterdir(), key=lambda each: each.name == target.name)
             if not written or written[-1].name != target.name:
                 raise FileNotFoundError(errno.ENOENT, "nothing was written", str(path))
-            for place in (target.with_name(each.name) for each in written):
+            for each, place in [(each, target.with_name(each.name)) for each in written]:
+                if place.is_dir() and each.is_file() and overwrite:
+                    said = "is a folder, which no file replaces; choose another name"
+                    raise IsADirectoryError(errno.EISDIR, said, str(place))
                 if os.path.lexists(place) and not overwrite:
                     said = "belongs to what is written and exists; choose another name"
                     raise FileExistsError(errno.EEXIST, said, str(place))
@@ -155,8 +158,6 @@ def _put(written: Path, place: Path, overwrite: bool) -> None:
                 raise
             raise FileExistsError(errno.EEXIST, "appeared meanwhile, not overwritten", str(place)) from None
         return
-    if place.is_dir() and written.is_file():
-        raise IsADirectoryError(errno.EISDIR, "is a folder, which no file replaces; choose another name", str(place))
     if place.is_dir() and not place.is_symlink():  # which no rename replaces: out of the way, and removed at the end
         os.replace(place, written.with_name(f"replaced-{place.name}"))
     os.replace(written, place)
