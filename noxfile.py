@@ -130,7 +130,8 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def hosts(session: nox.Session) -> None:
     """Other people's trainers, with the real packages: an example of each, from training to its own loader."""
-    session.install(".[train,test]", "accelerate", "mmcv-lite", "mmengine", "transformers", "ultralytics")
+    hosts = ["accelerate", "mmcv-lite", "mmengine", "segmentation-models-pytorch", "transformers", "ultralytics"]
+    session.install(".[train,test]", *hosts)
     paths = session.posargs or ["tests/integrations", "src/foldconv/integrations"]
     session.run("pytest", *NO_ANYIO, *paths, env=ONE_THREAD)
 

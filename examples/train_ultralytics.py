@@ -72,8 +72,8 @@ def main(folder, trainer=Trainer):
     expanded, _ = load_checkpoint(weights / "best.pt")
     folded, _ = load_checkpoint(weights / "best.folded.pt")
     with torch.no_grad():
-        images = torch.rand(2, 3, 64, 64)
-        before, after = expanded.eval()(images)[0], folded.eval()(images)[0]
+        images = torch.rand(2, 3, 64, 64).double()
+        before, after = expanded.double().eval()(images)[0], folded.double().eval()(images)[0]
     quiet = {
         "data": options["data"],
         "imgsz": 64,

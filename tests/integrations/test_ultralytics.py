@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ pytest.importorskip("ultralytics")
 
 import foldconv
 from foldconv.network.tree import foldable_layers
-from foldconv.ultralytics import FoldConv, FoldConvTrainer, fold_checkpoint
+from foldconv.ultralytics import FoldConvTrainer, fold_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of ultralytics and torch
 
@@ -70,49 +71,33 @@ def test_a_plain_checkpoint_is_refused(run):
         fold_checkpoint(run[1] / "best.folded.pt")
 
 
-class _Base:
-    """What a trainer of ultralytics gives a mixin, for another number of classes and for a decay of scales."""
-
-    def get_model(self, cfg=None, weights=None, verbose=True):
-        from ultralytics.nn.tasks import DetectionModel
-
-        model = DetectionModel(cfg or "yolo11n.yaml", nc=self.classes, verbose=False)
-        if weights:
-            model.load(weights)
-        return model
-
-    def build_optimizer(self, model):
-        kernels = {id(p): p for p in model.parameters() if p.ndim > 1}
-        rest = [p for p in model.parameters() if id(p) not in kernels]
-        groups = [{"params": rest, "weight_decay": 0.0, "param_group": "bn"}]
-        groups += [{"params": list(kernels.values()), "weight_decay": 0.1, "param_group": "weight"}]
-        return torch.optim.SGD(groups, lr=0.1)
-
-
-class _Trainer(FoldConv, _Base):
+class _Trainer(FoldConvTrainer):
     method = "orepa"
     options = {"include": "model.0.*"}  # noqa: RUF012
-    classes = 3
+
+    def __init__(self, classes):  # without a data set
+        self.data = {"nc": classes, "channels": 3}
+        self.args = SimpleNamespace(cls_remap=False)
 
 
-def test_an_expanded_network_goes_on_with_other_classes_and_no_scale_decays():
-    trainer = _Trainer()
-    rich = trainer.get_model()
+def test_an_expanded_network_goes_on_with_other_classes():
+    rich = _Trainer(3).get_model("yolo11n.yaml", verbose=False)
     assert [*foldable_layers(rich)] == ["model.0.conv"]
     with torch.no_grad():
         rich.model[0].conv.vector.mul_(1.5)
-    trainer.classes = 5
-    other = trainer.get_model(cfg=rich.yaml, weights=rich)
+    other = _Trainer(5).get_model(cfg=rich.yaml, weights=rich, verbose=False)
     assert torch.equal(other.model[0].conv.vector, rich.model[0].conv.vector)
     assert other.model[-1].nc == 5
-    norms, kernels = trainer.build_optimizer(rich).param_groups
-    assert any(p is rich.model[0].conv.vector for p in norms["params"])
-    assert not any(p is rich.model[0].conv.vector for p in kernels["params"])
-    count = sum(len(group["params"]) for group in (norms, kernels))
-    assert count == len(list(rich.parameters()))
 
 
-def test_the_trainer_is_ultralytics():
-    from ultralytics.models.yolo.detect import DetectionTrainer
-
-    assert issubclass(FoldConvTrainer, DetectionTrainer)
+@pytest.mark.parametrize("name", ["SGD", "MuSGD"])
+def test_scales_neither_decay_nor_are_made_orthogonal(name):
+    trainer = _Trainer(3)
+    rich = trainer.get_model("yolo11n.yaml", verbose=False)
+    groups = trainer.build_optimizer(rich, name=name, lr=0.01, decay=0.1).param_groups
+    vector = rich.model[0].conv.vector
+    (own,) = [group for group in groups if any(p is vector for p in group["params"])]
+    assert (own["weight_decay"], own["lr"], own.get("use_muon", False)) == (0.0, 0.01, False)
+    assert any(group["weight_decay"] == 0.1 for group in groups)
+    everything = [id(p) for group in groups for p in group["params"]]
+    assert sorted(everything) == sorted(map(id, rich.parameters()))

@@ -200,8 +200,8 @@ def _card(trained: nn.Module, folded: nn.Module, name: str, text: str, data: dic
 
 
 def _expect_pretrained(model: Any) -> None:
-    if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
+    if not hasattr(model, "save_pretrained") or not hasattr(getattr(model, "config", None), "save_pretrained"):
         raise UnsupportedError(
-            f"expected a model of transformers, received {type(model).__name__}, which has no config and "
-            "save_pretrained; use foldconv.expand, fold and save"
+            f"expected a model of transformers, received {type(model).__name__}, which has no config of "
+            "theirs; use foldconv.expand, fold and save"
         )

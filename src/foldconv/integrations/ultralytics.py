@@ -68,7 +68,10 @@ class FoldConv:
         optimizer: Any = super().build_optimizer(model, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         layers = [module for module in model.modules() if isinstance(module, Foldable)]
         exempt = {id(p) for m in layers for n, p in m.named_parameters(recurse=False) if n in m.no_decay}
-        norms = next(group for group in optimizer.param_groups if group.get("param_group") == "bn")
+        # MuSGD has two of each kind, the first for the heads.
+        norms = [group for group in optimizer.param_groups if group.get("param_group") == "bn"][
+            -1
+        ]  # MuSGD's first: heads
         for group in optimizer.param_groups:
             if group["weight_decay"]:
                 moved = [p for p in group["params"] if id(p) in exempt]
