@@ -12,8 +12,10 @@ from rich.console import Console
 from foldconv.errors import CheckpointError, UnsupportedError
 from foldconv.lab import zoo
 from foldconv.lab.cli import main
+from foldconv.lab.data import ImageData
 from foldconv.lab.importing import imported
 from foldconv.lab.train import TrainConfig, fit, open_network, resume
+from foldconv.lab.train.checkpoint import build
 
 SOURCE = """
 import lightning.pytorch as pl
@@ -45,6 +47,12 @@ class Data(pl.LightningDataModule):
 
 def wrong(num_classes): return nn.Conv2d(2, num_classes, 1)
 def nothing(): return 3
+
+class Maps(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Conv2d(3, num_classes, 3, padding=1))
+    def forward(self, images):
+        return {"out": super().forward(images)}
 """
 SILENT = Console(file=io.StringIO())
 OWN = {"data": "own_code:Data", "architecture": "own_code:Net", "epochs": 3, "batch_size": 10, "accelerator": "cpu"}
@@ -104,6 +112,12 @@ def test_a_run_is_resumed_with_it():
     again = torch.load("run/last.ckpt", weights_only=True)["state_dict"]
     assert whole.keys() == again.keys()
     assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_other_tasks_have_other_outputs():
+    data = ImageData("maps", [], [], 5, (3, 8, 8))
+    config = TrainConfig(architecture="own_code:Maps", task="segmentation", accelerator="cpu", batch_size=10)
+    assert type(build(config, data)[0][0]).__name__ == "DOConv2d"
 
 
 def test_what_is_no_network_for_the_data(tmp_path):

@@ -88,7 +88,7 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
     task = task_of(config.task)
     options = {**task.options(config, data), **config.architecture_args}
     network = zoo.create(config.architecture, **options)
-    if names_code(config.architecture):
+    if names_code(config.architecture) and task.name == "classification":
         _expect_logits(network, config.architecture, data)
     if config.pretrained:
         start_from(
