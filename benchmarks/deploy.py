@@ -1,6 +1,6 @@
 """What folding and checking cost and save at the exported file; writes results/deploy.json.
 
-    pip install "foldconv[onnx]" timm torchvision
+    pip install ".[onnx]" timm torchvision
     python benchmarks/deploy.py                  # all rows, some minutes
     python benchmarks/deploy.py --only latency   # or windows, or export; the others' rows stay as they are
 

@@ -1,6 +1,6 @@
 """Write docs/exported-networks.md: well-known networks, expanded, folded, written as ONNX and run by ONNX Runtime.
 
-    pip install "foldconv[onnx]" timm torchvision
+    pip install ".[onnx]" timm torchvision
     python docs/exported_networks.py                   # all of it, some minutes
     python docs/exported_networks.py --only squeezenet # rows whose name holds this; the others stay as they are
 

@@ -1,6 +1,6 @@
 """Write docs/runtimes.md: what each runtime makes of each kind of convolution that `foldconv.export` writes for it.
 
-    pip install "foldconv[onnx,openvino,executorch,coreml,ncnn]" uv   # uv makes LiteRT's environment
+    pip install ".[onnx,openvino,executorch,coreml,ncnn]" uv   # uv makes LiteRT's environment
     python docs/runtimes.py                                           # some minutes
     python docs/runtimes.py --only .onnx .xml                         # these formats; the others' columns stay
 

@@ -1,4 +1,4 @@
-"""Write docs/methods: a page and a picture for each method, and the page that compares them.
+"""Write docs/methods (a page and a picture for each method, and the page that compares them) and `foldconv methods`.
 
     python docs/write_method_pages.py
 
@@ -26,6 +26,7 @@ FACTS = tomllib.loads((DOCS / "methods.toml").read_text(encoding="utf-8"))
 PAGE = FACTS.pop("page")
 SPEEDS = json.loads((DOCS.parent / "benchmarks" / "results" / "cpu.json").read_text(encoding="utf-8"))["results"]
 REPORTS = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(DOCS.glob("evidence/*/report.json"))]
+SHORT = DOCS.parent / "src" / "foldconv" / "lab" / "methods.json"
 WRITTEN = "<!-- written by docs/write_method_pages.py -->\n"
 
 
@@ -53,7 +54,7 @@ def published(facts):
     return table(["task", "network", "without", "with", "gain", "source"], rows)
 
 
-def ours(name):
+def ours_rows(name):
     """What was measured here, a row for each comparison that holds the method."""
     rows = []
     for report in REPORTS:
@@ -64,10 +65,28 @@ def ours(name):
             many = len(report["methods"]) > 2
             shown = "yes" if d["resolved_among_all" if many else "resolved"] else "no"
             rows.append([report["title"], f"{d['mean']:+.2f}", interval, d["pairs"], shown])
+    return rows
+
+
+def ours(name):
+    """The same as a table."""
+    rows = ours_rows(name)
     if not rows:
         return "No comparison here holds it yet; `foldconv compare --methods plain," + name + "` makes one.\n"
     note = "\nPoints of accuracy of the folded network, paired by seed, 95 % interval ([Evidence](../evidence.md)).\n"
     return table(["comparison", "difference to plain", "interval", "seeds", "shown"], rows) + note
+
+
+def short():
+    """Advice, cost and evidence of each method, for the command line."""
+    said = {}
+    for name in foldconv.list_methods():
+        ratios = {case(r): r["ratios"] for r in SPEEDS if r["what"] == "step"}
+        steps = {network: round(found[name]["median"], 2) for network, found in ratios.items() if name in found}
+        evidence = [dict(zip(("data", "difference", "interval", "seeds", "shown"), row)) for row in ours_rows(name)]
+        when = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(FACTS[name]["when"].split()))
+        said[name] = {"when": when, "steps": steps, "evidence": evidence}
+    return json.dumps(said, indent=1, ensure_ascii=False) + "\n"
 
 
 def case(result):
@@ -189,7 +208,7 @@ def everything():
     """All that is written, by path."""
     pages = {PAGES / f"{name}.md": page(name) for name in foldconv.list_methods()}
     pictures = {PAGES / f"{name}.svg": draw_methods.picture(FACTS[name]) for name in foldconv.list_methods()}
-    return {PAGES / "index.md": index(), **pages, **pictures}
+    return {PAGES / "index.md": index(), SHORT: short(), **pages, **pictures}
 
 
 if __name__ == "__main__":

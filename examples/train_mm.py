@@ -1,6 +1,6 @@
 """OpenMMLab: an expanded network through mmengine's Runner, from a config, and its fold by mmengine's own loader.
 
-pip install foldconv mmengine mmcv-lite
+pip install . mmengine mmcv-lite
 python examples/train_mm.py FOLDER
 """
 

@@ -7,6 +7,7 @@ import inspect
 import re
 import reprlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 _LISTED = 24
@@ -94,6 +95,19 @@ def unknown(what: str, received: object, known: Iterable[object]) -> str:
     listed = ["one of: ", ", ".join(names[:_LISTED]), ", ..." * (len(names) > _LISTED)] if names else ["none"]
     name = received if isinstance(received, str) else shown(received)
     return f"unknown {what} {shown(received)}{nearest(name, names)}; expected {''.join(listed)}"
+
+
+def install(extra: str) -> str:
+    """The command that brings what an extra of foldconv's needs, whether this is a checkout or an installed wheel.
+
+    Of a distribution that is installed, pip and uv take the extra from what is there, and ask no index for foldconv.
+
+    >>> install("train").startswith("pip install ")
+    True
+    """
+    root = Path(__file__).resolve().parents[2]
+    checkout = (root / "pyproject.toml").is_file() and (root / "src" / "foldconv").is_dir()
+    return f'pip install -e "{root}[{extra}]"' if checkout else f'pip install "foldconv[{extra}]"'
 
 
 def refused_option(error: Exception) -> str | None:

@@ -1,7 +1,9 @@
+import re
+
 import pytest
 
 from foldconv.deploy.formats import FORMATS, described_formats, format_of
-from foldconv.errors import UnsupportedError
+from foldconv.errors import UnsupportedError, install
 
 
 def test_each_format_has_its_runtime_and_a_line():
@@ -28,5 +30,5 @@ def test_unknown_formats_are_refused_with_those_there_are():
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r'ONNX needs onnx; install it: pip install "foldconv\[onnx\]"'):
+    with pytest.raises(ModuleNotFoundError, match=re.escape(f"ONNX needs onnx; install it: {install('onnx')}")):
         FORMATS[".onnx"].expect_packages()

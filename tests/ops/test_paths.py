@@ -6,6 +6,7 @@ from torch import nn
 
 import foldconv
 from foldconv import ops
+from foldconv.errors import install
 from foldconv.ops import _autograd, _cpu, _threads
 
 LARGE, SMALL = (64, 64, 9), (4, 4, 4)
@@ -53,7 +54,7 @@ def test_without_numba_or_in_a_forked_process(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(_cpu, "_has_numba", lambda: False)
         assert name(*tensors(LARGE)) == "blocks"
-        assert "pip install foldconv[cpu]" in ops.why(*tensors(LARGE))
+        assert install("cpu") in ops.why(*tensors(LARGE))
     monkeypatch.setattr(_cpu, "_has_numba", lambda: True)
     assert name(*tensors(LARGE)) == "cpu"
     monkeypatch.setattr(_cpu, "_PROCESS", -1)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..algebra.convolutions import PLAIN
-from ..errors import FoldMismatchError, UnsupportedError
+from ..errors import FoldMismatchError, UnsupportedError, install
 from ..layers import Foldable
 from ..layers.foldable import is_altered
 from ..network._outputs import difference
@@ -127,7 +127,7 @@ def _by_brevitas(model: nn.Module) -> None:
         from brevitas.graph.standardize import TorchFunctionalToModule  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'equalize needs brevitas; install it: pip install "foldconv[quantization]"', name=error.name
+            f"equalize needs brevitas; install it: {install('quantization')}", name=error.name
         ) from None
     try:
         functions = (*TorchFunctionalToModule.FN_TO_MODULE_MAP, (torch.relu, nn.ReLU), (torch.relu_, nn.ReLU))

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import UnsupportedError, unknown
+from ..errors import UnsupportedError, install, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +84,7 @@ class Format:
 def _expect(packages: tuple[str, ...], what: str, extra: str | None) -> None:
     for package in packages:
         if importlib.util.find_spec(_IMPORTED.get(package, package)) is None:
-            raise ModuleNotFoundError(
-                f'{what} needs {package}; install it: pip install "foldconv[{extra}]"', name=package
-            )
+            raise ModuleNotFoundError(f"{what} needs {package}; install it: {install(str(extra))}", name=package)
 
 
 _IMPORTED: dict[str, str] = {}

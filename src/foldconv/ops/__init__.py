@@ -4,7 +4,7 @@
 path           where
 =============  ====================================================================================
 ``torch``      torch operations; everywhere, and wherever a compiler, tracer or transform looks on
-``cpu``        one pass over the weights in each direction, by Numba (``pip install foldconv[cpu]``)
+``cpu``        one pass over the weights in each direction, by Numba (the extra ``cpu``)
 ``blocks``     where nothing is compiled: torch's products over several input channels at once (DO-Conv)
 ``gpu``        one launch per layer in each direction, by Triton, which comes with torch for CUDA
 =============  ====================================================================================

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, install
 from ._buffers import SMALLEST, empty
 from ._threads import LEAST_OF_TWO, run
 from ._torch import shaped
@@ -62,7 +62,7 @@ def reason_against(*tensors: Tensor) -> str | None:
     if first.shape[-1] > MOST_TAPS:
         return f"more than {MOST_TAPS} taps are not compiled"
     if not _has_numba():
-        return "Numba is not installed (pip install foldconv[cpu])"
+        return f"Numba is not installed ({install('cpu')})"
     if os.getpid() != _PROCESS:
         return "a forked process must not use the threads of its parent"
     return None

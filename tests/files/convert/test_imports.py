@@ -1,6 +1,7 @@
 """What converting imports, and what it says where that is missing; fresh interpreters."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -9,7 +10,7 @@ import pytest
 from torch import nn
 
 import foldconv
-from foldconv.errors import UnsupportedError
+from foldconv.errors import UnsupportedError, install
 
 
 def printed(code):
@@ -31,7 +32,7 @@ def test_keras_files_without_h5py_say_what_to_install(monkeypatch, tmp_path):
         file.writestr("config.json", "{}")
         file.writestr("model.weights.h5", b"")
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(UnsupportedError, match=r'needs h5py; install it: pip install "foldconv\[keras\]"'):
+    with pytest.raises(UnsupportedError, match=re.escape(f"needs h5py; install it: {install('keras')}")):
         foldconv.convert_weights(tmp_path / "net.keras", nn.Sequential(nn.Linear(1, 1)))
 
 

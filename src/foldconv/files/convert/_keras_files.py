@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import CheckpointError, UnsupportedError
+from ...errors import CheckpointError, UnsupportedError, install
 from ..archives import check_archive, is_archive
 from ..atomic import atomic_path
 from ._keras import KNOWN, Slot, network
@@ -87,7 +87,7 @@ def _h5py() -> Any:
     try:
         import h5py  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
-        raise UnsupportedError('reading Keras files needs h5py; install it: pip install "foldconv[keras]"') from None
+        raise UnsupportedError(f"reading Keras files needs h5py; install it: {install('keras')}") from None
     return h5py
 
 

@@ -16,18 +16,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ... import __version__
-from ...errors import unknown
+from ...errors import install, unknown
 from . import (
     _bench,
     _bench_plot,
     _compare,
     _compare_report,
+    _completion,
     _convert_weights,
     _eval,
     _export,
     _fold,
     _import_checkpoint,
     _inspect,
+    _methods,
     _predict,
     _quantize,
     _train,
@@ -48,8 +50,10 @@ _COMMANDS = {
     "compare report": _compare_report,
     "import-checkpoint": _import_checkpoint,
     "convert-weights": _convert_weights,
+    "methods": _methods,
+    "completion": _completion,
 }
-_EXTRAS = {"filelock", "lightning", "matplotlib", "rich", "scipy", "sklearn", "timm", "torchvision"}
+_EXTRAS = {"filelock", "lightning", "matplotlib", "rich", "scipy", "shtab", "sklearn", "timm", "torchvision"}
 _EXTRAS |= {"yaml"}
 
 
@@ -68,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:  # wrong usage still, for a script that has lost its command
+        _report(parser().format_help().rstrip("\n"))
+        return 2
     try:
         options = parse(arguments)
         with _telling() as options.told:
@@ -106,7 +113,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """
     if " ".join(arguments[:2]) in _COMMANDS:
         arguments = [" ".join(arguments[:2]), *arguments[2:]]
-    options, others = _parser().parse_known_args(arguments)
+    options, others = parser().parse_known_args(arguments)
     if others:
         name = next((word for word in others if word.startswith("-")), others[0]).partition("=")[0]
         own, prefix = options.parser.options(), f"{options.command} "
@@ -115,15 +122,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser(nested: bool = True) -> Parser:
+    """The parser of all commands; `nested`: with those of two words."""
+    whole = Parser(
         prog="foldconv",
         description="Train with a richer convolution, deploy a plain one.",
         epilog="example: foldconv train --method doconv --epochs 10",
     )
-    parser.add_argument("--version", action="version", version=f"foldconv {__version__}")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    whole.add_argument("--version", action="version", version=f"foldconv {__version__}")
+    commands = whole.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for name, module in _COMMANDS.items():
+        if " " in name and not nested:
+            continue
         command = commands.add_parser(
             name,
             help=module.HELP,
@@ -133,12 +143,12 @@ def _parser() -> Parser:
         )
         module.add_arguments(command)
         command.set_defaults(run=module.run, parser=command)
-    return parser
+    return whole
 
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _EXTRAS:
-        return f'this needs the training extras (no {error.name}); install them: pip install "foldconv[train]"'
+        return f"this needs the training extras (no {error.name}); install them: {install('train')}"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     else:

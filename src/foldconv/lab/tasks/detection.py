@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import UnsupportedError
+from ...errors import UnsupportedError, install
 from ...network.parameters import regularization
 from ...network.verify import Report, verify
 from ..data import ImageData
@@ -170,7 +170,7 @@ def _average_precision() -> Any:
             metric = MeanAveragePrecision(backend="faster_coco_eval")
         except ModuleNotFoundError as error:
             raise UnsupportedError(
-                'detection: the average precision needs faster-coco-eval; install it: pip install "foldconv[tasks]"'
+                f"detection: the average precision needs faster-coco-eval; install it: {install('tasks')}"
             ) from error
     metric.warn_on_many_detections = False
     return metric

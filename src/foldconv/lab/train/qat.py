@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...errors import UnsupportedError
+from ...errors import UnsupportedError, install
 from ...layers import BranchedConv, FoldableBlock
 from ...network.tree import walk
 from .config import TrainConfig
@@ -47,9 +47,7 @@ def check_packages(config: TrainConfig) -> None:
     """
     for package in ("torchao", "executorch") if config.qat else ():
         if importlib.util.find_spec(package) is None:
-            raise ModuleNotFoundError(
-                f'qat: true needs {package}; install it: pip install "foldconv[executorch]"', name=package
-            )
+            raise ModuleNotFoundError(f"qat: true needs {package}; install it: {install('executorch')}", name=package)
 
 
 class QuantizationAware:
