@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 
 import nox
 
@@ -10,6 +11,8 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 # What takes longest, first.
 nox.options.sessions = ["keras", "tests", "deploy", "lint", "litert", "ray", "core", "hosts", "docs", "gluon"]
+if sys.platform != "linux":  # MXNet and some runtimes have wheels for Linux only
+    nox.options.sessions = ["tests", "lint", "core"]
 
 # Two sessions at a time, each shown when it has ended; versions of nox that cannot, run one after the other.
 if hasattr(nox.options, "parallel"):

@@ -162,3 +162,15 @@ def test_what_is_no_module(model):
     for call in calls:
         with pytest.raises(TypeError, match=f"model: expected a torch.nn.Module, received {type(model).__name__}"):
             call()
+
+
+def test_an_extras_command_is_right_where_foldconv_stands(monkeypatch, tmp_path):
+    wheel, checkout = tmp_path / "site-packages" / "foldconv", tmp_path / "a copy" / "src" / "foldconv"
+    checkout.mkdir(parents=True)
+    (tmp_path / "a copy" / "pyproject.toml").touch()
+    for folder, command in (
+        (wheel, 'pip install "foldconv[train]"'),
+        (checkout, f'pip install -e "{tmp_path / "a copy"}[train]"'),
+    ):
+        monkeypatch.setattr(errors, "__file__", str(folder / "errors.py"))
+        assert errors.install("train") == command

@@ -15,6 +15,7 @@ from email import message_from_string
 from pathlib import Path
 
 import pytest
+import yaml
 
 import foldconv
 
@@ -99,6 +100,22 @@ def test_the_archive_can_be_built_and_tested(built):
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert names >= {"pyproject.toml", "README.md", "LICENSE", "CITATION.cff", "noxfile.py", "tests/test_package.py"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "file"), [("citation-file-format", "CITATION.cff"), ("github-workflows", ".github/workflows/tests.yml")]
+)
+def test_files_for_others_follow_their_schemas(schema, file):
+    run(sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", ROOT / file)
+
+
+def test_the_workflow_runs_the_readmes_test_command():
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))["jobs"].values()
+    command = job["steps"][-1]["run"]
+    assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").rstrip().endswith(f"\n{command}")
+    assert f"\n{command} " in (ROOT / "README.md").read_text(encoding="utf-8")
+    supported = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert job["strategy"]["matrix"]["python"] == supported
 
 
 def test_the_versions_agree(metadata):
