@@ -10,6 +10,7 @@ from foldconv.lab import recipes, zoo
 from foldconv.lab.data import list_data
 from foldconv.lab.data.augmentation import check_augmentation, check_for_folders_only, image_options
 from foldconv.lab.train import TrainConfig
+from foldconv.lab.train.classification import task_of
 from foldconv.lab.train.config import PLAIN, read_yaml
 from foldconv.lab.train.optimizers import configured_groups, create_optimizer, create_schedule
 from foldconv.methods import method_from_json
@@ -31,6 +32,8 @@ def test_there_are_recipes_of_every_paper():
     expected |= {f"gluoncv/resnet{d}_{v}.yaml" for d in (18, 34, 50, 101, 152) for v in ("v1", "v1b", "v2")}
     orepa = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50", "resnet18_1.5x", "resnet18_2x")
     expected |= {f"orepa/{each}.yaml" for each in (*orepa, "repvgg_a0", "repvgg_a1", "repvgg_a2")}
+    orepa = ("coco_faster_rcnn", "coco_retinanet", "cityscapes_pspnet", "cityscapes_deeplabv3plus")
+    expected |= {f"orepa/{each}.yaml" for each in orepa}
     expected |= {f"repvgg/{each}.yaml" for each in ("a0", "a1", "a2", "b0", "b1", "b2", "b3")}
     expected |= {"g_resnext/g_resnext50.yaml", "g_resnext/g_resnext101.yaml", "cifar/cifar_quick.yaml"}
     expected |= {f"cifar/resnet{depth}.yaml" for depth in (32, 56, 110)}
@@ -53,9 +56,13 @@ def test_every_common_file_has_users():
 def test_the_recipe_can_be_trained(path):
     config = TrainConfig.load(path)
     in_memory = config.data.partition(":")[0] in list_data()
-    assert in_memory or config.data == "imagenet"
-    check_augmentation(config.augmentation)
-    image_options(config.augmentation_args, config.augmentation)
+    assert in_memory or config.data == {"detection": "coco", "segmentation": "cityscapes"}.get(config.task, "imagenet")
+    task_of(config.task).check(config)
+    if config.task == "classification":
+        check_augmentation(config.augmentation)
+        image_options(config.augmentation_args, config.augmentation)
+    if config.architecture.startswith("smp/"):
+        pytest.importorskip("segmentation_models_pytorch")
     if in_memory:
         check_for_folders_only(config.data, config.augmentation, config.augmentation_args)
     with torch.device("meta"):

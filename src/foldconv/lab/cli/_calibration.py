@@ -39,6 +39,8 @@ def calibration_data(options: argparse.Namespace, subject: str, description: dic
     from ..train.config import TrainConfig
     from ._eval import data_options
 
+    if (task := description.get("task", "classification")) != "classification":
+        raise CheckpointError(f"{subject}: {task}: only classifiers are looked at on the images of a data set")
     name = options.calibration or description.get("data")
     if name is None:
         raise CheckpointError(f"{subject}: does not say what it was trained on; name data with --calibration")

@@ -63,29 +63,32 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from ...network.tree import foldable_layers
     from ..importing import names_code
     from ..train.checkpoint import check_classes
-    from ..train.evaluation import evaluate
+    from ..train.classification import task_of
 
     _check_device(options.device)
     network, description = open_named(options, options.checkpoint)
     name = options.data or description.get("data")
     if name is None:
         raise CheckpointError(f"{options.checkpoint}: does not say what it was trained on; name it with --data")
-    opened = {"workers": options.workers, **data_options(options, description)}
+    task = task_of(description.get("task", "classification"))
+    opened = {"workers": options.workers, "task": task.name, **data_options(options, description)}
     config = TrainConfig(data=name, **opened) if isinstance(name, str) else None
     if config is None or (options.data is None and names_code(config.data)):
         # A file is not trusted: a module that it names would be run.
         raise CheckpointError(
             f"{options.checkpoint}: names {name!r} as its data, whose code would run; if you trust it, give --data"
         )
-    data = config.open_data()
+    task.check(config)
+    data = task.open_data(config)
     check_classes({"foldconv": description}, data, options.checkpoint)
     with evaluating(options.checkpoint, data.input_shape):
-        found = evaluate(network, data, device=options.device, workers=config.workers)
+        found = task.evaluate(network, data, device=options.device, workers=config.workers)
     layers = len(foldable_layers(network))
     result = {
         "checkpoint": options.checkpoint,
         "architecture": description["architecture"],
         "data": name,
+        "task": task.name,
         "foldable_layers": layers,
         "parameters": parameters(network),
         **found,
@@ -96,8 +99,9 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     height, width = data.input_shape[1:]
     state = f"{layers} layers expanded" if layers else "plain"
     top5 = f"  top-5 {100 * found['top5_accuracy']:.2f} %" if "top5_accuracy" in found else ""
+    loss = f"  loss {found['loss']:.4f}" if "loss" in found else ""
     return result, (
-        f"test accuracy {100 * found['accuracy']:.2f} %{top5}  loss {found['loss']:.4f}  "
+        f"test {task.label} {100 * found[task.measure]:.2f} %{top5}{loss}  "
         f"({found['images']} images of {name}, {height}x{width}{skipped}; {description['architecture']}, {state}, "
         f"{result['parameters']:,} parameters)"
     )
@@ -126,7 +130,9 @@ def data_options(options: argparse.Namespace, description: dict[str, Any]) -> di
 
     # Which images were trained on depends on it, wherever the folder is now.
     found = {"split": description["split"]} if "split" in description else {}
-    if not names_code(options.data or ""):  # which sizes its images itself
+    if description.get("task", "classification") != "classification":
+        found["image_size"] = description.get("image_size")
+    elif not names_code(options.data or ""):  # which sizes its images itself
         found["image_size"] = _training_size(description)
     if options.data is None:
         config = RunFolder(checkpoint_file(options.checkpoint).parent).config

@@ -40,12 +40,14 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from pathlib import Path
 
     from ...deploy.export import export
+    from ..train.classification import task_of
     from ..zoo import example_images, input_shape
     from ._common import check_out
 
     form = format_of(options.out)
     check_out(options.out, force=options.force)
     network, description = open_named(options, options.checkpoint)
+    task_of(description.get("task", "classification")).check_export(options.checkpoint)
     labels = description.get("classes")
     if options.labels:
         labels = Path(options.labels).read_text(encoding="utf-8").splitlines()

@@ -48,21 +48,19 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from ...files.atomic import atomic_path, write_json
     from ...files.native import save
     from ...network.fold import fold
-    from ...network.verify import verify
+    from ..train.classification import task_of
     from ..zoo import example_images, input_shape
 
     network, description = open_named(options, options.checkpoint)
     shape = tuple(description.get("input_shape") or input_shape(network))
     images = example_images(network, shape, count=4)
+    task = task_of(description.get("task", "classification"))
     # Without its norms it is no longer the architecture, so its blocks may go, too.
-    folded = fold(
-        network,
-        batchnorm=options.batchnorm,
-        example_inputs=images,
-        blocks=None if options.batchnorm else False,
-    )
+    chosen: dict[str, Any] = {"batchnorm": options.batchnorm, "blocks": None if options.batchnorm else False}
+    chosen["example_inputs"] = task.inputs(images)
+    folded = fold(network, **chosen)
     with evaluating(options.checkpoint, shape):
-        report = verify(network, folded, images)
+        report = task.verify(network, folded, images, **chosen)
     if not report.ok(_TOLERANCE):
         raise FoldMismatchError(
             f"{options.checkpoint}: the folded network differs by {report.max_error:.1e} (outputs up to "

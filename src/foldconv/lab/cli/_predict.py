@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...deploy.formats import FORMATS
-from ._common import Parser, add_network_arguments, check_out, count, open_named
+from ._common import Parser, UsageError, add_network_arguments, check_out, count, open_named
 
 HELP = "the likeliest classes of images"
 EXAMPLES = (
@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if options.picture:
         check_out(options.picture)
     compute, description = _model(options)
+    if description.get("task", "classification") != "classification":
+        return _answers(options, compute, description)
     if description.get("preprocessing") is None:
         raise CheckpointError(f"{options.model}: does not say how images are prepared; train and export it anew")
     steps = expect_described(description["preprocessing"], options.model)
@@ -65,6 +67,40 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     for each in found:
         rows.append((each["image"], *(f"{100 * p['probability']:.1f} % {p['class']}" for p in each["predictions"])))
     return {"model": options.model, "images": found}, align(rows)
+
+
+def _answers(
+    options: argparse.Namespace, compute: Callable[[Sequence[Any]], list[Any]], description: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """What a segmentation or a detection says of each image."""
+    import numpy as np
+    import torch
+
+    from ...network.table import align
+    from ..tasks.pictures import write_grid
+    from ..train.classification import task_of
+
+    task = task_of(description["task"])
+    if Path(options.model).suffix in FORMATS:
+        raise UsageError("foldconv predict", f"{options.model}: an exported {task.name} cannot be shown; give its run")
+    found, drawn, classes = [], [], [str(name) for name in description.get("classes") or ()]
+    for name, source in _images(options.images):
+        image = _read(name, source)
+        (output,) = compute([task.read(image, description)])
+        answers = task.answers(output, classes or [str(number) for number in range(256)])
+        found.append({"image": name, "predictions": answers[: options.top]})
+        if len(drawn) < _ON_A_PICTURE:
+            drawn.append(task.painted(torch.from_numpy(np.array(image)).permute(2, 0, 1), output, classes))
+    if options.picture:
+        columns = min(4, len(drawn))
+        rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
+        write_grid(rows, (), options.picture, overwrite=False)
+    most = max(len(each["predictions"]) for each in found)
+    lines = [("image", *(f"{i + 1}." for i in range(most)))]
+    for each in found:
+        said = [f"{100 * p.get('probability', p.get('share')):.1f} % {p['class']}" for p in each["predictions"]]
+        lines.append((each["image"], *said, *[""] * (most - len(said))))
+    return {"model": options.model, "images": found}, align(lines)
 
 
 def _model(options: argparse.Namespace) -> tuple[Callable[[Sequence[Any]], list[Any]], dict[str, Any]]:

@@ -110,6 +110,13 @@ class Detection(Task):
         values = metric.compute()
         return {name: max(0.0, float(values[name])) for name in ("map", "map_50", "map_75")}
 
+    def check_export(self, subject: Any) -> None:
+        """Refuse: a file that takes tensors and gives tensors of known sizes holds no detector."""
+        raise UnsupportedError(
+            f"{subject}: detection: a detector takes a list of images and gives as many boxes as it finds, which no "
+            "format of foldconv's holds; `foldconv fold` writes its plain weights for torchvision's network"
+        )
+
     def read(self, image: Any, description: Mapping[str, Any]) -> Tensor:
         """An image of PIL as the network sees it, (1, 3, H, W) in [0, 1]."""
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255

@@ -105,6 +105,9 @@ class Task:
             found: dict[str, Any] = self.score(running, evaluation_loader(data, device=device, workers=workers), data)
         return {**found, "images": len(data.test)}  # pyright: ignore[reportArgumentType]
 
+    def check_export(self, subject: Any) -> None:
+        """Refuse to export what no runtime's format of ours takes; `subject` is the file, for the message."""
+
     def read(self, image: Any, description: Mapping[str, Any]) -> Tensor:
         """An image of PIL as the network sees it in evaluation, (1, C, H, W)."""
         raise NotImplementedError

@@ -91,9 +91,11 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
     if names_code(config.architecture) and task.name == "classification":
         _expect_logits(network, config.architecture, data)
     if config.pretrained:
-        start_from(
-            network, _pretrained_tensors(config, options, network), str(config.pretrained), data.num_classes, console
-        )
+        tensors = _pretrained_tensors(config, options, network)
+        if task.name == "classification" or tensors.keys() == network.state_dict().keys():
+            start_from(network, tensors, str(config.pretrained), data.num_classes, console)
+        else:
+            start_backbone_from(network, tensors, str(config.pretrained), console)
     if method is not None:
         images = task.training_inputs(zoo.example_images(network, data.input_shape))
         chosen: dict[str, Any] = {"include": config.include, "exclude": config.exclude, "init": config.init}
@@ -195,6 +197,33 @@ def start_from(
         if console is not None:
             console.print(text, soft_wrap=True, highlight=False)
     return [*other, *absent]
+
+
+def start_backbone_from(
+    network: nn.Module, tensors: dict[str, Any], source: str, console: Console | None = None
+) -> str:
+    """Load a plain classifier's trained tensors into that part of a larger network that has their names.
+
+    Returns:
+        What stands before these names in the network, such as ``backbone.body.``.
+
+    Raises:
+        CheckpointError: the network has no such part.
+    """
+    own = network.state_dict()
+    first = next((name for name in tensors if any(key.endswith(f".{name}") for key in own)), None)
+    starts = {key.removesuffix(first) for key in own if key.endswith(f".{first}")} if first else set()
+    for start in sorted(starts, key=len):
+        part = {key: tensors.get(key.removeprefix(start)) for key in own if key.startswith(start)}
+        if all(value is not None and value.shape == own[key].shape for key, value in part.items()):
+            network.load_state_dict({**own, **part})
+            if console is not None:
+                console.print(f"{start}* starts from {source} ({len(part)} tensors)", soft_wrap=True, highlight=False)
+            return start
+    raise CheckpointError(
+        f"{source}: expected the weights of this network, or of a classifier that is its backbone, received "
+        f"{len(tensors)} tensors such as {next(iter(tensors), 'none')!r}; the network has {next(iter(own))!r}"
+    )
 
 
 def check_classes(content: Any, data: ImageData, path: str | os.PathLike[str]) -> None:

@@ -152,15 +152,15 @@ class TrainConfig:
     weight_decay: float = _option(
         5e-4, _OPTIMIZER, "weight decay, where it belongs (decay): not on biases, norms, gates"
     )
-    schedule: Literal["onecycle", "cosine", "step", "constant"] = _option(
+    schedule: Literal["onecycle", "cosine", "poly", "step", "constant"] = _option(
         "onecycle", _OPTIMIZER, "learning rate over the run, step by step"
     )
     schedule_args: dict[str, Any] = dataclasses.field(
         default_factory=dict,
         metadata=_about(
             _OPTIMIZER,
-            "the schedule's options: step: milestones (epochs), factor; cosine: final (share of lr); "
-            "onecycle: those of torch's OneCycleLR",
+            "the schedule's options: step: milestones (epochs), factor; cosine: final (share of lr); poly: power, "
+            "final; onecycle: those of torch's OneCycleLR",
         ),
     )
     warmup_epochs: float = _option(0.0, _OPTIMIZER, "epochs in which the learning rate rises from 0 (not onecycle)")

@@ -16,7 +16,10 @@ from .config import TrainConfig
 
 Groups = list[dict[str, Any]]
 _CONVOLUTIONS = (nn.modules.conv._ConvNd, Foldable)
-_SCHEDULE_ARGS = {"cosine": {"final": 0.0}, "step": {"milestones": None, "factor": 0.1}, "constant": {}}
+_SCHEDULE_ARGS = {
+    **{"cosine": {"final": 0.0}, "poly": {"power": 0.9, "final": 0.0}},
+    **{"step": {"milestones": None, "factor": 0.1}, "constant": {}},
+}
 _ONECYCLE_SET = {"total_steps", "epochs", "steps_per_epoch", "last_epoch"}  # by the run itself
 
 
@@ -158,7 +161,8 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps
     """A scheduler of torch for each step; a run resumed in the middle goes on in it.
 
     onecycle is torch's (with its cycled momentum off). The others are a warm-up from 0 in ``warmup_epochs``, then half
-    a cosine down to ``final`` (share of lr), steps by ``factor`` at ``milestones`` (epochs), or nothing.
+    a cosine down to ``final`` (share of lr), or a straight line down to it, to the power ``power`` (poly), or steps by
+    ``factor`` at ``milestones`` (epochs), or nothing.
 
     Args:
         optimizer: its groups' learning rates are the highest ones.
@@ -195,16 +199,17 @@ def _factor(config: TrainConfig, steps: int) -> Callable[[int], float]:
     milestones: list[float] = []
     if config.schedule == "step":
         milestones = _milestones(options["milestones"], config.epochs)
-    for key in ("final", "factor"):
+    for key in ("final", "factor", "power"):
         if key in options and (isinstance(options[key], bool) or not isinstance(options[key], int | float)):
             raise UnsupportedError(f"schedule_args: {key}: expected a number, received {options[key]!r}")
 
     def share(step: int) -> float:
         if step < warm:
             return step / warm
-        if config.schedule == "cosine":
+        if config.schedule in ("cosine", "poly"):
             done = min((step - warm) / max(steps - warm, 1), 1.0)
-            return options["final"] + (1 - options["final"]) * (1 + math.cos(math.pi * done)) / 2
+            left = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else (1 - done) ** options["power"]
+            return options["final"] + (1 - options["final"]) * left
         passed = sum(step >= round(milestone * epoch) for milestone in milestones)
         return options.get("factor", 1.0) ** passed
 
