@@ -36,6 +36,11 @@ class Segmenter(TaskModule):
         """What is minimized, the cross-entropy in it, and the share of right pixels times images."""
         outputs = self.outputs(images)
         logits = logits_of(outputs)
+        if logits.shape[-2:] != targets.shape[-2:]:
+            expected, received = tuple(targets.shape[-2:]), tuple(logits.shape[-2:])
+            raise UnsupportedError(
+                f"segmentation: expected logits as large as the images, {expected}, received {received}"
+            )
         loss = _cross_entropy(logits, targets, self._config.label_smoothing)
         minimized = loss + regularization(self.network)
         if isinstance(outputs, Mapping) and "aux" in outputs:
@@ -60,8 +65,6 @@ def logits_of(outputs: Any) -> Tensor:
 
 def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     """The mean over labelled pixels; 0 where there is none, which torch would call NaN."""
-    if logits.shape[-2:] != targets.shape[-2:]:
-        logits = F.interpolate(logits, targets.shape[-2:], mode="bilinear")
     total = F.cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
     return total / (targets != IGNORED).sum().clamp(min=1)
 
