@@ -63,14 +63,14 @@ def test_pretrained_to_phone():
 def test_a_comparison_that_decides(monkeypatch):
     """Its commands are taken and their report is written; training is stood in for."""
     pytest.importorskip("rich")
-    from foldconv.lab.compare import runner
+    from foldconv.lab.compare import processes
 
     fake = Path(__file__).parent / "lab" / "compare" / "fake_train.py"
 
     def command(job, file, continued):
         return [sys.executable, str(fake), "good", str(job.folder), "resume" if continued else str(file)]
 
-    monkeypatch.setattr(runner, "_command", command)
+    monkeypatch.setattr(processes, "_command", command)
     run("does-it-help.md")
     assert "seeds to resolve" in Path("comparison/report.md").read_text(encoding="utf-8")
     assert len(Path("comparison/results.csv").read_text(encoding="utf-8").splitlines()) == 1 + 2 * 10

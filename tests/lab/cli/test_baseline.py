@@ -45,7 +45,7 @@ def test_it_is_the_plain_network_of_the_same_seed(weights, call, monkeypatch, tm
     gain = 100 * (rich["accuracy_folded"] - plain["accuracy_folded"])
     assert f"doconv, folded, against plain: {gain:+.2f} points with seed 0. One seed proves nothing" in out
     asked = []
-    monkeypatch.setattr(runner, "compare", lambda config, *_: asked.append(config) or 1 / 0)
+    monkeypatch.setattr(runner, "compare", lambda config, *_, **__: asked.append(config) or 1 / 0)
     call(*shlex.split(out.splitlines()[-1])[1:])  # the command that would tell
     assert asked[0].methods == ("plain", "doconv:depth_multiplier=12")
     assert (asked[0].seeds, asked[0].train.epochs, asked[0].train.include) == (10, 2, ["*conv*"])

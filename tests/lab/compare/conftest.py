@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from foldconv.lab.compare import runner
+from foldconv.lab.compare import processes
 from foldconv.lab.compare.config import CompareConfig
 from foldconv.lab.compare.runner import compare
 from foldconv.lab.train import TrainConfig
@@ -36,7 +36,7 @@ def fake(monkeypatch):
             calls.append((job.method, job.seed, continued))
             return [sys.executable, str(FAKE), mode, str(job.folder), "resume" if continued else str(file)]
 
-        monkeypatch.setattr(runner, "_command", command)
+        monkeypatch.setattr(processes, "_command", command)
         return calls
 
     return use

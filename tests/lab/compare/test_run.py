@@ -166,14 +166,14 @@ def test_two_at_once_in_one_folder_are_refused(fake, run, config, tmp_path):
 
 KILLED = """
 import os, pathlib, sys
-from foldconv.lab.compare import runner
+from foldconv.lab.compare import processes
 from foldconv.lab.compare.config import CompareConfig, Job
 from foldconv.lab.run import locked
 
 root = pathlib.Path(sys.argv[1])
-runner._command = lambda *_: [sys.executable, "-c", "import time; time.sleep(600)"]
+processes._command = lambda *_: [sys.executable, "-c", "import time; time.sleep(600)"]
 with locked(root) as locks:
-    print(runner.start_process(CompareConfig(), Job("plain", 0, root), 1, locks).process.pid, flush=True)
+    print(processes.start_process(CompareConfig(), Job("plain", 0, root), 1, locks).process.pid, flush=True)
     os._exit(9)  # releases nothing by itself
 """
 

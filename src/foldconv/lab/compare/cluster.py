@@ -1,6 +1,6 @@
 """Runs of a comparison on a Ray cluster: each a task with its processors and share of a GPU.
 
-A task trains as `runner` does on one machine: a process of its own that writes into a folder which all nodes share.
+A task trains as `processes` does on one machine: a process of its own that writes into a folder which all nodes share.
 When a node dies, Ray gives its tasks to another one, where training goes on from the last checkpoint. Ray is imported
 when a cluster is asked for, no sooner.
 """
@@ -22,7 +22,7 @@ from ...errors import UnsupportedError
 from ..machine import versions
 from ..run import locked
 from .config import CompareConfig, Job
-from .runner import here, start_process, stop
+from .processes import here, start_process, stop
 
 LOG = "ray.log"
 _RETRIES = 10
@@ -123,7 +123,7 @@ class Cluster:
             yield
 
     def check(self, root: Path, config: CompareConfig) -> list[dict[str, Any]]:
-        """Ask every node on which runs may be made; gives what each is, as `runner.here` tells.
+        """Ask every node on which runs may be made; gives what each is, as `processes.here` tells.
 
         Raises:
             UnsupportedError: none can take a run; one does not see the folder, or lacks this version of foldconv.
