@@ -203,3 +203,13 @@ def test_no_tensors_by_name(content, tmp_path):
     torch.save(content, tmp_path / "net.pth")
     with pytest.raises(CheckpointError, match=f"expected a dictionary of tensors, found {type(content).__name__}"):
         read_weights(tmp_path / "net.pth")
+
+
+def test_what_the_user_allowed_does_not_stand_in_the_way(tmp_path):
+    """Of several things allowed by one name torch takes any; what resumes mmengine's runs allows NumPy's own types."""
+    torch.save({"weight": torch.ones(2), "metrics": np.arange(3.0), "best": np.float64(0.5)}, tmp_path / "net.pth")
+    others = [(type(f"Other{number}", (), {}), "numpy.dtype") for number in range(50)]
+    with torch.serialization.safe_globals([np.ndarray, np.dtype, Own, *others]):
+        before = set(torch.serialization.get_safe_globals())
+        assert torch.equal(read_safely(tmp_path / "net.pth")["weight"], torch.ones(2))
+        assert set(torch.serialization.get_safe_globals()) == before
