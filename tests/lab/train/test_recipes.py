@@ -301,8 +301,8 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(finished, silent, tmp_p
 
 
 def test_kept_checkpoints(tiny, silent, tmp_path):
-    fit(tiny(epochs=4, keep=3, out=str(tmp_path / "three")), silent)
-    fit(tiny(epochs=2, keep=1, out=str(tmp_path / "one")), silent)
+    fit(tiny(epochs=4, keep=3, best=False, out=str(tmp_path / "three")), silent)
+    fit(tiny(epochs=2, keep=1, best=False, out=str(tmp_path / "one")), silent)
     names = ["last.ckpt", "previous-2.ckpt", "previous.ckpt"]
     assert sorted(name for name in os.listdir(tmp_path / "three") if name.endswith("ckpt")) == names
     steps = [state(tmp_path / "three", name)["global_step"] for name in names]
