@@ -2,6 +2,7 @@
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,3 +175,9 @@ def test_an_extras_command_is_right_where_foldconv_stands(monkeypatch, tmp_path)
     ):
         monkeypatch.setattr(errors, "__file__", str(folder / "errors.py"))
         assert errors.install("train") == command
+
+
+def test_hints_have_one_home_for_there_is_no_index_to_name():
+    source = Path(foldconv.__file__).parent
+    told = [path for path in source.rglob("*.py") if re.search(r"install [\"']*foldconv", path.read_text("utf-8"))]
+    assert told == [source / "errors.py"]

@@ -105,7 +105,7 @@ def test_wrong_usage(arguments, message, fails):
         (["--epochs", "0"], "epochs: expected a number ≥ 1"),
         (["--ray", "--gpus-per-run", "1.5"], "--gpus-per-run: expected a share from 0 to 1 or a whole number"),
         (["--ray", "--gpus-per-run", "nan"], "--gpus-per-run: expected a share"),
-        (["--ray"], '--ray: this needs Ray (import of ray halted; None in sys.modules); install it: pip install "fold'),
+        (["--ray"], "--ray: this needs Ray (import of ray halted; None in sys.modules); install it: pip install "),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, fails, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import UnsupportedError
+from ...errors import UnsupportedError, install
 from ..machine import versions
 from ..run import locked
 from .config import CompareConfig, Job
@@ -76,7 +76,7 @@ def connected(options: ClusterOptions) -> Iterator[Cluster]:
     try:
         import ray
     except ImportError as error:
-        raise UnsupportedError(f'--ray: this needs Ray ({error}); install it: pip install "foldconv[ray]"') from None
+        raise UnsupportedError(f"--ray: this needs Ray ({error}); install it: {install('ray')}") from None
     ours = not ray.is_initialized()
     if ours:
         if options.address is not None:

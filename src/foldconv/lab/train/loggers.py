@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...errors import UnsupportedError
+from ...errors import UnsupportedError, install
 from ...files.atomic import write_json
 from ..run import RunFolder
 from .config import TrainConfig
 
 _PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",)}
-_INSTALL = {"tensorboard": '"foldconv[tensorboard]"'}
 
 
 def check_logger(config: TrainConfig) -> None:
@@ -27,9 +26,8 @@ def check_logger(config: TrainConfig) -> None:
     name = config.logger
     packages = _PACKAGES.get(name, ())
     if packages and not any(importlib.util.find_spec(package) for package in packages):
-        raise UnsupportedError(
-            f"logger: {name} needs the package {packages[0]}; install it: pip install {_INSTALL.get(name, name)}"
-        )
+        remedy = install(name) if name == "tensorboard" else f"pip install {name}"
+        raise UnsupportedError(f"logger: {name} needs the package {packages[0]}; install it: {remedy}")
 
 
 def open_logger(config: TrainConfig, folder: RunFolder, rows: list[dict[str, Any]], steps: int) -> Any:
