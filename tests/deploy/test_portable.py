@@ -43,6 +43,7 @@ def test_rewritten_convolutions_compute_the_same_in_plain_words(conv):
 @pytest.mark.parametrize(
     "conv",
     [
+        nn.ConvTranspose1d(4, 6, 3, stride=3, padding=1, output_padding=2),
         nn.ConvTranspose2d(4, 6, (3, 2), stride=2, padding=(0, 1), dilation=(2, 3), groups=2),
         nn.ConvTranspose2d(4, 6, 3, stride=(1, 2), dilation=2, padding=1, output_padding=(1, 0), bias=False),
         nn.Conv3d(4, 8, 3, padding=1, groups=2, padding_mode="replicate"),

@@ -129,11 +129,11 @@ FORMATS: dict[str, Format] = {
             *("LiteRT", ".tflite", "litert.py", "litert"),
             rewritten=(
                 "groups in three dimensions",
+                "transposed with padding",
                 "transposed with output_padding",
                 "transposed with dilation",
             ),
             refused={
-                "transposed in one dimension": "writes a file that does not run, also as one of images of one row",
                 "transposed in three dimensions": "writes a file that does not load",
             },
             any_batch=False,

@@ -28,8 +28,8 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "permuted channels": lambda conv: isinstance(conv, tuple(PERMUTED.values())),
     "three dimensions": lambda conv: _rank(conv) == 3,
     "groups in three dimensions": lambda conv: _rank(conv) == 3 and conv.groups > 1,
-    "transposed in one dimension": lambda conv: _rank(conv) == 1 and _turned(conv),
     "transposed in three dimensions": lambda conv: _rank(conv) == 3 and _turned(conv),
+    "transposed with padding": lambda conv: _turned(conv) and any(conv.padding),
     "transposed with output_padding": lambda conv: _turned(conv) and any(conv.output_padding),
     "transposed with dilation": lambda conv: _turned(conv) and any(d > 1 for d in conv.dilation),
 }
@@ -123,6 +123,9 @@ def _rewritten(conv: Any, form: Format) -> nn.Module | None:
     if "transposed with output_padding" in kinds:  # of it, taps of zero make room at the far end
         weight = _spread(weight, [n + more for n, more in zip(weight.shape[2:], conv.output_padding)])
         arguments |= {"output_padding": 0}
+    if "transposed with padding" in kinds:  # which takes away at the ends
+        behind.insert(0, _Cropped(conv.padding))
+        arguments |= {"padding": 0}
     cls: Any = plain_class(conv)
     cls = next((plain for plain, permuted in PERMUTED.items() if isinstance(conv, permuted)), cls)
     plain = cls(**arguments | {"kernel_size": tuple(weight.shape[2:])}, device="meta")
@@ -139,6 +142,18 @@ def _spread(weight: Tensor, size: Sequence[int], step: Sequence[int] | None = No
     ends = [(n - 1) * d + 1 for n, d in zip(weight.shape[2:], step or (1,) * len(size))]
     spread[(..., *(slice(0, end, d) for end, d in zip(ends, step or (1,) * len(size))))] = weight.detach()
     return spread
+
+
+class _Cropped(nn.Module):
+    """So many elements less at both ends of each spatial dimension."""
+
+    def __init__(self, ends: Sequence[int]):
+        super().__init__()
+        self.ends = list(ends)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """By slices."""
+        return input[(..., *(slice(n, -n or None) for n in self.ends))]
 
 
 class _Groups(nn.Module):
