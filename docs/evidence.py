@@ -136,8 +136,8 @@ EXPERIMENTS = {
         "change what it computes, and train on. The network and the images are those of a tenth of MNIST (residual, 8 "
         "layers, 4 to 16 channels; 6,000 training images of 14×14 pixels, every second test image). Run by run it "
         "starts from the plain network that `mnist-small` trained for 6 epochs with the same seed; `plain` is that "
-        "network trained on as it is, with the same images, epochs and rates (3 epochs, from 0.02 down by a cosine). `dbb` "
-        "costs several times as much as the others and was left out.",
+        "network trained on as it is, with the same images, epochs and rates (3 epochs, from 0.02 down by a cosine). "
+        "`dbb` costs several times as much as the others and was left out.",
         circumstances=SHARED,
         part=Part(6000, 2),
         after="mnist-small",
