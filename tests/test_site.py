@@ -43,7 +43,7 @@ def test_pages_of_methods_are_what_their_script_writes():
     written = script("write_method_pages").everything()
     old = [path.name for path, text in written.items() if path.read_text(encoding="utf-8") != text]
     assert old == [], "run python docs/write_method_pages.py"
-    assert sorted(written) == sorted((DOCS / "methods").iterdir())
+    assert sorted(path for path in written if DOCS in path.parents) == sorted((DOCS / "methods").iterdir())
 
 
 def test_pages_of_methods_say_what_is_known():
