@@ -57,7 +57,7 @@ def test_pretrained_to_phone():
         pytest.importorskip(package)
     run("pretrained-to-phone.md")
     assert Path("digits-int8.onnx").is_file()
-    assert Path("digits-int8.pte").is_file()
+    assert Path("digits.pte").is_file()
 
 
 def test_a_comparison_that_decides(monkeypatch):
