@@ -85,7 +85,7 @@ def keras(session: nox.Session) -> None:
             session.run("python", "-c", first, env={"XLA_FLAGS": QUICK}, silent=True)
             quick[backend] = QUICK
     # What is the same on each: files, which h5py reads, and whether the battery's checks can fail. Not on the slowest.
-    once = () if session.posargs else ("convert", "checks_fail", "imports", "readme", "tutorial")
+    once = () if session.posargs else ("convert", "checks_fail", "imports", "page", "tutorial")
     for backend in ("tensorflow", "jax", "torch"):
         env = {"KERAS_BACKEND": backend, "FOLDCONV_ALL_EXPORTS": "1", "XLA_FLAGS": quick.get(backend, "")}
         left = [f"--ignore=tests/keras/test_{name}.py" for name in once if backend != "torch"]

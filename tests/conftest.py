@@ -84,11 +84,12 @@ def python(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def readme_example():
-    """The one Python example of the README that holds a text, as a function of the text."""
+def page_example():
+    """The one Python example of the page on other frameworks that holds a text, as a function of the text."""
 
     def example(text):
-        examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+        page = (ROOT / "docs" / "keras-and-gluon.md").read_text(encoding="utf-8")
+        examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
         (found,) = (code for code in examples if text in code)
         return found
 

@@ -30,9 +30,9 @@ def test_examples_of_the_help_parse(command):
         assert cli.parse(example.split()[1:]).command == command
 
 
-def test_commands_of_the_readme_parse():
-    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    section = text.partition("## Command line")[2].partition("```sh")[2].partition("```")[0]
+def test_commands_of_the_page_parse():
+    text = (Path(__file__).parents[3] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    section = text.partition("```sh")[2].partition("```")[0]
     lines = [shlex.split(line, comments=True)[1:] for line in section.splitlines() if line.startswith("foldconv ")]
     assert {line[0] for line in lines} >= {"train", "eval", "fold", "inspect", "compare", "import-checkpoint"}
     for line in lines:

@@ -1,12 +1,12 @@
-"""The README's example for Gluon runs, and does what its comments say."""
+"""The page's example for Gluon runs, and does what its comments say."""
 
 import numpy as np
 
 
-def test_the_example_runs(readme_example, tmp_path, monkeypatch):
+def test_the_example_runs(page_example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(readme_example("gluon.expand"), names)
+    exec(page_example("gluon.expand"), names)
     assert "DOConv2D" in repr(names["rich"])
     assert "DOConv2D" not in repr(names["net"])
     rich, net = (names[name](names["x"]).asnumpy() for name in ("rich", "net"))
