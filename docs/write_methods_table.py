@@ -42,7 +42,8 @@ def table():
 
 def _measured(found):
     shown = "" if found["shown"] == "yes" else ", not shown"
-    return f"{found['difference']} ({found['interval']}{shown}), {found['data'].partition(',')[0].rpartition(' on ')[2].partition(':')[0]}"
+    data = found["data"].partition(",")[0].rpartition(" on ")[2].partition(":")[0]
+    return f"{found['difference']} ({found['interval']}{shown}), {data}"
 
 
 def with_table(text):

@@ -9,12 +9,16 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 START, END = "<!-- support: written by docs/write_support_table.py -->\n", "<!-- end of support -->"
+FRAMEWORKS = (
+    "PyTorch: all methods; Keras 3 on TensorFlow, JAX and torch: `doconv`, `orepa`, `repvgg`; MXNet Gluon, in an "
+    "environment of its own: `doconv` ([Keras and Gluon](docs/keras-and-gluon.md))"
+)
 
 
 def rows_of(page):
     """The first table of a page: its head, and its rows."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    lines = [line for line in text.partition("\n|")[2].partition("\n\n")[0].splitlines()]
+    lines = text.partition("\n|")[2].partition("\n\n")[0].splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     return head, rows
 
@@ -51,7 +55,7 @@ def runtimes():
 
 
 def table():
-    facts = {"networks": networks(), "trainers": trainers(), "runtimes": runtimes()}
+    facts = {"frameworks": FRAMEWORKS, "networks": networks(), "trainers": trainers(), "runtimes": runtimes()}
     return "| | |\n|---|---|\n" + "".join(f"| {what} | {fact} |\n" for what, fact in facts.items())
 
 
