@@ -20,6 +20,8 @@ def test_of_a_segmentation(segmented, cityscapes, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)["images"][0]["predictions"]
     assert 0 < sum(each["share"] for each in found) <= 1.0001
     assert picture.stat().st_size > 1000
+    assert main(["export", str(folder), str(tmp_path / "seen.pt2")]) == 0
+    capsys.readouterr()
     assert main(["quantize", str(folder), str(tmp_path / "int8.onnx")]) == 1
     assert "segmentation: only classifiers are" in capsys.readouterr().err
 
