@@ -21,8 +21,12 @@ def blocks(language):
 
 
 def form(text):
-    """A text without its figures, which are another processor's, and without how wide they are."""
-    return [re.sub(r"[-+]?[\d,.]+(e[-+]\d+)?", "#", " ".join(line.split())) for line in text.strip().splitlines()]
+    """A text without its figures, which are another processor's, and without how wide they are.
+
+    Which epoch was best is said where it was not the last.
+    """
+    lines = (" ".join(line.split()) for line in text.strip().splitlines())
+    return [re.sub(r"[-+]?[\d,.]+(e[-+]\d+)?", "#", line) for line in lines if not line.startswith("best.ckpt ")]
 
 
 def commands(block):

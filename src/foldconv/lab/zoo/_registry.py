@@ -101,9 +101,10 @@ def check_name(name: str) -> None:
 def _find(name: str) -> tuple[Callable[..., nn.Module], str | None, list[Callable[..., Any]]]:
     """What builds a network, what it calls the channels of images, and the functions whose arguments are options."""
     if names_code(name):
-        builder: Any = imported(name, "class or function")
-        if not callable(builder):
-            raise UnsupportedError(f"{name}: expected a class or a function, received a {type(builder).__name__}")
+        found: Any = imported(name, "class or function")
+        if not callable(found):
+            raise UnsupportedError(f"{name}: expected a class or a function, received a {type(found).__name__}")
+        builder: Callable[..., Any] = found
         return builder, None, [builder]
     library, _, short = name.rpartition("/")
     if library == "" and short in _BUILDERS:
