@@ -1,7 +1,9 @@
 """docs/runtimes.md, run again: each runtime that is installed computes every kind of convolution that it takes."""
 
 import importlib.util
+import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -102,3 +104,14 @@ def test_a_network_on_images_is_described_and_run(suffix, tmp_path, monkeypatch)
     with pytest.raises((UnsupportedError, foldconv.CheckpointError)) as error:
         runner(path)[0]([images[0].numpy()])
     assert "\n" not in str(error.value)
+
+
+def test_the_page_is_written_from_the_results_and_says_what_the_formats_do(page):
+    found = json.loads(page.RESULTS.read_text(encoding="utf-8"))
+    assert page.PAGE.read_text(encoding="utf-8") == page.page(found)
+    assert list(found) == list(FORMATS)
+    for suffix, column in found.items():
+        assert list(column["outcomes"]) == list(page.kinds())
+        for name, conv in page.kinds().items():
+            outcome, refusal = column["outcomes"][name], page.refusal(conv, FORMATS[suffix])
+            assert outcome == f"refused: {refusal}" if refusal else re.match(r"right|rewritten|written", outcome)
