@@ -36,7 +36,8 @@ def networks():
 def trainers():
     head, rows = rows_of("hosts.md")
     names = [re.sub(r"\[(.*?)\]\(.*?\)", r"\1", row[0]) for row in rows]
-    return f"{', '.join(names)}: {', '.join(head[1:-1])} and {head[-1]} ([each cell's test](docs/hosts.md))"
+    done = f"{', '.join(head[1:-1])} and {head[-1]}"
+    return f"{'; '.join(names)}: what of {done} works, with its test ([each](docs/hosts.md))"
 
 
 def runtimes():
