@@ -109,9 +109,15 @@ def test_rates_and_decay_are_those_of_the_code(recipe, doubled, decayed):
 
 # The arguments in the command lines of GluonCV's model zoo, where GPUs times images are the batch.
 PUBLISHED = {
-    "resnet18_v1": {"lr": 0.4, "epochs": 120, "batch_size": 256 * 4},
-    "resnet34_v1b": {"lr": 0.4, "epochs": 120, "batch_size": 256 * 4, "architecture_args": {"last_gamma": True}},
-    "resnet101_v2": {"lr": 0.4, "epochs": 120, "batch_size": 128 * 8, "precision": "16-mixed"},
+    "resnet18_v1": {"lr": 0.4, "epochs": 120, "decay": "all", "batch_size": 256 * 4},
+    "resnet34_v1b": {
+        "lr": 0.4,
+        "epochs": 120,
+        "decay": "all",
+        "batch_size": 256 * 4,
+        "architecture_args": {"last_gamma": True},
+    },
+    "resnet101_v2": {"lr": 0.4, "epochs": 120, "decay": "all", "batch_size": 128 * 8, "precision": "16-mixed"},
     "resnet152_v1": {
         "lr": 0.1,
         "epochs": 120,
@@ -142,7 +148,7 @@ def test_settings_are_those_of_the_published_commands(network):
         "warmup_epochs": 5.0,
         "augmentation_args": {"color_jitter": 0.4, "lighting": 0.1},
     }
-    off = {"precision": "32-true", "label_smoothing": 0.0, "mixup": 0.0, "architecture_args": {}}
+    off = {"decay": "kernels", "precision": "32-true", "label_smoothing": 0.0, "mixup": 0.0, "architecture_args": {}}
     expected = {**same_for_all, **off, **PUBLISHED[network]}
     assert {key: getattr(config, key) for key in expected} == expected
 
