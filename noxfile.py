@@ -135,7 +135,8 @@ def hosts(session: nox.Session) -> None:
     """Other people's trainers, with the real packages: an example of each, from training to its own loader."""
     hosts = ["accelerate", "mmcv-lite", "mmengine", "segmentation-models-pytorch", "transformers", "ultralytics"]
     session.install(".[train,test]", *hosts)
-    paths = session.posargs or ["tests/integrations", "src/foldconv/integrations"]
+    # Lightning's are run by `tests`.
+    paths = session.posargs or ["tests/integrations", "src/foldconv/integrations", "--ignore-glob=*lightning.py"]
     session.run("pytest", *NO_ANYIO, *paths, env=ONE_THREAD)
 
 
