@@ -66,7 +66,7 @@ def test_a_network_is_written_in_int8_and_what_stays_in_float_is_told(tmp_path, 
     else:
         pytest.importorskip(NEEDED[form])
     net, path = kinds(deep=form != ".pte"), tmp_path / f"net{form}"
-    found = foldconv.quantize(net, path, (X, LABELS), keep_float="head", labels="abcd")
+    found = foldconv.quantize(net, path, (X, LABELS), keep_float="head", labels=list("abcd"))
     left = set(found.float_layers)
     if form == ".xml":
         left -= {"up", "up_grouped"}

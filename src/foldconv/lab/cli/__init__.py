@@ -142,7 +142,7 @@ def parser(nested: bool = True) -> Parser:
             parents=[COMMON],
         )
         module.add_arguments(command)
-        command.set_defaults(run=module.run, parser=command)
+        command.set_defaults(run=module.run, parser=command, parser_of_all=parser)
     return whole
 
 

@@ -7,6 +7,7 @@ zsh: the script as the file _foldconv in a folder of $fpath.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from ...errors import install
 from ._common import Parser
@@ -36,9 +37,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, str], str]:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"completion needs shtab; install it: {install('train')}", name="shtab") from error
     from .. import recipes
-    from . import parser
 
-    whole = parser(nested=False)
+    whole = options.parser_of_all(nested=False)
     (commands,) = (action for action in whole._actions if isinstance(action, argparse._SubParsersAction))
     names = _names()
     for action in (action for command in commands.choices.values() for action in command._actions):
@@ -49,7 +49,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, str], str]:
             action.choices = found  # this parser is the script's alone
         elif action.metavar in _PATHS or action.dest == "data":
             action.complete = shtab.FILE
-    preamble = {shell: text.format(names=" ".join(["list", *recipes.names()])) for shell, text in _PREAMBLE.items()}
+    recipe_names = " ".join(["list", *recipes.names()])
+    preamble: Any = {shell: text.format(names=recipe_names) for shell, text in _PREAMBLE.items()}
     script = shtab.complete(whole, options.shell, preamble=preamble)
     return {"shell": options.shell, "script": script}, script.rstrip("\n")
 
