@@ -13,7 +13,7 @@ def pytest_ignore_collect(collection_path):
     # A hook, as of several `collect_ignore` the innermost alone counts.
     lacks = collection_path in KERAS and "keras"
     if collection_path.parent in (HERE / "src/foldconv/integrations", HERE / "src/foldconv"):
-        lacks = HOSTS.get(collection_path.stem)
+        lacks = HOSTS.get(collection_path.stem, lacks)
     return True if lacks and importlib.util.find_spec(lacks) is None else None
 
 

@@ -160,7 +160,7 @@ def test_a_saved_config_has_no_base(tmp_path):
     _, path = chain(tmp_path, root={"epochs": 7}, own={"base": "root.yaml"})
     TrainConfig.load(path).save(tmp_path / "saved.yaml")
     (tmp_path / "root.yaml").unlink()
-    assert "base" not in (tmp_path / "saved.yaml").read_text()
+    assert "base:" not in (tmp_path / "saved.yaml").read_text()
     assert TrainConfig.load(tmp_path / "saved.yaml").epochs == 7
 
 

@@ -55,7 +55,8 @@ def test_every_common_file_has_users():
 @pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_the_recipe_can_be_trained(path):
     config = TrainConfig.load(path)
-    in_memory = config.data.partition(":")[0] in list_data()
+    # docs/evidence.py cuts the sets of shortened recipes out.
+    in_memory = config.data.partition(":")[0] in list_data() or path.parent.name == "shortened"
     assert in_memory or config.data == {"detection": "coco", "segmentation": "cityscapes"}.get(config.task, "imagenet")
     task_of(config.task).check(config)
     if config.task == "classification":
