@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 
 import foldconv
 from foldconv.errors import UnsupportedError
+from foldconv.lab.data.folders import size_of
 from foldconv.lab.tasks.coco import coco_data
 from foldconv.lab.tasks.detection import Detection
 from foldconv.lab.train import open_network, resume
@@ -120,6 +122,28 @@ def damaged(coco, tmp_path):
 def test_what_is_wrong_with_annotations_is_said(damaged, edit, text):
     with pytest.raises(UnsupportedError, match=text):
         damaged(edit)
+
+
+def test_boxes_are_of_the_image_as_it_is_read(coco, tmp_path):
+    """An image that its EXIF orientation turns is read upright; boxes of its pixels would lie elsewhere."""
+    folder = tmp_path / "data"
+    shutil.copytree(coco, folder)
+    path = Path(coco_data(str(folder), flip=False, skip=False).train._images[0][0])
+    with Image.open(path) as image:
+        exif, (width, height) = image.getexif(), image.size
+        exif[274] = 6
+        image.load()
+        image.save(path, exif=exif)
+    assert size_of(path) == (width, height) != (height, width)
+    data = coco_data(str(folder), flip=False, skip=False)
+    with pytest.raises(UnsupportedError, match=rf"is {height}×{width} upright, .* image of {width}×{height}; store"):
+        data.train[0]
+    file = folder / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    first = next(each for each in content["images"] if each["file_name"] == path.name)
+    first.update(height=width, width=height)
+    file.write_text(json.dumps(content))
+    assert coco_data(str(folder), flip=False, skip=True).train[0][0].shape[1:] == (width, height)
 
 
 def test_boxes_without_an_area_can_be_left_out(damaged):

@@ -113,6 +113,25 @@ def read_rgb(path: Any) -> Any:
         raise UnsupportedError(f"expected an image, received {reason}") from error
 
 
+def size_of(path: Any) -> tuple[int, int]:
+    """Height and width of what `read_rgb` gives, by the file's head alone.
+
+    Raises:
+        UnsupportedError: not an image; the message names the file.
+    """
+    from PIL import ExifTags, Image
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = False
+            with contextlib.suppress(Exception):
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (width, height) if turned else (height, width)
+    except Exception as error:
+        raise UnsupportedError(f"{path}: expected an image, received {' '.join(str(error).split())}") from None
+
+
 def _has_16_bits(image: Any) -> bool:
     """Whether these are grey levels from 0, black, to 65535; Pillow has had several modes for them."""
     if image.format == "TIFF":  # bits per sample, and which end is black

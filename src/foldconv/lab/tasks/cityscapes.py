@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ...errors import UnsupportedError, shown, unknown
 from ..data import BatchTransform, ImageData
 from ..data.augmentation import IMAGENET_MEAN, IMAGENET_STD
-from ..data.folders import read_rgb
+from ..data.folders import read_rgb, size_of
 
 CLASSES = ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation")
 CLASSES += ("terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
@@ -195,8 +195,8 @@ def cityscapes_data(path: str, image_size: int | None, options: CropOptions) -> 
         UnsupportedError: no such folder, a split without images, an image without a mask or the other way round.
     """
     train, test = (_files(path, split) for split in ("train", "val"))
-    sizes = {_size(image) for image, _ in test}
-    height, width = _size(train[0][0])
+    sizes = {size_of(image) for image, _ in test}
+    height, width = size_of(train[0][0])
     factor = 1.0 if image_size is None else image_size / min(height, width)
     crop = options.crop or (round(height * factor), round(width * factor))
     largest = max(height * width for height, width in sizes)
@@ -213,16 +213,6 @@ def cityscapes_data(path: str, image_size: int | None, options: CropOptions) -> 
         BatchTransform(IMAGENET_MEAN, IMAGENET_STD),
         evaluation_batch=together,
     )
-
-
-def _size(path: str) -> tuple[int, int]:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            return file.height, file.width
-    except Exception as error:
-        raise UnsupportedError(f"{path}: expected an image, received {' '.join(str(error).split())}") from None
 
 
 def _files(path: str, split: str) -> list[tuple[str, str]]:

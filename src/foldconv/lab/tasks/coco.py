@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 
 from ...errors import UnsupportedError, shown
 from ..data import BatchTransform, ImageData
-from ..data.folders import read_rgb
+from ..data.folders import read_rgb, size_of
 
 Target = dict[str, Tensor]
+Size = tuple[int, int]
 _SKIP = "correct it, or leave such boxes out with corrupt_images: skip"
 
 
@@ -25,23 +26,29 @@ class Boxed(Dataset):
     """Images (uint8, 3×H×W) and what is on them: boxes (x1, y1, x2, y2) in pixels, labels from 1, iscrowd, area.
 
     Args:
-        images: for each its file and its targets.
+        images: for each its file, its targets, and the (height, width) that these are of, None where that is not said.
         flip: mirror every second image, by chance: in training.
         crowds: keep what COCO marks as crowds: in evaluation, which does not count what is found there.
     """
 
-    def __init__(self, images: list[tuple[str, Target]], flip: bool, crowds: bool):
+    def __init__(self, images: list[tuple[str, Target, Size | None]], flip: bool, crowds: bool):
         self._images, self._flip, self._crowds = images, flip, crowds
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        path, target = self._images[index]
+        path, target, size = self._images[index]
         try:
             image = torch.from_numpy(np.array(read_rgb(path))).permute(2, 0, 1).contiguous()
         except UnsupportedError as error:
             raise UnsupportedError(f"{path}: {error}") from None
+        if size not in (None, tuple(image.shape[1:])):  # boxes would lie elsewhere
+            height, width = image.shape[1:]
+            raise UnsupportedError(
+                f"{path}: is {width}×{height} upright, as its EXIF orientation says, and its annotations are of an "
+                f"image of {size[1]}×{size[0]}; store the pixels as they are annotated, or correct the annotations"
+            )
         if not self._crowds:
             kept = target["iscrowd"] == 0
             target = {name: values[kept] for name, values in target.items()}
@@ -76,8 +83,8 @@ def coco_data(path: str, flip: bool, skip: bool) -> ImageData:
         raise UnsupportedError(f"{path}: expected the same categories in train and val, only one has {other[0]}")
     numbers = {category: label for label, category in enumerate(sorted(classes), start=1)}
     names = ("background", *(classes[category] for category in numbers))
-    splits = [[(file, _target(rows, numbers)) for file, rows in found] for found in (train, test)]
-    height, width = _size(splits[0][0][0])
+    splits = [[(file, _target(rows, numbers), size) for file, rows, size in found] for found in (train, test)]
+    height, width = size_of(splits[0][0][0])
     return ImageData(
         path,
         Boxed(splits[0], flip, crowds=False),
@@ -88,16 +95,6 @@ def coco_data(path: str, flip: bool, skip: bool) -> ImageData:
         BatchTransform((0.0,) * 3, (1.0,) * 3),  # [0, 1]; the network normalizes
         evaluation_batch=8,
     )
-
-
-def _size(path: str) -> tuple[int, int]:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            return file.height, file.width
-    except Exception as error:
-        raise UnsupportedError(f"{path}: expected an image, received {' '.join(str(error).split())}") from None
 
 
 def _target(rows: list[dict[str, Any]], numbers: Mapping[int, int]) -> Target:
@@ -112,8 +109,8 @@ def _target(rows: list[dict[str, Any]], numbers: Mapping[int, int]) -> Target:
     }
 
 
-def _split(path: str, split: str, skip: bool) -> tuple[dict[int, str], list[tuple[str, list[dict[str, Any]]]]]:
-    """Categories by their id, and each image's file and annotations."""
+def _split(path: str, split: str, skip: bool) -> tuple[dict[int, str], list[tuple[str, list[Any], Size | None]]]:
+    """Categories by their id, and each image's file, annotations and recorded size."""
     files = sorted(Path(path, "annotations").glob(f"instances_{split}*.json"))
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
@@ -131,7 +128,7 @@ def _split(path: str, split: str, skip: bool) -> tuple[dict[int, str], list[tupl
         images, rows, categories = (list(content[part]) for part in ("images", "annotations", "categories"))
         classes = {int(each["id"]): str(each["name"]) for each in categories}
         named = {each["id"]: each for each in images}
-        found = {identity: (each["file_name"], []) for identity, each in named.items()}
+        found = {identity: (each["file_name"], [], _recorded(each)) for identity, each in named.items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise UnsupportedError(
@@ -144,14 +141,19 @@ def _split(path: str, split: str, skip: bool) -> tuple[dict[int, str], list[tupl
             raise UnsupportedError(f"{file}: expected each annotation to be a mapping, received {shown(row)}")
         if _checked(row, file, classes, named, skip):
             found[row["image_id"]][1].append(row)
-    if not any(rows for _, rows in found.values()):
+    if not any(rows for _, rows, _ in found.values()):
         raise UnsupportedError(f"{file}: expected boxes, found none; there is nothing to learn or to measure")
     listed = []
-    for name, rows in found.values():
+    for name, rows, size in found.values():
         if not isinstance(name, str) or not (folder / name).is_file():
             raise UnsupportedError(f"{file}: lists {shown(name)}, which is not in {folder}; add it, or list it no more")
-        listed.append((str(folder / name), rows))
+        listed.append((str(folder / name), rows, size))
     return classes, listed
+
+
+def _recorded(image: Mapping[str, Any]) -> Size | None:
+    size = image.get("height"), image.get("width")
+    return size if all(isinstance(n, int) for n in size) else None  # pyright: ignore[reportReturnType]
 
 
 def _checked(row: dict[str, Any], file: Path, classes: Any, named: Any, skip: bool) -> bool:
