@@ -49,6 +49,33 @@ def test_failure_keeps_the_previous_file(target, failure):
     assert_untouched(target)
 
 
+class _Interrupted(io.FileIO):
+    times = 0
+
+    def write(self, data):
+        self.times += 1
+        if self.times == 2:  # the name of the first record is out
+            raise KeyboardInterrupt
+        return super().write(data)
+
+
+def test_ctrl_c_within_torch_save_stays_ctrl_c(target):
+    """torch closes the archive it could not finish, which fails, and raises that failure."""
+    with pytest.raises(KeyboardInterrupt):
+        with atomic_path(target) as temporary, _Interrupted(temporary, "w") as file:
+            torch.save({"weight": torch.zeros(3)}, file)
+    assert_untouched(target)
+
+
+def test_ctrl_c_before_is_not_the_cause(target):
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(ValueError, match="its own"), atomic_path(target):
+            raise ValueError("its own") from None
+    assert_untouched(target)
+
+
 def test_disk_full_at_the_very_end(target, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")

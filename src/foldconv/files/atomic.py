@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,7 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     _remove_abandoned(target.parent)
     temporary = target.parent / f".tmp-{_place()}-{os.getpid()}-{secrets.token_hex(4)}{target.suffix}"
     try:
-        with _full_disk_said(target):
+        with _true_cause(target):
             mode = _mode_for(target, temporary)
             yield temporary
             os.chmod(temporary, mode)  # some writers (safetensors) make files that only their owner can read
@@ -110,7 +111,7 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
     _remove_abandoned(target.parent)
     temporary = target.parent / f".tmp-{_place()}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        with _full_disk_said(target):
+        with _true_cause(target):
             temporary.mkdir()
             yield temporary
             written = sorted(temporary.iterdir(), key=lambda each: each.name == target.name)
@@ -133,11 +134,20 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
 
 
 @contextlib.contextmanager
-def _full_disk_said(target: Path) -> Iterator[None]:
-    """A full disk is called one, whoever met it."""
+def _true_cause(target: Path) -> Iterator[None]:
+    """A full disk is called one, whoever met it, and Ctrl-C stays Ctrl-C.
+
+    torch.save, interrupted within, still closes its file, fails at that and raises the failure instead.
+    """
+    before = sys.exc_info()[1]  # of a caller that is mending something else
     try:
         yield
     except Exception as error:
+        behind: BaseException | None = error
+        while behind is not None and behind is not before:
+            if isinstance(behind, KeyboardInterrupt):
+                raise behind from None
+            behind = behind.__context__
         if _is_disk_full(error):
             full = "No space left on device: the disk is full; free some space and repeat"
             raise OSError(errno.ENOSPC, full, str(target)) from error

@@ -160,7 +160,7 @@ def test_ctrl_c_leaves_a_run_to_resume(tmp_path, call_json):
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert out == ""
     assert err.splitlines()[-1] == f"foldconv: stopped; continue with: foldconv train --resume {run}"
     assert "Traceback" not in err
