@@ -148,6 +148,36 @@ def test_a_saved_folder_and_others(tmp_path):
         foldconv.read_weights(tmp_path / "none.index.json")
 
 
+def test_what_lies_beside_and_may_be_meant(tmp_path):
+    """accelerate's second network, an average of the user's, a trainer's file of one."""
+    zero = {name: torch.zeros_like(value) for name, value in STATE.items()}
+    save_file(STATE, tmp_path / "model.safetensors")
+    torch.save({"state": {}}, tmp_path / "optimizer.bin")
+    torch.save(zero, tmp_path / "pytorch_model.bin")
+    torch.save({"epoch": 3}, tmp_path / "custom_checkpoint_0.pkl")
+    assert equal(foldconv.read_weights(tmp_path))
+    for name, content, message in (
+        ("model_1.safetensors", zero, "2 dictionaries of tensors, 'model.safetensors', 'model_1.safetensors'; .*--we"),
+        ("ema.pt", {"module": zero}, r"'ema\.pt\.module'; .*--weights"),
+        (
+            "custom_checkpoint_1.pkl",
+            {"shadow_params": [*zero.values()]},
+            r"in 'custom_checkpoint_1\.pkl\.shadow_params",
+        ),
+        ("custom_checkpoint_1.pkl", Evil(), r"1\.pkl: refused, .*; to take model\.safetensors, .*: .*/model\.safetens"),
+    ):
+        path = tmp_path / name
+        save_file(content, path) if path.suffix == ".safetensors" else torch.save(content, path)
+        with pytest.raises(CheckpointError, match=message):
+            foldconv.read_weights(tmp_path)
+        assert equal(foldconv.read_weights(tmp_path / "model.safetensors"))
+        if not isinstance(content, Evil):
+            assert equal(foldconv.read_weights(tmp_path, weights="model.safetensors"))
+        path.unlink()
+    (tmp_path / "model.safetensors.index.json").write_text("left by an earlier run")
+    assert equal(foldconv.read_weights(tmp_path))
+
+
 def test_folders_of_deepspeed(tmp_path):
     step = tmp_path / "global_step9"
     step.mkdir()
@@ -157,5 +187,6 @@ def test_folders_of_deepspeed(tmp_path):
         assert equal(foldconv.read_weights(folder))
     empty = {name: value.new_empty(0) for name, value in STATE.items()}
     torch.save({"module": empty}, step / "mp_rank_00_model_states.pt")
-    with pytest.raises(CheckpointError, match=r"its tensors are in other files \(ZeRO 3\); run the zero_to_fp32\.py"):
-        foldconv.read_weights(tmp_path)
+    for path in (tmp_path, step / "mp_rank_00_model_states.pt"):
+        with pytest.raises(CheckpointError, match=r"tensors are in other files \(ZeRO 3\); run the zero_to_fp32\.py"):
+            foldconv.read_weights(path)

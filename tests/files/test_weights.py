@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import functools
 import logging
 
 import numpy as np
@@ -73,6 +74,20 @@ ALONE = {
     "parallel, then compiled": {"state_dict": under("_orig_mod.module.")},
     "Composer": {"state": {"model": under("module."), "optimizers": {"SGD": OPTIMIZER}}, "rng": []},
     "a mean and deviation beside it": {"state_dict": RIGHT, "data": {"mean": torch.ones(3), "std": torch.ones(3)}},
+    "DeepSpeed, frozen parts": {"module": RIGHT, "frozen_param_fragments": {"conv.weight": RIGHT["conv.weight"]}},
+    "arguments of Lightning's": {
+        "state_dict": under("net."),
+        **LIGHTNING,
+        "hyper_parameters": {
+            "optimizer": functools.partial(torch.optim.SGD, lr=0.1),
+            "scheduler": torch.optim.lr_scheduler.StepLR,
+            "loss": nn.CrossEntropyLoss(weight=torch.ones(3)),
+        },
+    },
+    "schedule-free, evaluating": {
+        "model": RIGHT,
+        "optimizer": {"param_groups": [{"params": [0], "train_mode": False}]},
+    },
     "keyed optimizer": {"model": RIGHT, "optim": {"state": {n: {"exp_avg": v} for n, v in RIGHT.items()}}},
 }
 FITTED = {
@@ -125,6 +140,26 @@ TWO = {
     # Whose trainer nobody knows, and what is said.
     "unknown average": ({"model": RIGHT, "ema": WRONG}, "holds 2 dictionaries of tensors, 'model', 'ema'; .*--weights"),
     "no mark of mmengine": ({"state_dict": RIGHT, "ema_state_dict": WRONG}, "'state_dict', 'ema_state_dict'; .*--w"),
+    "DeiT and ConvNeXt, which evaluate the former": (
+        {"model": RIGHT, "model_ema": WRONG},
+        "'model', 'model_ema'; .*--w",
+    ),
+    "deep": (
+        {"state": {"model": WRONG, "algorithms": [("EMA", {"ema_model": {"named_parameters_dict": RIGHT}})]}},
+        r"'state\.model', 'state\.algorithms\.0\.1\.ema_model\.named_parameters_dict'; ",
+    ),
+    "other names": (
+        {"model": RIGHT, "ema": {name.replace(".", "_"): value for name, value in WRONG.items()}},
+        "holds 2 dictionaries of tensors, 'model', 'ema'; ",
+    ),
+    "an optimizer's": (
+        {"state_dict": RIGHT, **LIGHTNING, "optimizer_states": [{"opt": OPTIMIZER, "ema": (torch.ones(3),)}]},
+        r"holds 'state_dict' and, in .optimizer_states\.0\.ema., an average of weights without names; .*--weights",
+    ),
+    "schedule-free, training": (
+        {"model": RIGHT, "optimizer": {"param_groups": [{"params": [0], "train_mode": True}]}},
+        r"in 'optimizer\.param_groups\.0', what turns them into schedule-free .*eval\(\).*; .*--weights model ",
+    ),
     "teacher": ({"student": under("module."), "teacher": WRONG}, "'student', 'teacher'; .*--weights"),
     "a third": (
         {"state_dict": RIGHT, "state_dict_ema": WRONG, "best": under("", {n: v + 1 for n, v in RIGHT.items()})},

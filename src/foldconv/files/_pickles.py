@@ -29,6 +29,9 @@ _TORCHS |= {"_codecs.encode"}
 _MAPPINGS = (
     "collections.defaultdict",
     "yacs.config.CfgNode",
+    "fvcore.common.config.CfgNode",
+    "detectron2.config.config.CfgNode",
+    "munch.Munch",
     "easydict.EasyDict",
     "addict.addict.Dict",
     "mmengine.config.config.ConfigDict",
@@ -97,6 +100,7 @@ def _inert() -> dict[str, Any]:
         "omegaconf.listconfig": ["ListConfig"],
         "omegaconf.nodes": ["AnyNode"],
         "deepspeed.runtime.fp16.loss_scaler": ["LossScaler", "DynamicLossScaler"],
+        "ml_collections.config_dict.config_dict": ["ConfigDict", "FrozenConfigDict", "FieldReference"],
     }.items():
         for kind in kinds:
             names[kind] += [f"{module}.{kind}"]
@@ -112,6 +116,8 @@ _INERT = _inert()
 _LOCK = threading.Lock()
 _MODULES = 100_000
 _ULTRALYTICS = "ultralytics.nn.tasks."
+_ARGUMENTS = ("torch.optim.", "torch.nn.modules.loss.")
+"""Of a training's, which Lightning stores among hyperparameters: no weights of a network are in them."""
 
 
 class StoredModule:
@@ -153,11 +159,12 @@ class StoredModule:
 
 
 def stored_modules(names: set[str]) -> dict[str, Any]:
-    """What stands for the modules in a file of ultralytics, which pickles its networks; none in other files."""
-    if not any(name.startswith(_ULTRALYTICS) for name in names):
-        return {}
-    pickled = [name for name in names if name.startswith(("ultralytics.", "torch.nn.modules."))]
-    return {name: type("StoredModule", (StoredModule,), {}) for name in pickled}
+    """What stands for the modules in a file of ultralytics, which pickles its networks; in any, for `_ARGUMENTS`."""
+    found: dict[str, Any] = {name: type("Argument", (Inert,), {}) for name in names if name.startswith(_ARGUMENTS)}
+    if any(name.startswith(_ULTRALYTICS) for name in names):
+        pickled = [name for name in names if name.startswith(("ultralytics.", "torch.nn.modules."))]
+        found |= {name: type("StoredModule", (StoredModule,), {}) for name in pickled}
+    return found
 
 
 def without_modules(content: Any, path: Any) -> Any:

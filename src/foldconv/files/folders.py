@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,14 @@ from torch import Tensor
 from ..errors import CheckpointError, shown
 from ._pickles import check_pickle, would_run
 from .reading import is_folder, read_pickled, read_safely, size_of
+from .trainers import AVERAGE
 
 _METADATA = ".metadata"
 _WHOLE = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
 _LISTS = tuple(f"{name}.index.json" for name in _WHOLE)
+_CONVERT = "run the zero_to_fp32.py that DeepSpeed has put beside it, and name what that writes"
+_CUSTOM = re.compile(r"custom_checkpoint_\d+\.pkl")
+"""What accelerate keeps of objects of the user's, such as averages."""
 _CLASSES = {
     "torch.distributed.checkpoint.metadata": (
         "Metadata",
@@ -50,7 +55,9 @@ def read_content(path: str | os.PathLike[str]) -> Any:
     Raises:
         CheckpointError: for a folder of none of these kinds, or damaged, missing or hostile files.
     """
-    return _read_folder(Path(path)) if is_folder(path) else read_safely(path)
+    if is_folder(path):
+        return _read_folder(Path(path))
+    return _with_tensors(read_safely(path), path)
 
 
 def _read_folder(path: Path) -> Any:
@@ -60,12 +67,11 @@ def _read_folder(path: Path) -> Any:
         return _read_listed(path)
     if (path / _METADATA).is_file():
         return _read_distributed(path)
-    for name in _LISTS:
+    for name, listed in zip(_WHOLE, _LISTS, strict=True):  # in transformers' order
         if (path / name).is_file():
-            return _read_listed(path / name)
-    for name in _WHOLE:
-        if (path / name).is_file():
-            return read_safely(path / name)
+            return _with_others(path / name)
+        if (path / listed).is_file():
+            return _read_listed(path / listed)
     if (path / "latest").is_file():
         step = (path / "latest").read_text(encoding="utf-8", errors="replace").strip()
         return _read_deepspeed(_beside(path, step, path / "latest"))
@@ -77,6 +83,27 @@ def _read_folder(path: Path) -> Any:
         f"{path}: expected a checkpoint or a run folder, received a folder without last.ckpt, {_METADATA}, {_WHOLE[0]} "
         f"or {_LISTS[0]}; it holds {listed or 'nothing'}; name a file"
     )
+
+
+def _with_others(path: Path) -> Any:
+    """A whole file; by their names, what lies beside it and may be what is meant: other networks, averages."""
+    numbered = re.compile(rf"{re.escape(path.stem)}_\d+{re.escape(path.suffix)}")
+    others = [
+        each
+        for each in sorted(path.parent.iterdir())
+        if numbered.fullmatch(each.name)
+        or _CUSTOM.fullmatch(each.name)
+        or (each.suffix in (".safetensors", ".bin", ".pt", ".pth") and AVERAGE.search(each.stem))
+    ]
+    if not others:
+        return read_safely(path)
+    found = {path.name: read_safely(path)}
+    for each in others:
+        try:
+            found[each.name] = read_safely(each)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; to take {path.name}, which lies beside it: {path}") from None
+    return found
 
 
 def _beside(folder: Path, name: Any, named_by: Path) -> Path:
@@ -116,14 +143,17 @@ def _read_listed(index: Path) -> dict[str, Any]:
 
 def _read_deepspeed(folder: Path) -> Any:
     files = sorted(folder.glob("mp_rank_*_model_states.pt"))
-    convert = "run the zero_to_fp32.py that DeepSpeed has put beside it, and name what that writes"
     if len(files) != 1:
-        raise CheckpointError(f"{folder}: holds {len(files)} files mp_rank_*_model_states.pt, expected 1; {convert}")
-    content = read_safely(files[0])
+        raise CheckpointError(f"{folder}: holds {len(files)} files mp_rank_*_model_states.pt, expected 1; {_CONVERT}")
+    return _with_tensors(read_safely(files[0]), files[0])
+
+
+def _with_tensors(content: Any, path: Any) -> Any:
+    """What was read, unless DeepSpeed has left empty tensors in it."""
     module = content.get("module") if isinstance(content, dict) else None
     tensors = [each for each in module.values() if isinstance(each, Tensor)] if isinstance(module, Mapping) else []
     if tensors and not any(each.numel() for each in tensors if each.dim()):
-        raise CheckpointError(f"{files[0]}: its tensors are in other files (ZeRO 3); {convert}")
+        raise CheckpointError(f"{path}: its tensors are in other files (ZeRO 3); {_CONVERT}")
     return content
 
 

@@ -34,9 +34,11 @@ COUNTS = ("n_averaged", "steps", "num_updates", "initted")
 """How many steps an average has seen, beside its values."""
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "params", "weights")
 """Where most trainers put the one network that there is."""
-_OTHERS = re.compile(r"optim|sched|scaler|grad|^opt$|^opt_|momentum|rng|random|hparams|hyper_param|config|args", re.I)
+_OTHERS = re.compile(
+    r"optim|sched|scaler|grad|^opt$|^opt_|momentum|rng|random|hparams|hyper_param|config|args|^frozen_param_", re.I
+)
 """Entries in which no weights are looked for."""
-_DEEPEST, _WIDEST, _MOST = 6, 200, 100
+_DEEPEST, _WIDEST, _MOST = 8, 200, 100
 
 
 class Form(NamedTuple):
@@ -59,7 +61,14 @@ def _is_no_lightning(content: Mapping[str, Any]) -> bool:
 
 FORMS = (
     Form("timm's saver", "state_dict_ema", "state_dict", "the average of the weights", _is_no_lightning),
-    Form("torchvision's references", "model_ema", "model", "the average of the weights", _is_no_lightning),
+    Form(
+        "torchvision's references",
+        "model_ema",
+        "model",
+        "the average of the weights",
+        # DeiT's and ConvNeXt's have none of these, and evaluate "model".
+        lambda content: "n_averaged" in content["model_ema"],
+    ),
     Form(
         "mmengine's EMAHook",
         "state_dict",
@@ -121,8 +130,8 @@ def weights_in(content: Any, path: Any, weights: str = "auto", network: nn.Modul
     Raises:
         CheckpointError: for no such entry, or several where nobody can tell.
 
-    >>> weights_in({"model": {"a": torch.ones(2)}, "model_ema": {"module.a": torch.zeros(2)}}, "net.pth").entry
-    'model_ema'
+    >>> weights_in({"state_dict": {"a": torch.ones(2)}, "state_dict_ema": {"a": torch.zeros(2)}}, "net.pth").entry
+    'state_dict_ema'
     """
     sets, nameless = dict(_sets(content)), list(_nameless_averages(content))
     if weights != "auto":
@@ -144,8 +153,8 @@ def weights_in(content: Any, path: Any, weights: str = "auto", network: nn.Modul
         entry = _only(different, path, network)
     if nameless and not why:
         raise CheckpointError(
-            f"{path}: holds {_called(entry)} and, in {shown(nameless[0])}, an average of weights without names; for "
-            f"the former: --weights {entry or chr(39) * 2} (weights=); {REMEDY}"
+            f"{path}: holds {_called(entry)} and, in {nameless[0]}; for the former: "
+            f"--weights {entry or chr(39) * 2} (weights=); {REMEDY}"
         )
     return Found(entry, sets[entry], why, tuple(name for name in different if name != entry))
 
@@ -166,7 +175,7 @@ def _validated(content: Any, sets: Mapping[str, Mapping[str, Any]]) -> tuple[str
             third = [
                 name
                 for name in sets
-                if name not in (form.validated, form.beside) and _alike(sets[name], sets[form.validated])
+                if name not in (form.validated, form.beside) and _alike(sets, name, form.validated)
             ]
             if not third:
                 return form.validated, f"{form.trainer}: {form.why}"
@@ -175,7 +184,7 @@ def _validated(content: Any, sets: Mapping[str, Mapping[str, Any]]) -> tuple[str
 
 def _only(sets: Mapping[str, Mapping[str, Any]], path: Any, network: nn.Module | None) -> str:
     names = list(sets)
-    alike = [name for name in names if any(_alike(sets[name], sets[other]) for other in names if other != name)]
+    alike = [name for name in names if any(_alike(sets, name, other) for other in names if other != name)]
     if not alike:
         if len(names) == 1:
             return names[0]
@@ -227,14 +236,17 @@ def _is_weight(value: Any) -> bool:
 
 
 def _nameless_averages(content: Any) -> Iterator[str]:
-    for entry, value in _walk(content):
+    """Where averages are that have no names, and what they are; optimizers keep some."""
+    for entry, value in _walk(content, everywhere=True):
         is_list = isinstance(value, (list, tuple)) and any(isinstance(each, Tensor) and each.dim() for each in value)
         if is_list and AVERAGE.search(entry):
-            yield entry
+            yield f"{shown(entry)}, an average of weights without names"
+        elif isinstance(value, Mapping) and value.get("train_mode") is True and "params" in value:
+            yield f"{shown(entry)}, what turns them into schedule-free training's average (its optimizer's eval())"
 
 
-def _walk(content: Any) -> Iterator[tuple[str, Any]]:
-    """All containers, breadth first, each once; not what optimizers and the like keep."""
+def _walk(content: Any, everywhere: bool = False) -> Iterator[tuple[str, Any]]:
+    """All containers, breadth first, each once; what optimizers and the like keep only `everywhere`."""
     level, seen = [("", content)], set()
     for _ in range(_DEEPEST):
         below = []
@@ -249,7 +261,8 @@ def _walk(content: Any) -> Iterator[tuple[str, Any]]:
             elif isinstance(value, (list, tuple)) and len(value) < _WIDEST:
                 inside = iter((str(number), each) for number, each in enumerate(value))
             for name, each in inside:
-                if isinstance(name, str) and isinstance(each, (Mapping, list, tuple)) and not _OTHERS.search(name):
+                is_container = isinstance(name, str) and isinstance(each, (Mapping, list, tuple))
+                if is_container and (everywhere or not _OTHERS.search(name)):
                     below.append((f"{entry}.{name}" if entry else name, each))
         level = below
 
@@ -271,15 +284,22 @@ def _is_one(one: Tensor, other: Tensor) -> bool:
     return len(places) == 2 and places[0] == places[1]
 
 
-def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Could these be the same network's? By the ends of the names and the shapes, since what is before them differs."""
-    first, second = _ends(one), _ends(other)
+def _alike(sets: Mapping[str, Mapping[str, Any]], one: str, other: str) -> bool:
+    """Could these be the same network's? By the ends of the names and the shapes, since what is before them differs.
+
+    By shapes alone where one is called an average: some are kept by names without dots.
+    """
+    named = not (AVERAGE.search(one) or AVERAGE.search(other))
+    first, second = _ends(sets[one], named), _ends(sets[other], named)
     return 2 * (first & second).total() >= max(1, min(first.total(), second.total()))
 
 
-def _ends(content: Mapping[str, Any]) -> Counter:
+def _ends(content: Mapping[str, Any], named: bool) -> Counter:
     return Counter(
-        (".".join(INSIDE.sub("", name).rsplit(".", 2)[-2:]).removeprefix("module."), tuple(tensor.shape))
+        (
+            ".".join(INSIDE.sub("", name).rsplit(".", 2)[-2:]).removeprefix("module.") if named else "",
+            tuple(tensor.shape),
+        )
         for name, tensor in content.items()
         if isinstance(name, str) and _is_weight(tensor)
     )

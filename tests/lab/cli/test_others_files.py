@@ -30,7 +30,11 @@ def test_eval_takes_what_the_trainer_validates_and_says_so(call, plain, tmp_path
     torch.save(right, path)
     expected = call("eval", path, *NETWORK, "--data", "digits", "--json")[1]
     for content, options, line in (
-        ({"model": wrong, "model_ema": under("module.", right)}, (), "took 'model_ema' (torchvision's references: the"),
+        (
+            {"state_dict": wrong, "state_dict_ema": under("module.", right)},
+            (),
+            "took 'state_dict_ema' (timm's saver: the",
+        ),
         ({"model": right, "model_ema": wrong}, ("--weights", "model"), "took 'model' (as asked for; 56 tensors), not "),
         (
             under("model.", right) | under("old.", wrong),
