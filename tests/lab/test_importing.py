@@ -4,9 +4,11 @@ import io
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from foldconv.errors import CheckpointError, UnsupportedError
@@ -85,7 +87,12 @@ def test_own_network_and_data_through_the_command_line(capsys, tmp_path):
 
     # A file's word is not enough, since it names code that would run.
     sys.modules.pop("own_code")
-    for command in (["eval", "run"], ["fold", "run", "out.safetensors"], ["inspect", "run"]):
+    for command in (
+        ["eval", "run"],
+        ["fold", "run", "out.safetensors"],
+        ["export", "run", "net.pt2"],
+        ["inspect", "run"],
+    ):
         assert main(command) == 1
         text = capsys.readouterr()
         assert "names 'own_code:Net' as its network, whose code would run; if you trust it, give" in text.err
@@ -96,6 +103,7 @@ def test_own_network_and_data_through_the_command_line(capsys, tmp_path):
     found = printed(capsys)
     assert found["accuracy"] == result["accuracy_expanded"]
     assert main(["fold", "run", "out.safetensors", *trust]) == 0
+    assert main(["export", "run", "net.pt2", *trust]) == 0
     network, description = open_network("out.safetensors", "own_code:Net")
     assert network.features[0].out_channels == 6
     assert description["architecture_args"]["width"] == 6
@@ -112,6 +120,21 @@ def test_a_run_is_resumed_with_it():
     again = torch.load("run/last.ckpt", weights_only=True)["state_dict"]
     assert whole.keys() == again.keys()
     assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_methods_are_compared_on_it(capsys):
+    """Each run is a process of its own, which has to find the module beside where the user stands."""
+    for number, colour in enumerate(("red", "green", "blue") * 4):
+        Path("images", colour).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), colour).save(f"images/{colour}/{number}.png")
+    words = ["--architecture=own_code:Net", "--architecture-args", "channels=3", "--data=images", "--image-size=16"]
+    words += ["--split=0.5", "--epochs=1", "--batch-size=6", "--accelerator=cpu", "--methods=plain,repvgg"]
+    assert main(["compare", *words, "--seeds=1", "--jobs=2", "--out=compared", "--json"]) == 0
+    report = printed(capsys)
+    assert report["title"].startswith("own_code:Net on images")
+    for method in ("plain", "repvgg"):
+        assert main(["eval", f"compared/{method}/seed-0", "--architecture=own_code:Net", "--json"]) == 0
+        assert report["methods"][method]["accuracies"]["0"] == pytest.approx(100 * printed(capsys)["accuracy"])
 
 
 def test_other_tasks_have_other_outputs():
