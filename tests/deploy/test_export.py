@@ -10,7 +10,7 @@ from torch import nn
 import foldconv
 from foldconv.deploy import export as exporting
 from foldconv.deploy.formats import FORMATS
-from foldconv.deploy.running import call, run_file
+from foldconv.deploy.running import call, furthest, run_file
 from foldconv.errors import CheckpointError, FoldMismatchError, UnsupportedError
 
 X = torch.randn(2, 3, 8, 8)
@@ -111,10 +111,37 @@ def test_refused_in_one_line(tmp_path, net, inputs, options, message):
     assert os.listdir(tmp_path) == []
 
 
+class Answers(nn.Module):
+    """Numbers, whether they are above zero, and which is the largest, in a type that holds no negative one."""
+
+    def forward(self, x):
+        x = x.mean((2, 3))
+        return x, x > 0, x.argmax(1).to(torch.uint8)
+
+
+def test_answers_that_are_no_numbers_with_a_fraction(tmp_path):
+    assert foldconv.export(Answers(), tmp_path / "net.pt2", X, dynamic_batch=False).error < 1e-5
+    assert furthest([[np.array([True, False])]], [[np.array([True, True])]])[0] == 1
+    assert furthest([[np.array([3], np.uint8)]], [[np.array([4], np.uint8)]])[0] == 1 / 3
+
+
+class Draws(nn.Module):
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
+def test_a_network_that_draws_numbers_is_refused(tmp_path):
+    with pytest.raises(UnsupportedError, match="computes something else from the same inputs each time"):
+        foldconv.export(Draws(), tmp_path / "net.pt2", X)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("labels", ["cd", 2])
 def test_labels_are_a_list(tmp_path, labels):
     with pytest.raises(TypeError, match="labels: expected a list of names, one for each class, received"):
         foldconv.export(network(), tmp_path / "net.pt2", X, labels=labels)
+    with pytest.raises(TypeError, match="dynamic_batch: expected True or False, received 'no'"):
+        foldconv.export(network(), tmp_path / "net.pt2", X, dynamic_batch="no")
     assert os.listdir(tmp_path) == []
 
 

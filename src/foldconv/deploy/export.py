@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .._arguments import expect_path
+from .._arguments import expect_flags, expect_path
 from ..errors import CheckpointError, FoldMismatchError, UnsupportedError, shown
 from ..files.atomic import atomic_folder, write_json
 from ..layers import Foldable
@@ -36,6 +36,8 @@ from .portable import convolutions, kinds_of, portable
 from .running import call, furthest, run_file
 
 _LOG = logging.getLogger(__name__)
+_NARROW = 1e-5
+"""What 32 bits cost most networks, relative; who is further off is asked twice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +116,7 @@ def export(
     """
     expect_module(model)
     expect_path(path)
+    expect_flags(dynamic_batch=dynamic_batch, check=check, overwrite=overwrite)
     form = format_of(path, format)
     python = interpreter(form)
     form.expect_packages()
@@ -215,10 +218,17 @@ def _outputs(network: nn.Module, batch: Sequence[Tensor]) -> list[np.ndarray]:
 def _expected(folded: nn.Module, batches: Sequence[Sequence[Tensor]]) -> tuple[list[list[np.ndarray]], float]:
     """The outputs in float64, and how far torch's own float32 is from them."""
     exact = copy_of(folded).double()
-    expected = [_outputs(exact, [x.double() if x.is_floating_point() else x for x in batch]) for batch in batches]
-    if not all(np.isfinite(each).all() for batch in expected for each in batch if each.dtype.kind == "f"):
+    wide = [[x.double() if x.is_floating_point() else x for x in batch] for batch in batches]
+    expected = [_outputs(exact, batch) for batch in wide]
+    if not all(np.isfinite(each).all() for batch in expected for each in batch if each.dtype.kind in "fc"):
         raise UnsupportedError("example_inputs: the network's outputs on them hold NaN or infinity; give others")
-    return expected, furthest(expected, [_outputs(folded, batch) for batch in batches])[0]
+    own_error = furthest(expected, [_outputs(folded, batch) for batch in batches])[0]
+    if own_error > _NARROW and furthest(expected[-1:], [_outputs(exact, wide[-1])])[0] > _NARROW:
+        raise UnsupportedError(
+            "the network computes something else from the same inputs each time that it is called (random numbers, or "
+            "what it counts), so no file can be compared with it; make it the same in evaluation mode"
+        )
+    return expected, own_error
 
 
 def _supported(folded: nn.Module, form: Format) -> nn.Module:

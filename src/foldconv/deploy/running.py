@@ -172,8 +172,10 @@ def furthest(
             if left.shape != right.shape:
                 return np.inf, largest, f"output {i}: expected the shape {left.shape}, received {right.shape}"
             if left.size:
-                scale = float(np.abs(left).max())
-                gap = float(np.abs(left - np.asarray(right, dtype=left.dtype)).max())
+                # Booleans have no difference, and small whole numbers one that wraps around.
+                kind = np.result_type(left.dtype, right.dtype, np.float64)
+                left, right = np.asarray(left, kind), np.asarray(right, kind)
+                scale, gap = float(np.abs(left).max()), float(np.abs(left - right).max())
                 gap = gap / scale if scale else gap
                 worst = gap if gap != gap else max(worst, gap)  # max() would hide a NaN behind a number
                 largest = max(largest, scale)

@@ -20,11 +20,18 @@ def test_export_of_a_file_of_weights(tmp_path, capsys):
     assert result["path"] == str(out)
     assert result["error"] < 1e-5
     assert json.loads((tmp_path / "net.json").read_text())["labels"] == list("abcdefghij")
+    # Editors on Windows begin a file with a mark, which is no part of the first name.
+    labels.write_text("\n".join("abcdefghij"), encoding="utf-8-sig")
+    assert main([*arguments, "--force", "--no-check"]) == 0
+    assert json.loads((tmp_path / "net.json").read_text())["labels"] == list("abcdefghij")
     # What is there stays; --force replaces it, and --no-check says that nobody looked.
     assert main(arguments) == 1
     assert "is not overwritten; choose another name, or give --force" in capsys.readouterr().err
     assert main([*arguments, "--force", "--no-check"]) == 0
     assert "not checked: check=False" in capsys.readouterr().out
+    labels.write_bytes("é\n".encode("latin-1"))
+    assert main([*arguments, "--force"]) == 1
+    assert "labels.txt: expected text in UTF-8, received the byte 0xe9 at 0; save it as" in capsys.readouterr().err
 
 
 def test_export_refuses_before_it_reads(tmp_path, capsys):

@@ -107,6 +107,28 @@ def open_named(options: argparse.Namespace, path: str, expanded: bool = True) ->
     )
 
 
+def add_labels(parser: Parser) -> None:
+    """A file of the classes' names."""
+    parser.add_argument("--labels", metavar="FILE", help="classes' names, one a line (default: those of training)")
+
+
+def labels_of(options: argparse.Namespace, description: dict[str, Any]) -> Any:
+    """The classes' names: of the file that ``--labels`` names, or else those of training, if they are known.
+
+    Raises:
+        UnsupportedError: the file is no text in UTF-8.
+    """
+    if not options.labels:
+        return description.get("classes")
+    try:
+        return Path(options.labels).read_text(encoding="utf-8-sig").splitlines()  # a mark at the start is no letter
+    except UnicodeDecodeError as error:
+        raise UnsupportedError(
+            f"--labels {options.labels}: expected text in UTF-8, received the byte {error.object[error.start]:#04x} at "
+            f"{error.start}; save it as UTF-8"
+        ) from None
+
+
 @contextlib.contextmanager
 def evaluating(subject: str, shape: Sequence[int]) -> Iterator[None]:
     """Says which images a network does not take, or no memory suffices for; torch tells of a layer's tensors.

@@ -13,7 +13,7 @@ import argparse
 from typing import Any
 
 from ...deploy.formats import described_formats, format_of
-from ._common import Parser, add_checkpoint, add_network_arguments, count, open_named
+from ._common import Parser, add_checkpoint, add_labels, add_network_arguments, count, labels_of, open_named
 
 HELP = "write a network for ONNX Runtime, OpenVINO, ExecuTorch, Core ML, ncnn, LiteRT or torch"
 EXAMPLES = (
@@ -29,7 +29,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("out", metavar="OUT", help="file to write; its suffix is the format")
     add_network_arguments(parser)
     parser.add_argument("--fixed-batch", metavar="N", type=count, help="take batches of N images only (default: any)")
-    parser.add_argument("--labels", metavar="FILE", help="classes' names, one a line (default: those of training)")
+    add_labels(parser)
     parser.add_argument("--no-check", action="store_true", help="write only; do not run what was written")
     parser.add_argument("--force", action="store_true", help="replace what is there")
 
@@ -37,7 +37,6 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Fold, write, run; what was written as plain values and in a line."""
     import dataclasses
-    from pathlib import Path
 
     from ...deploy.export import export
     from ..train.classification import task_of
@@ -48,16 +47,13 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     check_out(options.out, force=options.force)
     network, description = open_named(options, options.checkpoint)
     task_of(description.get("task", "classification")).check_export(options.checkpoint)
-    labels = description.get("classes")
-    if options.labels:
-        labels = Path(options.labels).read_text(encoding="utf-8").splitlines()
     shape = tuple(description.get("input_shape") or input_shape(network))
     exported = export(
         network,
         options.out,
         example_images(network, shape, count=options.fixed_batch or (2 if form.any_batch else 1)),
         dynamic_batch=options.fixed_batch is None,
-        labels=labels,
+        labels=labels_of(options, description),
         preprocessing=description.get("preprocessing"),
         check=not options.no_check,
         overwrite=options.force,

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...deploy.formats import described_int8, format_of
 from ._calibration import add_calibration, calibration_data, training_images
-from ._common import Parser, add_checkpoint, add_network_arguments, check_out, count, open_named
+from ._common import Parser, add_checkpoint, add_labels, add_network_arguments, check_out, count, labels_of, open_named
 
 HELP = "write a network in int8 for ONNX Runtime, OpenVINO, ExecuTorch or LiteRT"
 EXAMPLES = (
@@ -50,7 +50,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--fixed-batch", action="store_true", help="take one image at a time only (default: any number)"
     )
-    parser.add_argument("--labels", metavar="FILE", help="classes' names, one a line (default: those of training)")
+    add_labels(parser)
     parser.add_argument("--force", action="store_true", help="replace what is there")
 
 
@@ -65,9 +65,6 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     check_out(options.out, force=options.force)
     network, description = open_named(options, options.checkpoint)
     images, judges = _images(options, description)
-    labels = description.get("classes")
-    if options.labels:
-        labels = Path(options.labels).read_text(encoding="utf-8").splitlines()
     found = quantize(
         network,
         options.out,
@@ -78,7 +75,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         equalize=not options.no_equalize,
         per_channel=not options.per_tensor,
         dynamic_batch=not options.fixed_batch,
-        labels=labels,
+        labels=labels_of(options, description),
         preprocessing=description.get("preprocessing"),
         overwrite=options.force,
     )
