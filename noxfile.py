@@ -105,11 +105,11 @@ def gluon(session: nox.Session) -> None:
 @nox.session
 def deploy(session: nox.Session) -> None:
     """What is exported, in every runtime that fits beside today's torch; none of them may be absent."""
-    session.install(".[train,onnx,openvino,executorch,coreml,ncnn,quantization,test]")
+    session.install(".[train,tasks,onnx,openvino,executorch,coreml,ncnn,quantization,test]")
     paths = session.posargs or [
         *(f"tests/deploy/test_{name}.py" for name in ("runtimes", "equalize", "quantize")),
         *("tests/lab/cli/test_quantize.py", "tests/lab/train/test_qat.py"),
-        "tests/test_tutorials.py::test_pretrained_to_phone",
+        *(f"tests/test_tutorials.py::test_{name}" for name in ("pretrained_to_phone", "a_detector")),
     ]
     runtimes = {"FOLDCONV_RUNTIMES": ".onnx .pt2 .xml .pte .mlpackage .param"}
     session.run("pytest", *NO_ANYIO, *paths, env=runtimes | ONE_THREAD)

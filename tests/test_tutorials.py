@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 
 import foldconv
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 RECIPE = re.compile(r"foldconv (?:train|compare)[^`\n]*--config (?!list)([\w/-]+)(?![\w/.-])")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -38,6 +40,11 @@ def run(page):
                 for line in code.replace("\\\n", "").splitlines():
                     assert main(shlex.split(line, comments=True)[1:]) == 0, line
             printed, ran = out.getvalue(), ran + 1
+        elif language == "sh" and code.startswith("python examples/"):
+            for line in code.splitlines():
+                _, script, *arguments = shlex.split(line)
+                subprocess.run([sys.executable, ROOT / script, *arguments], check=True)
+            ran += 1
     assert ran > 2
     return names
 
@@ -58,6 +65,15 @@ def test_pretrained_to_phone():
     run("pretrained-to-phone.md")
     assert Path("digits-int8.onnx").is_file()
     assert Path("digits.pte").is_file()
+
+
+def test_a_detector():
+    for package in ("timm", "torchvision", "torchmetrics", "faster_coco_eval", "onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    names = run("detector.md")
+    assert names["measure"].compute()["map"] > 0.3
+    for ours, theirs in zip(names["boxes"], names["found"]):
+        assert (ours["boxes"] - theirs["boxes"]).abs().max() < 1e-2
 
 
 def test_a_comparison_that_decides(monkeypatch):
