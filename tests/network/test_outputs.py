@@ -98,6 +98,12 @@ def test_nothing_to_compare_is_an_error(wrap):
         foldconv.verify(net, foldconv.fold(net), X)
 
 
+def test_a_detector_that_finds_nothing_is_told_so():
+    net = foldconv.expand(Net(lambda y: [{"boxes": y.new_zeros(0, 4)}], 1.0), "doconv")
+    with pytest.raises(foldconv.UnsupportedError, match="its tensors are empty, .* inputs on which it finds something"):
+        foldconv.verify(net, foldconv.fold(net), X)
+
+
 def test_other_structures_are_an_error():
     one = torch.ones(2)
     values = [

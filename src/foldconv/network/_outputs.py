@@ -50,6 +50,11 @@ def difference(expected: Any, received: Any, what: str) -> tuple[float, float]:
                 error = gap if gap != gap else max(error, gap)
                 scale = max(scale, x.abs().max().item())
     if not compared:
+        if any(isinstance(value, Tensor) and not value.numel() for value in left.values()):
+            raise UnsupportedError(
+                f"{what}: nothing to compare, its tensors are empty, as a detector's are that finds nothing; give "
+                "inputs on which it finds something, or lower the score from which on it keeps a box"
+            )
         raise UnsupportedError(
             f"{what}: nothing to compare in {_structure(left, '')}, expected tensors, arrays, or what holds them; wrap "
             "the network in one that returns its tensors"
