@@ -66,7 +66,9 @@ def runner(model, folder, epochs, **more):
         **{f"{stage}_{name}": value for stage in ("val", "test") for name, value in watched.items()},
         train_dataloader=loader,
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1, momentum=0.9)),
+        optim_wrapper=dict(
+            constructor="FoldConvOptimWrapperConstructor", optimizer=dict(type="SGD", lr=0.1, momentum=0.9)
+        ),
         default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=1, save_best="top1", rule="greater")),
         custom_hooks=[dict(type="EMAHook", momentum=0.1), dict(type="FoldHook")],  # folded is the average then
         experiment_name=f"{Path(folder).name}_{epochs}",

@@ -9,6 +9,7 @@ foldconv_mm = pytest.importorskip("foldconv.mm")
 
 from mmcv.cnn import ConvModule  # noqa: E402
 from mmengine.model import BaseModule  # noqa: E402
+from mmengine.optim import build_optim_wrapper  # noqa: E402
 from mmengine.registry import HOOKS, MODELS  # noqa: E402
 
 import foldconv  # noqa: E402
@@ -69,6 +70,36 @@ def test_a_network_from_a_config_is_initialized_then_expanded():
         MODELS.build(cfg | {"include": "third"})
     with pytest.raises(foldconv.UnsupportedError, match="doconf"):
         MODELS.build(cfg | {"method": "doconf"})
+
+
+@pytest.mark.parametrize("paramwise", [None, {"custom_keys": {"first": {"lr_mult": 0.1}}, "norm_decay_mult": 0.5}])
+def test_what_must_not_decay_does_not(paramwise):
+    """OREPA's scales stay out of decay; all else, and the learning rates, are mmengine's."""
+    net = foldconv.expand(Body(), "orepa")
+    cfg = {"type": "OptimWrapper", "optimizer": {"type": "SGD", "lr": 0.5, "weight_decay": 0.25}}
+    cfg |= {} if paramwise is None else {"paramwise_cfg": paramwise}
+    found = []
+    for constructor in ("DefaultOptimWrapperConstructor", "FoldConvOptimWrapperConstructor"):
+        optimizer = build_optim_wrapper(net, cfg | {"constructor": constructor}).optimizer
+        groups = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+        found.append({id(p): (group["lr"], group["weight_decay"]) for p, group in groups})
+    theirs, ours = found
+    scales = {
+        id(p) for m in net.modules() for n, p in m.named_parameters(recurse=False) if n in getattr(m, "no_decay", ())
+    }
+    assert len(scales) == 2
+    assert len(ours) == len([*net.parameters()])
+    assert ours == {key: (rate, 0.0 if key in scales else decay) for key, (rate, decay) in theirs.items()}
+    assert {rate for rate, _ in ours.values()} == ({0.5} if paramwise is None else {0.5, 0.05})
+
+
+def test_a_parameter_of_two_modules_is_trained_once():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    net[1].weight = net[0].weight
+    net = foldconv.expand(net, "orepa")
+    cfg = {"optimizer": {"type": "SGD", "lr": 0.5}, "constructor": "FoldConvOptimWrapperConstructor"}
+    groups = build_optim_wrapper(net, {"type": "OptimWrapper", **cfg}).optimizer.param_groups
+    assert {id(group["params"][0]) for group in groups} == set(map(id, net.parameters()))
 
 
 def test_the_hook_refuses_what_is_no_flag():

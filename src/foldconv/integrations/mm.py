@@ -6,7 +6,8 @@
   ``init_cfg`` draw is drawn into ``weight``; for OREPA that is the origin branch, as in its authors' code, and its
   large kernels are refused where their chain is too narrow for what is drawn;
 * in ``MODELS``, networks expanded by any method, `expanded`: ``dict(type="FoldConvExpanded", method=..., model=...)``;
-* in ``HOOKS``, `FoldHook`, which folds the checkpoints that a run ends with.
+* in ``HOOKS``, `FoldHook`, which folds the checkpoints that a run ends with;
+* in ``OPTIM_WRAPPER_CONSTRUCTORS``, `FoldConvOptimWrapperConstructor`, which spares what must not decay.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ import torch
 from mmengine.dist import master_only  # pyright: ignore[reportMissingImports]
 from mmengine.hooks import CheckpointHook, Hook  # pyright: ignore[reportMissingImports]
 from mmengine.model import is_model_wrapper  # pyright: ignore[reportMissingImports]
-from mmengine.registry import HOOKS, MODELS  # pyright: ignore[reportMissingImports]
+from mmengine.optim import DefaultOptimWrapperConstructor  # pyright: ignore[reportMissingImports]
+from mmengine.registry import (  # pyright: ignore[reportMissingImports]
+    HOOKS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+)
 from mmengine.runner import save_checkpoint  # pyright: ignore[reportMissingImports]
 from torch import nn
 
@@ -30,7 +36,7 @@ from ..algebra.convolutions import PLAIN
 from ..files.folders import read_content
 from ..files.native import load_exactly
 from ..files.weights import take
-from ..layers import ComposedConv
+from ..layers import ComposedConv, Foldable
 from ..methods import Method, as_method, method_from_json
 from ..methods._registry import Init
 from ..network.expand import expand
@@ -78,6 +84,38 @@ def expanded(
     config = method_from_json(dict(method)) if isinstance(method, Mapping) else as_method(method)
     example = None if example_shape is None else torch.zeros(*example_shape)
     return expand(net, config, include=include, exclude=exclude, init=init, example_inputs=example, inplace=True)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class FoldConvOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """mmengine's own, but what a method says must not decay (OREPA's scales, DGConv's gates) does not.
+
+    ``paramwise_cfg`` keeps its meaning for all else; no ``decay_mult`` in it, of ``custom_keys`` neither, makes these
+    decay. A parameter of two modules is taken once (``bypass_duplicate``), unless that is switched off.
+
+    Example:
+        >>> from mmengine.optim import build_optim_wrapper
+        >>> cfg = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.1, weight_decay=1e-4))
+        >>> cfg["constructor"] = "FoldConvOptimWrapperConstructor"
+        >>> net = nn.Sequential(MODELS.build(dict(type="OREPAConv2d", in_channels=4, out_channels=8, kernel_size=3)))
+        >>> groups = build_optim_wrapper(net, cfg).optimizer.param_groups
+        >>> [group["params"][0].ndim for group in groups if group["weight_decay"] == 0]
+        [2]
+    """
+
+    def __init__(self, optim_wrapper_cfg: Any, paramwise_cfg: Any = None):
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        # Without any option, mmengine makes one group of all.
+        self.paramwise_cfg = {"bypass_duplicate": True, **self.paramwise_cfg}
+
+    def add_params(self, params: list[dict[str, Any]], module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """mmengine's groups of the module and all in it, one for each parameter."""
+        super().add_params(params, module, *args, **kwargs)
+        if isinstance(module, Foldable):
+            exempt = {id(p) for name, p in module.named_parameters(recurse=False) if name in module.no_decay}
+            for group in params:
+                if id(group["params"][0]) in exempt:
+                    group["weight_decay"] = 0.0
 
 
 @HOOKS.register_module()
