@@ -73,6 +73,8 @@ class Experiment:
     config: str
     data: str
     about: str
+    images: str
+    """What is trained and tested on, in as few words as tables have room for."""
     published: str = ""
     circumstances: str = ""
     """Of the runs that are kept, where no file tells."""
@@ -99,6 +101,7 @@ EXPERIMENTS = {
         "mnist.npz",
         "Three convolutions of 3×3 (3,930 parameters), 15 epochs on the first 50,000 training images, scored on the "
         "last 10,000.",
+        "MNIST",
         "The authors' README: 95.156 → 95.674 (+0.52).",
         "The machine did other work as well, as the range shows: these times say little.",
     ),
@@ -112,6 +115,7 @@ EXPERIMENTS = {
         "on 360: so few that one image is 0.28 points, and so easy that little is left to gain. This is a check of all "
         "methods by one protocol, no reason to choose one. (`dilated` applies to large depthwise kernels, of which "
         "this network has none.)",
+        "digits",
         circumstances=SHARED,
     ),
     "mnist-small": Experiment(
@@ -123,6 +127,7 @@ EXPERIMENTS = {
         "Few images and few channels, where over-parameterization is said to help: a residual network of 8 layers with "
         "4, 8 and 16 channels, 6 epochs on the first 6,000 training images at 14×14 pixels, scored on every second "
         "test image.",
+        "a tenth of MNIST",
         circumstances=SHARED,
         part=Part(6000, 2),
     ),
@@ -138,6 +143,7 @@ EXPERIMENTS = {
         "starts from the plain network that `mnist-small` trained for 6 epochs with the same seed; `plain` is that "
         "network trained on as it is, with the same images, epochs and rates (3 epochs, from 0.02 down by a cosine). "
         "`dbb` costs several times as much as the others and was left out.",
+        "a tenth of MNIST (fine-tuned)",
         circumstances=SHARED,
         part=Part(6000, 2),
         after="mnist-small",
@@ -150,6 +156,7 @@ EXPERIMENTS = {
         "mnist.npz",
         "The first experiment on a tenth of MNIST with wrong labels among those that are trained on (1,200 of 6,000 "
         "are drawn from all ten classes, the same in all runs). The test labels are right.",
+        "a tenth of MNIST (wrong labels)",
         circumstances=SHARED,
         part=Part(6000, 2, noise=0.2),
     ),
@@ -161,6 +168,7 @@ EXPERIMENTS = {
         "cifar10.npz",
         "A residual network of 8 layers with 8, 16 and 32 channels, 12 epochs on the first 5,000 training images, "
         "scored on every fifth test image.",
+        "a tenth of CIFAR-10",
         circumstances=SHARED,
         part=Part(5000, 5),
     ),
@@ -171,6 +179,7 @@ EXPERIMENTS = {
         "cifar10-resnet20",
         "cifar10.npz",
         "The residual network of 20 layers and the recipe of its paper, 164 epochs.",
+        "CIFAR-10",
         "He et al. (CVPR 2016, table 6) report 91.25 % for the plain convolutions.",
     ),
     "cifar10-plain20": Experiment(
@@ -180,6 +189,7 @@ EXPERIMENTS = {
         "cifar/plain20",
         "cifar10.npz",
         "ResNet-20 without its shortcuts, by the same recipe: the kind of network for which RepVGG was made.",
+        "CIFAR-10",
     ),
     "expandnets-3x3": Experiment(
         "CIFAR-10, ExpandNets' SmallNet with 3×3 kernels",
@@ -188,6 +198,7 @@ EXPERIMENTS = {
         "expandnets/3x3",
         "cifar10.npz",
         "Three convolutions to 8, 16 and 32 channels, 150 epochs.",
+        "CIFAR-10",
         "The authors' README: 73.32 ± 0.20 → 73.96 ± 0.30, of the epoch that was best on the test images.",
     ),
     "expandnets-7x7": Experiment(
@@ -197,6 +208,7 @@ EXPERIMENTS = {
         "expandnets/7x7",
         "cifar10.npz",
         "The same with 7×7 kernels, each of which is trained as three of 3×3.",
+        "CIFAR-10",
         "The authors' README: 78.63 ± 0.41 → 80.27 ± 0.24, of the epoch that was best on the test images.",
     ),
 }

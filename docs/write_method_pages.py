@@ -21,11 +21,16 @@ DOCS = Path(__file__).parent
 PAGES = DOCS / "methods"
 sys.path.insert(0, str(DOCS))
 import draw_methods  # noqa: E402
+import evidence  # noqa: E402
 
 FACTS = tomllib.loads((DOCS / "methods.toml").read_text(encoding="utf-8"))
 PAGE = FACTS.pop("page")
 SPEEDS = json.loads((DOCS.parent / "benchmarks" / "results" / "cpu.json").read_text(encoding="utf-8"))["results"]
-REPORTS = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(DOCS.glob("evidence/*/report.json"))]
+REPORTS = {
+    name: json.loads((DOCS / "evidence" / name / "report.json").read_text(encoding="utf-8"))
+    for name in evidence.EXPERIMENTS
+    if (DOCS / "evidence" / name).is_dir()
+}
 SHORT = DOCS.parent / "src" / "foldconv" / "lab" / "methods.json"
 WRITTEN = "<!-- written by docs/write_method_pages.py -->\n"
 
@@ -57,14 +62,16 @@ def published(facts):
 def ours_rows(name):
     """What was measured here, a row for each comparison that holds the method."""
     rows = []
-    for report in REPORTS:
+    for experiment, report in REPORTS.items():
         found = report["methods"].get(name)
         if found and found["difference"]:
             d = found["difference"]
             interval = f"{d['low']:+.2f} to {d['high']:+.2f}"
             many = len(report["methods"]) > 2
             shown = "yes" if d["resolved_among_all" if many else "resolved"] else "no"
-            rows.append([report["title"], f"{d['mean']:+.2f}", interval, d["pairs"], shown])
+            network, epochs = report["title"].partition(" on ")[0], report["title"].rsplit(", ", 2)[1]
+            data = f"{evidence.EXPERIMENTS[experiment].images}: {network}, {epochs}"
+            rows.append([data, f"{d['mean']:+.2f}", interval, d["pairs"], shown])
     return rows
 
 

@@ -10,7 +10,7 @@ README = ROOT / "README.md"
 SAID = ROOT / "src" / "foldconv" / "lab" / "methods.json"
 START, END = "<!-- methods: written by docs/write_methods_table.py -->\n", "<!-- end of methods -->"
 FOR = {
-    "any network, pretrained or not; the first to try": "doconv",
+    "most networks, pretrained or not; the first to try": "doconv",
     "a residual network with norms, from scratch": "orepa",
     "a plain stack of 3×3 convolutions": "repvgg",
     "the same, to run in int8": "qarepvgg",
@@ -30,20 +30,24 @@ CASES = {
 
 def table():
     said = json.loads(SAID.read_text(encoding="utf-8"))
-    rows = ["| for | take | step | measured here | as published |", "|---|---|---|---|---|"]
+    rows = ["| for | take | step | shown here | as published |", "|---|---|---|---|---|"]
     for task, name in FOR.items():
         steps = said[name]["steps"]
         step = ", ".join(f"{steps[case]:.2f} {network}" for case, network in CASES.items() if case in steps)
-        found = "; ".join(map(_measured, said[name]["evidence"]))
+        found = _shown(said[name]["evidence"])
         gain = foldconv.get_method(name).gain
         rows.append(f"| {task} | [`{name}`](docs/methods/{name}.md) | {step} | {found} | {gain} |")
     return "\n".join(rows) + "\n"
 
 
-def _measured(found):
-    shown = "" if found["shown"] == "yes" else ", not shown"
-    data = found["data"].partition(",")[0].rpartition(" on ")[2].partition(":")[0]
-    return f"{found['difference']} ({found['interval']}{shown}), {data}"
+def _shown(evidence):
+    """Gains and losses that are more than chance, and where nothing was shown; by what was trained on."""
+    names = [each["data"].partition(":")[0] for each in evidence]
+    networks = [each["data"].partition(": ")[2].partition(",")[0] for each in evidence]
+    labels = [f"{name} ({net})" if names.count(name) > 1 else name for name, net in zip(names, networks)]
+    shown = [f"{each['difference']} on {label}" for each, label in zip(evidence, labels) if each["shown"] == "yes"]
+    others = [label for each, label in zip(evidence, labels) if each["shown"] != "yes"]
+    return "; ".join(shown + [f"nothing on {', '.join(others)}"] * bool(others))
 
 
 def with_table(text):

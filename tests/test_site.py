@@ -51,7 +51,7 @@ def test_pages_of_methods_say_what_is_known():
     assert "y = (Dᵀ ∘ W) * x" in doconv
     assert "| ImageNet top-1 | ResNet-18 v1 | 70.87 | 71.69 | +0.82 |" in doconv
     assert re.search(r"\| resnet18, 8×224² \| 1\.\d\d \| 1\.\d\d \|", doconv)
-    assert re.search(r"\| mnist_demo on mnist\S*,.*\| 20 \| yes \|", doconv)
+    assert re.search(r"\| MNIST: mnist_demo, 15 epochs \|.*\| 20 \| yes \|", doconv)
 
 
 def test_the_page_of_findings_is_written_from_them():

@@ -41,7 +41,8 @@ def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
 
 def _text(method: dict[str, Any]) -> str:
     found = [
-        f"{each['difference']} ({each['interval']}{'' if each['shown'] == 'yes' else ': not shown'}), {each['data']}"
+        f"{each['difference']} ({each['interval']}{'' if each['shown'] == 'yes' else ': not shown'}), "
+        f"{each['data']}, {each['seeds']} seeds"
         for each in method["evidence"]
     ]
     steps = [f"{ratio:.2f} {case}" for case, ratio in method["steps"].items()]
