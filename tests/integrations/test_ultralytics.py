@@ -11,9 +11,11 @@ import torch
 os.environ["YOLO_OFFLINE"] = "true"
 pytest.importorskip("ultralytics")
 
+from ultralytics.models.yolo.segment import SegmentationTrainer
+
 import foldconv
 from foldconv.network.tree import foldable_layers
-from foldconv.ultralytics import FoldConvTrainer, fold_checkpoint
+from foldconv.ultralytics import FoldConv, FoldConvTrainer, fold_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of ultralytics and torch
 
@@ -64,6 +66,34 @@ def test_the_fold_is_loaded_where_foldconv_is_not(run):
     with torch.no_grad():
         right = YOLO(run[1] / "best.pt").model.float().eval()(torch.ones(1, 3, 64, 64))[0].double().sum()
     assert float(done.stdout.splitlines()[-1]) == pytest.approx(float(right), rel=1e-5)
+
+
+class _Segmenter(FoldConv, SegmentationTrainer):
+    method = "repvgg"
+
+
+def test_a_segmentation_with_branches(tmp_path, import_example, monkeypatch):
+    """Its norms are found (YOLO chooses a loss by a local name), and what is folded is what was trained."""
+    from ultralytics import YOLO
+
+    monkeypatch.chdir(tmp_path)
+    data = import_example("train_ultralytics").squares(tmp_path / "data", count=4)
+    for path in (tmp_path / "data" / "labels").rglob("*.txt"):
+        label, x, y, width, height = map(float, path.read_text().split())
+        left, top, right, bottom = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        corners = (left, top, right, top, right, bottom, left, bottom)
+        path.write_text(f"{int(label)} " + " ".join(map(str, corners)))
+    options = {"data": data, "imgsz": 64, "batch": 2, "epochs": 1, "device": "cpu", "workers": 0, "plots": False}
+    options |= {"amp": False, "pretrained": False, "project": str(tmp_path), "name": "run", "trainer": _Segmenter}
+    YOLO("yolo11n-seg.yaml").train(**options)
+    images, outputs = torch.rand(2, 3, 64, 64), []
+    for name in ("best.pt", "best.folded.pt"):
+        network = YOLO(tmp_path / "run/weights" / name).model.float().eval()
+        assert len(foldable_layers(network)) == (50 if name == "best.pt" else 0)
+        with torch.no_grad():
+            outputs.append(network(images)[0])
+    for rich, folded in zip(*outputs, strict=True):  # boxes with coefficients, and the masks' prototypes
+        assert (rich - folded).abs().max() < 1e-4 * rich.abs().max()
 
 
 def test_a_plain_checkpoint_is_refused(run):

@@ -493,3 +493,84 @@ def test_expanded_and_folded_by_running():
         bare = foldconv.fold(plain, batchnorm=True, example_inputs=x)
         assert sum(isinstance(m, nn.BatchNorm2d) for m in bare.modules()) == 2 - len(PROVEN[run])
         torch.testing.assert_close(bare(x), rich(x), rtol=1e-10, atol=1e-10)
+
+
+# ---------------------------------------------------------------------- who gets the model
+
+
+class Loss:
+    def __init__(self, model):
+        self.device = next(model.parameters()).device
+
+
+class Penalty:
+    def __init__(self, model):
+        self.weights = list(model.parameters())
+
+
+class OtherLoss(Loss):
+    pass
+
+
+def by_choice_of_losses(self):
+    kind = Loss if self.training else OtherLoss
+    return kind(self)
+
+
+def by_choice_of_one_that_reads(self):
+    kind = Loss if self.training else Penalty
+    return kind(self)
+
+
+def by_second_choice(self):
+    kind = Loss
+    if self.training:
+        kind = Penalty
+    return kind(self)
+
+
+def by_loop(self):
+    return [kind(self) for kind in (Loss, Loss)]
+
+
+def by_argument(self, kind=Loss):
+    return kind(self)
+
+
+def by_import(self):
+    from collections import Counter as Loss
+
+    return Loss(self)
+
+
+def by_another_of_this_name(self):
+    X = Penalty
+    return X(self)
+
+
+def by_what_makes_it(self):
+    kind = type(Loss(3))
+    return kind(self)
+
+
+class Judged(Net):
+    def run(self, x):
+        if self.drop is None:
+            self.criterion()
+        return self.norm1(self.conv1(x))
+
+
+def test_who_gets_the_model_and_asks_for_no_weights():
+    """As YOLO's segmentation chooses its loss by a name of its own."""
+    assert pairs(type("Judged", (Judged,), {"criterion": by_choice_of_losses})()) == {"conv1": "norm1"}
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        *(by_choice_of_one_that_reads, by_second_choice, by_loop, by_argument, by_import),
+        *(by_another_of_this_name, by_what_makes_it),
+    ],
+)
+def test_who_gets_the_model_and_may_read_it(criterion):
+    assert pairs(type("Judged", (Judged,), {"criterion": criterion})()) == {}

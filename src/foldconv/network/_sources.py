@@ -137,17 +137,51 @@ def _is_read_by_callee(node: ast.Name, parent: dict[ast.AST, ast.AST], known: di
     around = parent.get(node)
     if isinstance(around, ast.keyword):
         around = parent.get(around)
-    if not isinstance(around, ast.Call) or (first := ast.unparse(around.func)).rpartition(".")[2] in _HARMLESS:
+    if not isinstance(around, ast.Call) or ast.unparse(around.func).rpartition(".")[2] in _HARMLESS:
         return False
-    first, *rest = first.split(".")
     try:
-        callee = functools.reduce(getattr, rest, known[first])
-        tree = ast.parse(textwrap.dedent(inspect.getsource(callee)))
+        return any(_reads(callee) for callee in _called(around.func, parent, known))
     except (KeyError, AttributeError, OSError, TypeError, SyntaxError):
         return True
+
+
+def _reads(callee: Any) -> bool:
+    """Does the source of a function or a class ask for weights?"""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(callee)))
     parent = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     asked = (n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in _OF_WEIGHTS)
     return any(not _asks_about(n, parent) for n in asked)
+
+
+def _called(func: ast.expr, parent: dict[ast.AST, ast.AST], known: dict[str, Any]) -> list[Any]:
+    """What a call may call: what its name stands for in the module, or each value that the function gives it.
+
+    Raises:
+        KeyError: neither is to be had.
+    """
+    first, *rest = ast.unparse(func).split(".")
+    scope: ast.AST = func
+    while not isinstance(parent[scope], ast.Module):
+        scope = parent[scope]
+    values: list[ast.expr] = []
+    for node in ast.walk(scope):
+        if first in (_bound(node), *((node.arg,) if isinstance(node, ast.arg) else ())):
+            given = parent[node]
+            if rest or not isinstance(given, ast.Assign) or node not in given.targets:
+                raise KeyError(first)
+            values += [given.value]
+    for value in values or [func]:  # grows
+        if isinstance(value, ast.IfExp):
+            values += [value.body, value.orelse]
+    names = [ast.unparse(value).split(".") for value in values or [func] if not isinstance(value, ast.IfExp)]
+    return [functools.reduce(getattr, inner, known[outer]) for outer, *inner in names]
+
+
+def _bound(node: ast.AST) -> str | None:
+    """The name that a node gives a value to."""
+    if isinstance(node, ast.alias):
+        return (node.asname or node.name).partition(".")[0]
+    return node.id if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load) else None
 
 
 def _asks_about(node: ast.AST, parent: dict[ast.AST, ast.AST]) -> bool:
