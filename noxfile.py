@@ -132,11 +132,16 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def hosts(session: nox.Session) -> None:
-    """Other people's trainers, with the real packages: an example of each, from training to its own loader."""
+    """Other people's trainers and services, with the real packages: an example of each trainer, to its own loader."""
     hosts = ["accelerate", "mmcv-lite", "mmengine", "segmentation-models-pytorch", "transformers", "ultralytics"]
-    session.install(".[train,test]", *hosts)
+    # The last two are what MLflow keeps a run's database with; all of MLflow is ten times as large.
+    services = ["wandb", "mlflow-skinny", "alembic", "sqlalchemy"]
+    session.install(".[train,test]", *hosts, *services)
     # Lightning's are run by `tests`.
     paths = session.posargs or ["tests/integrations", "src/foldconv/integrations", "--ignore-glob=*lightning.py"]
+    if not session.posargs:
+        logs = "tests/lab/train/test_logs.py::test"
+        paths += [f"{logs}_wandb", f"{logs}_a_resumed_run_goes_on_in_its_log[mlflow]"]
     session.run("pytest", *NO_ANYIO, *paths, env=ONE_THREAD)
 
 
