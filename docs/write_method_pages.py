@@ -88,8 +88,7 @@ def short():
     """Advice, cost and evidence of each method, for the command line."""
     said = {}
     for name in foldconv.list_methods():
-        ratios = {case(r): r["ratios"] for r in SPEEDS if r["what"] == "step"}
-        steps = {network: round(found[name]["median"], 2) for network, found in ratios.items() if name in found}
+        steps = {network: round(found[name]["median"], 2) for network, found in of_steps().items() if name in found}
         evidence = [dict(zip(("data", "difference", "interval", "seeds", "shown"), row)) for row in ours_rows(name)]
         when = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(FACTS[name]["when"].split()))
         said[name] = {"when": when, "steps": steps, "evidence": evidence}
@@ -98,6 +97,15 @@ def short():
 
 def case(result):
     return f"{result['network'].rpartition('/')[2]}, {result['batch']}×{result['size']}²"
+
+
+def of_steps():
+    """What the steps of each network cost, all runs of it together."""
+    found = {}
+    for result in SPEEDS:
+        if result["what"] == "step":
+            found.setdefault(case(result), {}).update(result["ratios"])
+    return found
 
 
 def measured(name):
@@ -197,7 +205,7 @@ Folded, it costs what the plain network costs{", or less: the groups that it lea
 
 def at_a_glance():
     """The table that the methods are chosen by."""
-    steps = {case(r): r["ratios"] for r in SPEEDS if r["what"] == "step"}
+    steps = of_steps()
     columns = ["resnet18, 8×224²", "cifar_resnet20, 32×32²"]
     rows = []
     for name in foldconv.list_methods():

@@ -17,13 +17,16 @@ def table():
     """The table in Markdown: ratios to the plain network, steps first."""
     lines = ["| | " + " | ".join(f"`{m}`" for m in METHODS) + " |", "|---" * (len(METHODS) + 1) + "|"]
     results = json.loads(RESULTS.read_text(encoding="utf-8"))["results"]
+    rows = {}
     for what, said in SAID.items():
         for result in results:
             if result["what"] == what:
-                ratios = {contestant: found["median"] for contestant, found in result["ratios"].items()}
                 case = f"{said}, {result['network'].rpartition('/')[2]} {result['batch']}×{result['size']}²"
-                cells = [f"{ratios[method]:.2f}" if method in ratios else "" for method in METHODS]
-                lines.append(f"| {case} | " + " | ".join(cells) + " |")
+                ratios = {contestant: found["median"] for contestant, found in result["ratios"].items()}
+                rows[case] = rows.get(case, {}) | ratios
+    for case, ratios in rows.items():
+        cells = [f"{ratios[method]:.2f}" if method in ratios else "" for method in METHODS]
+        lines.append(f"| {case} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

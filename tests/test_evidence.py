@@ -6,6 +6,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from foldconv.lab import recipes
@@ -63,3 +64,14 @@ def test_a_verdict_says_no_more_than_the_intervals(evidence):
         "More accurate than plain with 2 seeds: a. Less accurate than plain with 2 seeds: b. "
         "Neither shown with 2 seeds: c."
     )
+
+
+def test_a_part_of_data_in_the_order_of_its_classes_has_them_all(evidence, tmp_path):
+    labels = np.repeat(np.arange(10), 5000)
+    images = np.zeros((len(labels), 1, 1, 3), np.uint8)
+    np.savez(tmp_path / "all.npz", x_train=images, y_train=labels, x_test=images[::5], y_test=labels[::5])
+    part = evidence.EXPERIMENTS["cifar10-small"].part
+    part.write(tmp_path / "all.npz", tmp_path / "part.npz")
+    with np.load(tmp_path / "part.npz") as file:
+        assert np.bincount(file["y_train"]).tolist() == [500] * 10
+        assert np.bincount(file["y_test"]).tolist() == [200] * 10

@@ -207,9 +207,14 @@ class ComposedConv(Foldable):
         """Convolve; arguments and shapes as in the plain layer (`output_size`: transposed convolutions only)."""
         return self._convolve(input, output_size)
 
+    def _composed(self) -> Tensor:
+        """`kernel`; methods may have a shorter way where nothing is special, for small networks."""
+        return self.kernel()
+
     def _convolve(self, input: Tensor, output_size: list[int] | None) -> Tensor:
         if not self.transposed:
-            return self._conv_forward(input, self.kernel(), self.bias)  # pyright: ignore
+            kernel = self._composed() if type(input) is Tensor else self.kernel()
+            return self._conv_forward(input, kernel, self.bias)  # pyright: ignore
         ndim = len(self.kernel_size)
         extra = self._output_padding(  # pyright: ignore
             input, output_size, self.stride, self.padding, self.kernel_size, ndim, self.dilation

@@ -35,6 +35,10 @@ class Branches(formulas.OrepaParts):
         """The kernel, ``(out, in / groups, *size)``."""
         return ops.compose_orepa(self._as_parameters(p), self.groups)
 
+    def compose_compiled(self, p: dict[str, Tensor]) -> Tensor | None:
+        """`compose` where Numba composed such parameters before and nothing looks on; None elsewhere."""
+        return ops.compose_orepa_compiled(self._as_parameters(p), self.groups)
+
     def kernels(self, p: dict[str, Tensor]) -> dict[str, Tensor]:
         """Each branch with its scale, all of `compose`'s shape, which is their sum."""
         return ops.orepa_branches(self._as_parameters(p), self.groups)

@@ -165,9 +165,7 @@ class _DOConvNd(ComposedConv):
         featured = self.composition == "feature" and isinstance(input, Tensor)  # not a stand-in of torch.fx
         if featured and self.D is not None and output_size is None:
             return self.feature_forward(input)
-        if type(input) is not Tensor or self.transposed:
-            return self._convolve(input, output_size)
-        return self._conv_forward(input, self._composed(), self.bias)  # pyright: ignore
+        return self._convolve(input, output_size)
 
     def _composed(self) -> Tensor:
         """`kernel`, by a short way where nothing is special: of a small network's step, Python is what counts."""

@@ -92,6 +92,21 @@ class _OREPANd(ComposedConv):
         """As it was built."""
         return self.branches.shapes()
 
+    def _composed(self) -> Tensor:
+        """`kernel` by a short way: checks and choices were made when such parameters were first composed."""
+        cls, held = type(self), self._parameters
+        if (
+            type(self.branches) is not Branches
+            or cls.kernel is not ComposedConv.kernel
+            or cls.compose is not _OREPANd.compose
+            or "kernel" in vars(self)
+        ):
+            return self.kernel()
+        # What is pruned or parametrized is no parameter any more.
+        own: dict[str, Any] = {name: held[name] for name in self.composed_from if name in held}
+        composed = self.branches.compose_compiled(own) if len(own) == len(self.composed_from) else None
+        return self.kernel() if composed is None else composed
+
     def _own(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self.composed_from}
 

@@ -15,7 +15,7 @@ whole process. The GPU's is on trial: its first result for each shape is compare
 path steps aside with a warning.
 """
 
-from ._autograd import compose_compiled, compose_depthwise, compose_orepa
+from ._autograd import compose_compiled, compose_depthwise, compose_orepa, compose_orepa_compiled
 from ._context import is_recorded
 from ._paths import Path, choose, paths, using, why
 from ._torch import Orepa, OrepaParameters, orepa_branches, passed_on
@@ -28,6 +28,7 @@ __all__ = [
     "compose_compiled",
     "compose_depthwise",
     "compose_orepa",
+    "compose_orepa_compiled",
     "is_recorded",
     "orepa_branches",
     "passed_on",

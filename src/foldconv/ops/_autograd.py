@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import UnsupportedError
 from . import _cpu, _orepa_cpu, _torch
 from ._context import forced_path, is_observed
-from ._paths import MOST_DECISIONS, decide
+from ._paths import MOST_DECISIONS, decide, decided
 from ._torch import Orepa, OrepaParameters
 
 
@@ -104,6 +104,14 @@ def compose_orepa(p: OrepaParameters | Orepa, groups: int = 1) -> Tensor:
         return _Orepa.apply(_orepa_cpu, OrepaParameters, groups, centre, *tensors)  # pyright: ignore[reportReturnType]
     # A GPU's products are torch's.
     return compose_orepa(_torch.orepa_of(p, groups), groups).reshape(p.weight.shape)
+
+
+def compose_orepa_compiled(p: OrepaParameters, groups: int) -> Tensor | None:
+    """`compose_orepa` where it composed such parameters before, by Numba, and nothing looks on; None elsewhere."""
+    *tensors, centre = p
+    if is_observed() or decided(_check_orepa_parameters, groups, *tensors) is not _cpu:
+        return None
+    return _Orepa.apply(_orepa_cpu, OrepaParameters, groups, centre, *tensors)  # pyright: ignore[reportReturnType]
 
 
 def _check_orepa(*fields: Any) -> None:

@@ -76,9 +76,7 @@ def decide(check: Callable[..., None], groups: int, *tensors: Tensor | None) -> 
     if is_observed():
         check(*tensors, groups)
         return None
-    key: Any = (check, groups, forced_path.get())
-    for t in tensors:
-        key += (None,) if t is None else (type(t), t.shape, t.dtype, t.device)
+    key = _key(check, groups, tensors)
     try:
         return _decisions[key]
     except KeyError:
@@ -88,6 +86,17 @@ def decide(check: Callable[..., None], groups: int, *tensors: Tensor | None) -> 
             _decisions.clear()
         _decisions[key] = path
         return path
+
+
+def decided(check: Callable[..., None], groups: int, *tensors: Tensor | None) -> Path | None:
+    """What `decide` found for such tensors before, if it was anything."""
+    return _decisions.get(_key(check, groups, tensors))
+
+
+def _key(check: Callable[..., None], groups: int, tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+    """All that a decision follows from."""
+    kinds = [None if t is None else (type(t), t.shape, t.dtype, t.device) for t in tensors]
+    return check, groups, forced_path.get(), *kinds
 
 
 def _reason_against(path: Any, tensors: tuple[Tensor, ...]) -> str | None:
