@@ -7,11 +7,19 @@ from torch import nn
 
 import foldconv
 from foldconv.errors import UnsupportedError
+from foldconv.layers.permuted import PermutedConv2d
+
+X = torch.randn(2, 4)
 
 CONVS = {
     "grouped": (nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 4, 3, groups=4)),
     "depthwise": (nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8, bias=False)),
     "transposed": (nn.ConvTranspose2d(4, 8, 3, groups=2), nn.ConvTranspose2d(8, 4, 3, groups=4, stride=2)),
+    "permuted": (
+        PermutedConv2d(4, 8, 3, groups=2, output_order=[3, 1, 7, 0, 2, 6, 4, 5]),
+        PermutedConv2d(8, 4, 3, groups=4, input_order=[5, 6, 2, 0, 7, 1, 4, 3]),
+    ),
+    "linear": (nn.Linear(4, 8), nn.Linear(8, 4)),
     "one dimension": (nn.Conv1d(4, 8, 3, padding=1, padding_mode="reflect"), nn.Conv1d(8, 4, 3, dilation=2)),
 }
 
@@ -23,7 +31,9 @@ def test_the_function_stays_and_the_ranges_become_alike(kind, between):
     net = nn.Sequential(first, copy.deepcopy(between), second).double()
     with torch.no_grad():
         first.weight.view(8, -1)[0].mul_(100)
-    x = torch.randn(2, 4, *(9, 9)[: len(first.kernel_size)], dtype=torch.float64)
+        for value in net.parameters():  # weights that came from elsewhere do not lie in torch's order
+            value.data = value.data.transpose(0, -1).contiguous().transpose(0, -1)
+    x = torch.randn(2, *((4, 9, 9)[: first.weight.dim() - 1] if kind != "linear" else (4,)), dtype=torch.float64)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     even = foldconv.equalize(net)
     expected, received = net(x), even(x)
@@ -57,6 +67,29 @@ class Read(Twice):
     def forward(self, x):
         y = self.first(x).relu()
         return self.second(y), y
+
+
+class Squared(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, self.weight**2, self.bias)
+
+
+class Plus(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "odd", "x"),
+    [(lambda: nn.Conv2d(4, 4, 1), Squared(4, 4, 1), torch.randn(2, 4, 3, 3)), (lambda: nn.Linear(4, 4), Plus(4, 4), X)],
+    ids=["weight", "output"],
+)
+def test_subclasses_that_compute_something_else_are_left(kind, odd, x):
+    """As timm's convolutions that standardize their weight."""
+    net = nn.Sequential(kind(), nn.ReLU(), odd, nn.ReLU(), kind(), nn.ReLU(), kind()).double()
+    even = foldconv.equalize(net)
+    assert (even(x.double()) - net(x.double())).abs().max() < 1e-10
+    assert [torch.equal(even[i].weight, net[i].weight) for i in (0, 2, 4, 6)] == [True, True, False, False]
 
 
 def test_refused_or_left():

@@ -24,7 +24,9 @@ from ..algebra.convolutions import PLAIN
 from ..errors import FoldMismatchError, UnsupportedError, install
 from ..layers import Foldable
 from ..layers.foldable import is_altered
+from ..layers.permuted import PERMUTED
 from ..network._outputs import difference
+from ..network._subclasses import is_convolution
 from ..network._tracing import Trace
 from ..network._watching import arguments_of
 from ..network.dataflow import DataFlow
@@ -151,7 +153,7 @@ def _by_pairs(model: nn.Module) -> list[str]:
     for trace in flow.traces:
         called = dict(trace.calls())
         for node, first in called.items():
-            if isinstance(first, (*PLAIN, nn.Linear)) and first in flow.free:
+            if _scales(first) and first in flow.free:
                 second, curved = _next(trace, node, called)
                 pairs.setdefault(first, set()).add(second if second in flow.free else None)
                 if curved:
@@ -171,7 +173,7 @@ def _next(trace: Trace, node: fx.Node, called: dict[fx.Node, nn.Module]) -> tupl
         if not user.args or user.args[0] is not node:
             return None, False
         if isinstance(module, (*PLAIN, nn.Linear)):
-            return (None if is_altered(module) else module), False
+            return (module if _scales(module) and not is_altered(module) else None), False
         kind = user.target if module is None else type(module)
         if kind in _CLIPPED:
             return None, True
@@ -182,6 +184,11 @@ def _next(trace: Trace, node: fx.Node, called: dict[fx.Node, nn.Module]) -> tupl
     return None, False
 
 
+def _scales(layer: nn.Module) -> bool:
+    """Is the layer linear in its weight as it stands? Subclasses may standardize it, or add to what it gives."""
+    return type(layer) in (nn.Linear, *PERMUTED.values()) or is_convolution(layer)
+
+
 @torch.no_grad()
 def _even(first: Any, second: Any) -> float:
     """One step of equation 11; how far the largest scale was from 1, as a logarithm."""
@@ -190,35 +197,37 @@ def _even(first: Any, second: Any) -> float:
     scale = torch.where((scale > 0) & scale.isfinite(), scale, 1.0)  # a channel that is zero, or that nobody reads
     by_output(first, 1 / scale)
     _by_input(second, scale)
-    if first.bias is not None:
-        first.bias /= scale
     return float(scale.log().abs().max())
 
 
 def by_output(layer: Any, factor: Tensor | None = None) -> Tensor:
-    """The weights by output channel, ``(out, rest)``, after multiplying each channel by a factor."""
-    groups = getattr(layer, "groups", 1)
-    if getattr(layer, "transposed", False):  # (in, out / groups, taps)
-        weight = layer.weight.view(groups, layer.in_channels // groups, layer.out_channels // groups, -1).transpose(
-            1, 2
-        )
-    else:  # (out, in / groups, taps)
-        weight = layer.weight.view(groups, layer.weight.shape[0] // groups, layer.weight.shape[1], -1)
+    """The weights by channel of the output, ``(out, rest)``; with a factor of each, by which they and the bias grow."""
+    weight, order = _by_groups(layer), getattr(layer, "output_order", None)
     if factor is not None:
-        weight.mul_(factor.view(groups, -1, 1, 1))
-    return weight.flatten(2).flatten(0, 1)
+        # A permuted layer's output n is its convolution's output order[n].
+        own = factor if order is None else factor[order.argsort()]
+        weight.mul_(own.view(*weight.shape[:2], *(1,) * (weight.dim() - 2)))
+        if layer.bias is not None:
+            layer.bias.mul_(own)
+    rows = weight.flatten(2).flatten(0, 1)
+    return rows if order is None else rows[order]
 
 
 def _by_input(layer: Any, factor: Tensor | None = None) -> Tensor:
-    """The same by input channel, ``(in, rest)``."""
-    groups = getattr(layer, "groups", 1)
-    if getattr(layer, "transposed", False):
-        weight = layer.weight.view(groups, layer.in_channels // groups, layer.out_channels // groups, -1)
-    else:
-        weight = layer.weight.view(groups, layer.weight.shape[0] // groups, layer.weight.shape[1], -1).transpose(1, 2)
+    """The same by channel of the input, ``(in, rest)``, without a bias."""
+    weight, order = _by_groups(layer).transpose(1, 2), getattr(layer, "input_order", None)
     if factor is not None:
-        weight.mul_(factor.view(groups, -1, 1, 1))
-    return weight.flatten(2).flatten(0, 1)
+        # A permuted layer's convolution has as its input n the layer's input order[n].
+        own = factor if order is None else factor[order]
+        weight.mul_(own.view(*weight.shape[:2], *(1,) * (weight.dim() - 2)))
+    rows = weight.flatten(2).flatten(0, 1)
+    return rows if order is None else rows[order.argsort()]
+
+
+def _by_groups(layer: Any) -> Tensor:
+    """The weight itself, however it lies in memory, as ``(groups, out of one, in of one, *taps)``."""
+    weight = layer.weight.unflatten(0, (getattr(layer, "groups", 1), -1))
+    return weight.transpose(1, 2) if getattr(layer, "transposed", False) else weight
 
 
 def _agree(before: nn.Module, after: nn.Module, example_inputs: Any) -> tuple[bool, float, float]:

@@ -292,9 +292,7 @@ def _measured(layer: Any, name: str, output: Tensor) -> _Found:
 
 
 def _weights(name: str, module: Any) -> ChannelRanges:
-    weights = module.weight if isinstance(module, nn.Linear) else by_output(module)
-    order = getattr(module, "output_order", None)
-    weights = weights.flatten(1) if order is None else weights[order]
+    weights = by_output(module)
     if not torch.isfinite(weights).all():
         raise UnsupportedError(f"{name or 'the root'}: its weights hold NaN or infinity")
     return _ranges(weights.amin(1), weights.amax(1))
