@@ -64,3 +64,17 @@ def test_kernels_with_zeros_and_groups_apart_compute_the_same(conv):
 def test_what_a_runtime_takes_stays():
     net = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), nn.ReLU())
     assert portable(net, FORMATS[".onnx"])[0] is net[0]
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 4, 5), (2, 4, 5, 3), (2, 4, 5, 3, 2)], ids=str)
+@pytest.mark.parametrize("parameters", [1, 4])
+def test_prelu_of_any_rank(shape, parameters):
+    """XNNPACK's takes four dimensions, and its converter fails at others without a layer's name."""
+    net = nn.Sequential(nn.PReLU(parameters)).double()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.randn(parameters))
+    x = torch.randn(shape, dtype=torch.float64)
+    rewritten = portable(copy.deepcopy(net), FORMATS[".pte"])
+    assert torch.equal(rewritten(x), net(x))
+    exported = torch.export.export(rewritten, (x,)).graph.nodes
+    assert any("prelu" in str(node.target) for node in exported) == (len(shape) == 4)

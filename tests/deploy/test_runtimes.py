@@ -68,7 +68,7 @@ def test_every_kind_of_convolution_that_a_runtime_takes_is_right(suffix, page, t
 def test_a_network_on_images_is_described_and_run(suffix, tmp_path, monkeypatch):
     form = need(suffix)
     blocks = [nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5)]
-    network = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    network = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2), nn.PReLU(2))
     x = torch.randn(2 if form.any_batch else 1, 3, 8, 8)
     network(x.repeat(4, 1, 1, 1))
     rich, path = foldconv.expand(network, "repvgg").train(), tmp_path / f"net{suffix}"

@@ -26,7 +26,7 @@ class Format:
     beside: tuple[str, ...] = ()
     """Suffixes of the files that belong to the one that is named."""
     rewritten: tuple[str, ...] = ()
-    """Kinds of convolution (portable.py) that become other modules of the same function first."""
+    """Kinds of convolution, and others (portable.py), that become other modules of the same function first."""
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Kinds that the runtime cannot do, and what it does instead."""
     any_batch: bool = True
@@ -100,7 +100,7 @@ FORMATS: dict[str, Format] = {
         Format("torch.export", ".pt2", "torch_export.py", None),
         Format(
             *("ExecuTorch", ".pte", "executorch.py", "executorch", ("executorch",)),
-            rewritten=("circular padding",),
+            rewritten=("circular padding", "PReLU of other than four dimensions"),
             refused={"three dimensions": "converts it, and what it wrote fails when it runs"},
             largest_batch=16,  # a file reserves memory for as many, used or not
             int8="PT2E with XNNPACKQuantizer, static",

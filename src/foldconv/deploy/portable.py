@@ -34,6 +34,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "transposed with dilation": lambda conv: _turned(conv) and any(d > 1 for d in conv.dilation),
 }
 """The kinds of convolution that some runtime does not take as they are."""
+_PRELU = "PReLU of other than four dimensions"
 
 
 def convolutions(network: nn.Module) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def kinds_of(conv: nn.Module, form: Format) -> list[str]:
         >>> kinds_of(nn.Conv3d(1, 1, 1), form), kinds_of(nn.Conv2d(1, 1, 1), form)
         (['three dimensions'], [])
     """
-    return [kind for kind in (*form.rewritten, *form.refused) if KINDS[kind](conv)]
+    return [kind for kind in (*form.rewritten, *form.refused) if kind in KINDS and KINDS[kind](conv)]
 
 
 class WrappedPad(nn.Module):
@@ -85,6 +86,26 @@ class WrappedPad(nn.Module):
         return f"{self.padding}"
 
 
+class AnyPReLU(nn.Module):
+    """PReLU of the same parameters, of a tensor without four dimensions by ReLU alone: max(x, 0) - a · max(-x, 0).
+
+    Example:
+        >>> AnyPReLU(nn.PReLU(init=0.5))(torch.tensor([[2.0, -2.0]]))
+        tensor([[ 2., -1.]], grad_fn=<SubBackward0>)
+    """
+
+    def __init__(self, prelu: nn.PReLU):
+        super().__init__()
+        self.weight = prelu.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Of the input's shape; channels are the second dimension."""
+        if input.dim() == 4:
+            return nn.functional.prelu(input, self.weight)
+        slope = self.weight.view(-1, *(1,) * (input.dim() - 2))
+        return input.relu() - slope * (-input).relu()
+
+
 def portable(network: nn.Module, form: Format) -> nn.Module:
     """The network itself, with what `form` lists as rewritten in other words; the function stays the same.
 
@@ -100,6 +121,8 @@ def portable(network: nn.Module, form: Format) -> nn.Module:
         )
     """
     found = {conv: _rewritten(conv, form) for conv in convolutions(network).values()}
+    if _PRELU in form.rewritten:
+        found |= {module: AnyPReLU(module) for module in network.modules() if type(module) is nn.PReLU}
     return replace_modules(network, {conv: new for conv, new in found.items() if new is not None})
 
 
