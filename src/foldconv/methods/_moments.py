@@ -16,18 +16,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra import Sum
-from ..algebra.convolutions import CONVOLUTIONS, PickingConv2d
-from ..algebra.rules import conv_geometry
 from ..layers.foldable import all_are_watched, is_altered
 from ..ops import is_recorded
 from ..ops._copies import add_copies, are_copies
 from ..ops._maps import Window, laid_out
-from ..ops._moments import ILL, Main, Moments, Norm, add_points, add_window, moments_of, statistics
+from ..ops._moments import Moments, Norm, add_points, add_window, moments_of, statistics
 from ..ops._padded import moments
+from ._branch_parts import (
+    Branch,
+    branch_of,
+    follow,
+    is_exact,
+    is_trained,
+    offset_of,
+    parts_of,
+    plain_window,
+    sizes_of,
+    window_of,
+)
 from ._decided import decided
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 _MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 MAP, PASS = 100, 30
 """What a norm and an addition cost an element of a map, and what a pass over it, in multiplications of a product."""
@@ -75,14 +83,6 @@ class SharedMoments:
         if groups not in self._found:
             self._found[groups] = moments(self._x, groups)
         return self._found[groups]
-
-
-class Branch(NamedTuple):
-    """A branch as it was built: padding in front (negative: a crop), a convolution, a norm."""
-
-    padding: list[tuple[int, int]]
-    conv: Any
-    norm: Any
 
 
 class Step(NamedTuple):
@@ -133,9 +133,9 @@ def _by_moments(block: nn.Module, x: Tensor) -> Tensor | None:
             add_to: Any = getattr(module, "add_to", None)  # it has need of the same moments
             output = output + module(given) if add_to is None else add_to(output, given, shared)
         elif len(branches) > 1:
-            output = add_copies(output, given, [_parts(b) for b in branches], window, keep)
+            output = add_copies(output, given, [parts_of(b) for b in branches], window, keep)
         else:
-            output = add_window(output, given, _parts(branches[0]), window, keep=keep > 0)
+            output = add_window(output, given, parts_of(branches[0]), window, keep=keep > 0)
     return output
 
 
@@ -144,7 +144,7 @@ def _plan(block: nn.Module, x: Tensor) -> Plan | None:
     if not can_see(block, x):
         return None
     ndim = x.dim() - 2
-    found = [(_branch_of(child, ndim), child) for child in block.children()]
+    found = [(branch_of(child, ndim), child) for child in block.children()]
     main, others = found[0][0] if found else None, found[1:]
     if len(found) < 2 or main is None or main.conv is None or any(pair != (0, 0) for pair in main.padding):
         return None
@@ -152,9 +152,9 @@ def _plan(block: nn.Module, x: Tensor) -> Plan | None:
         return None
     if x.shape[1] != main.conv.weight.shape[1] * main.conv.groups:
         return None  # torch says so
-    window, pads = _window_of(main, ndim)
+    window, pads = window_of(main, ndim)
     spatial = [n + pads[2 * (ndim - 1 - i)] + pads[2 * (ndim - 1 - i) + 1] for i, n in enumerate(x.shape[2:])]
-    size = _sizes(spatial, main.conv, window)
+    size = sizes_of(spatial, main.conv, window)
     count = math.prod((len(x), *size))
     numel = len(x) * x.shape[1] * math.prod(spatial)
     if min(size) < 1 or count < 2 or max(numel, count * len(main.conv.weight)) <= FEW:
@@ -165,14 +165,14 @@ def _plan(block: nn.Module, x: Tensor) -> Plan | None:
     before = [pads[2 * (ndim - 1 - i)] for i in range(ndim)]
     offset: tuple[int, ...] | None = None
     for branch, child in others:
-        own = None if branch is None else _offset(branch, main, before)
+        own = None if branch is None else offset_of(branch, main, before)
         if branch is None or own is None or offset not in (None, own):
             rest.append((branch, child))
         else:
             points.append(branch)
             offset = own
     window = window._replace(offset=offset or window.offset)
-    alone = not any(pads) and main.norm is not None and _offset(main, main, before) == window.offset
+    alone = not any(pads) and main.norm is not None and offset_of(main, main, before) == window.offset
     if alone:
         points.insert(0, main)
     points = points if points and pays(points, main.conv, count) else []
@@ -186,7 +186,7 @@ def _plan(block: nn.Module, x: Tensor) -> Plan | None:
 
 def _instead(main: Branch, module: nn.Module, others: Sequence[tuple[Branch | None, nn.Module]]) -> list[Step]:
     """The steps where no branch is a point, the main one first."""
-    plain = _plain_window(main, main)
+    plain = plain_window(main, main)
     if plain is None:
         return [Step(module, [], None, 0), *_steps(others, main)]
     copies = _copies_of(main, others, main)
@@ -199,7 +199,7 @@ def _steps(rest: Sequence[tuple[Branch | None, nn.Module]], main: Branch) -> lis
     steps, dear = [], 0
     while rest:
         (branch, child), *rest = rest
-        plain = None if branch is None else _plain_window(branch, main)
+        plain = None if branch is None else plain_window(branch, main)
         if hasattr(child, "add_to") or branch is None or plain is None:
             steps.append(Step(child, [], None, 0))
             continue
@@ -219,12 +219,12 @@ def _copies_of(
     branch: Branch, others: Sequence[tuple[Branch | None, nn.Module]], main: Branch
 ) -> list[tuple[Branch, nn.Module]]:
     """Those of the others that run with the branch as one convolution."""
-    window = _plain_window(branch, main)
+    window = plain_window(branch, main)
     if window is None or window.groups != 1 or branch.conv.weight.shape[1] < FEW_INPUTS:
         return []
     found = []
     for other, child in others:
-        if other is None or _plain_window(other, main) != window:
+        if other is None or plain_window(other, main) != window:
             continue
         if are_copies(branch.conv, branch.norm, other.conv, other.norm):
             found.append((other, child))
@@ -253,11 +253,9 @@ def _add_points(
             follow(branch.norm, statistic, count)
     norms = [Norm(b.norm.weight, b.norm.bias, b.norm.eps) for b in points]
     variances = [variance for _, variance, _ in found]
-    return add_points(x, None if main is None else _parts(main), list(zip(kernels, norms)), moments, variances, window)
-
-
-def padding_of(conv: Any) -> list[int]:
-    return [n for pair in conv_geometry(conv)["padding"] for n in pair]
+    return add_points(
+        x, None if main is None else parts_of(main), list(zip(kernels, norms)), moments, variances, window
+    )
 
 
 def pays(points: Sequence[Branch], conv: Any, count: int) -> bool:
@@ -302,113 +300,3 @@ def _is_ordinary(x: Any) -> bool:
         and not all_are_watched()
         and x.numel() > 0
     )
-
-
-def _branch_of(module: nn.Module, ndim: int) -> Branch | None:
-    """What a branch is made of; None: of something else."""
-    if type(module) is not nn.Sequential:
-        return None
-    parts: list[Any] = list(module._modules.values())
-    norm = parts.pop() if parts and type(parts[-1]) in NORMS else None
-    conv = parts.pop() if parts and type(parts[-1]) in (CONVOLUTIONS[ndim], PickingConv2d) else None
-    padding = [(0, 0)] * ndim
-    for pad in parts:
-        if type(pad) not in _PADS or len(pad.padding) != 2 * ndim:
-            return None
-        pairs = [(pad.padding[i], pad.padding[i + 1]) for i in range(2 * ndim - 2, -1, -2)]
-        padding = [(a + c, b + d) for (a, b), (c, d) in zip(padding, pairs)]
-    return Branch(padding, conv, norm)
-
-
-def _window_of(main: Branch, ndim: int) -> tuple[Window, list[int]]:
-    """The convolution's geometry on an input that is padded first, and that padding, for `F.pad`."""
-    geometry = conv_geometry(main.conv)
-    padding, pads, own = geometry["padding"], [0] * (2 * ndim), (0,) * ndim
-    if geometry["padding_mode"] != "zeros" or any(before != after for before, after in padding):
-        pads = [n for pair in reversed(padding) for n in pair]
-    else:
-        own = tuple(pair[0] for pair in padding)
-    return Window(geometry["stride"], own, geometry["dilation"], geometry["groups"], (0,) * ndim), pads
-
-
-def _offset(branch: Branch, main: Branch, before: Sequence[int]) -> tuple[int, ...] | None:
-    """Where a branch of one tap and the main one's stride begins to read; None: it is another, or pads."""
-    begin, conv = [n - pair[0] for n, pair in zip(before, branch.padding)], branch.conv
-    stride, weight, groups = tuple(main.conv.stride), main.conv.weight, main.conv.groups
-    if branch.norm is None:
-        return None
-    if conv is None:
-        if set(stride) != {1} or weight.shape[0] != weight.shape[1] * groups:
-            return None
-    else:
-        if conv.bias is not None or tuple(conv.stride) != stride or conv.groups != groups:
-            return None
-        if conv.weight.shape[:2] != weight.shape[:2] or conv.weight[0, 0].numel() != 1:
-            return None
-        begin = [n - pair[0] for n, pair in zip(begin, conv_geometry(conv)["padding"])]
-    return tuple(begin) if min(begin) >= 0 else None
-
-
-def _plain_window(branch: Branch, main: Branch) -> Window | None:
-    """The geometry of a branch whose convolution reads the input itself; None: something stands before it."""
-    conv = branch.conv
-    if conv is None or branch.norm is None or conv.bias is not None or any(p != (0, 0) for p in branch.padding):
-        return None
-    window, pads = _window_of(branch, len(branch.padding))
-    return None if any(pads) else window
-
-
-def _sizes(spatial: Sequence[int], conv: Any, window: Window) -> list[int]:
-    """The convolution's outputs."""
-    return [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(spatial, window.padding, window.dilation, conv.weight.shape[2:], window.stride)
-    ]
-
-
-def is_trained(x: Tensor, branch: Branch) -> bool:
-    """Does its norm normalize by this batch and follow it, and is all of one type?"""
-    norm = branch.norm
-    if norm is not None and (
-        not (norm.training and norm.track_running_stats) or norm.running_mean is None or norm.running_var is None
-    ):
-        return False
-    tensors = [t for m in branch[1:] if m is not None for t in (*m._parameters.values(), *m._buffers.values())]
-    return all(_is_like(t, x) for t in tensors if t is not None and t.dim())
-
-
-def _is_like(t: Tensor, x: Tensor) -> bool:
-    return type(t) in (Tensor, nn.Parameter) and t.dtype == x.dtype and t.device == x.device
-
-
-def _parts(branch: Branch) -> Main:
-    """A branch's tensors; counts the batch."""
-    conv, norm = branch.conv, branch.norm
-    if norm is None:
-        return Main(conv.weight, conv.bias, None, None, None, 0.0)
-    with torch.no_grad():
-        factor = factor_of(norm)
-    own = Norm(norm.weight, norm.bias, norm.eps)
-    return Main(conv.weight, conv.bias, own, norm.running_mean, norm.running_var, factor)
-
-
-def is_exact(found: tuple[Tensor, Tensor, Tensor], norm: Any) -> bool:
-    """Is the variance, of `statistics`, large enough for its rounding not to show?"""
-    return bool((found[2] <= ILL * (found[1] + norm.eps)).all())
-
-
-@torch.no_grad()
-def follow(norm: Any, found: tuple[Tensor, Tensor, Tensor], count: int) -> None:
-    """Bring the running statistics up to date, with those of `count` values a channel."""
-    factor = factor_of(norm)
-    norm.running_mean.lerp_(found[0], factor)
-    norm.running_var.lerp_(found[1].clamp_min(0) * (count / (count - 1)), factor)
-
-
-def factor_of(norm: Any) -> float:
-    """How much of this batch goes into the running statistics; counts the batch."""
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            return 1.0 / float(norm.num_batches_tracked)
-    return norm.momentum or 0.0

@@ -14,7 +14,8 @@ from ..ops._maps import Window, per_group
 from ..ops._moments import Main, Moments, Norm, statistics
 from ..ops._padded import Average, add_average, add_window_of_point, moments, normalizing
 from . import _moments
-from ._moments import NORMS, Branch, can_see, factor_of, follow, is_exact, is_trained, padding_of
+from ._branch_parts import NORMS, Branch, factor_of, follow, is_exact, is_trained, padding_of
+from ._moments import can_see
 
 POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
