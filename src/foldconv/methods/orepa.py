@@ -104,7 +104,8 @@ class _OREPANd(ComposedConv):
             return self.kernel()
         # What is pruned or parametrized is no parameter any more.
         own: dict[str, Any] = {name: held[name] for name in self.composed_from if name in held}
-        composed = self.branches.compose_compiled(own) if len(own) == len(self.composed_from) else None
+        is_whole = len(own) == len(self.composed_from) and own["weight"].is_cpu
+        composed = self.branches.compose_compiled(own) if is_whole else None
         return self.kernel() if composed is None else composed
 
     def _own(self) -> dict[str, Tensor]:
