@@ -12,6 +12,7 @@ from foldconv.errors import UnsupportedError
 from foldconv.lab.tasks.cityscapes import CLASSES, cityscapes_data, crop_options
 from foldconv.lab.tasks.segmentation import Segmentation, Segmenter
 from foldconv.lab.train import open_network, resume
+from foldconv.lab.train.checkpoint import build
 from foldconv.lab.train.optimizers import configured_groups
 from foldconv.network.tree import foldable_layers
 
@@ -135,6 +136,47 @@ def test_what_is_wrong_with_a_folder_is_said(damaged, tmp_path):
         opened()
     with pytest.raises(UnsupportedError, match="expected a folder as Cityscapes has it"):
         opened(tmp_path)
+
+
+class Strided(torch.nn.Conv2d):
+    """Wants sides of a multiple of 32, as networks of segmentation_models_pytorch do."""
+
+    def __init__(self, num_classes, stride=1):
+        super().__init__(3, num_classes, 3, stride=stride, padding=1)
+
+    def forward(self, images):
+        if images.shape[-1] % 32:
+            raise RuntimeError(f"expected a width\nof a multiple of 32, received {images.shape[-1]}")
+        return super().forward(images)
+
+
+class Measuring(Strided):
+    """Asks for a value, which no run of shapes alone has."""
+
+    def forward(self, images):
+        assert float(images.sum()) < 1e9
+        return torch.nn.Conv2d.forward(self, images)
+
+
+def test_a_network_that_fails_on_whole_images_is_refused_before_training(cityscapes, short):
+    for net, size, reason in (
+        (Strided(19), None, "expected a width of a multiple of 32, received 80"),
+        (Strided(19), 128, None),
+        (Strided(19, stride=2), 128, "its logits are 64×80"),
+        (Measuring(19), None, None),
+    ):
+        data = cityscapes_data(str(cityscapes), size, crop_options({"crop": [32, 64]}, "none"))
+        if reason is None:
+            Segmentation().check_network(net, data, "own:Net")
+            continue
+        with pytest.raises(
+            UnsupportedError, match=rf"own:Net: does not take test images of \d+×\d+, .*: {reason}; give"
+        ):
+            Segmentation().check_network(net, data, "own:Net")
+    values = {"task": "segmentation", "data": str(cityscapes), "augmentation_args": {"crop": [32, 64]}}
+    config = short(**values, architecture=f"{__name__}:Strided")
+    with pytest.raises(UnsupportedError, match="test images of 64×80"):
+        build(config, Segmentation().open_data(config))
 
 
 def test_options_are_checked(short):

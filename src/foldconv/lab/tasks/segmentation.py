@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import UnsupportedError
 from ...network.parameters import regularization
+from ...network.tree import evaluation
 from ..data import ImageData
 from ..data.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from ..data.transforms import BatchTransform
@@ -89,6 +92,32 @@ class Segmentation(Task):
     def module(self, network: nn.Module, config: Any, data: ImageData) -> Segmenter:
         """The network with its cross-entropy."""
         return Segmenter(network, config)
+
+    def check_network(self, network: nn.Module, data: ImageData, name: str) -> None:
+        """Refuse a network that does not take test images as large as the first, which are not cut as training's are.
+
+        Raises:
+            UnsupportedError: with their size and the reason.
+        """
+        if not len(data.test):  # pyright: ignore[reportArgumentType]
+            return
+        image: Tensor = data.test[0][0]
+        with contextlib.suppress(Exception):  # of shapes alone, which takes no time; not every code runs so
+            shadow = copy.deepcopy(network).to("meta").eval()
+            if logits_of(shadow(torch.empty(1, *image.shape, device="meta"))).shape[-2:] == image.shape[-2:]:
+                return
+        height, width = image.shape[-2:]
+        try:
+            with torch.no_grad(), evaluation(network) as running:
+                found = tuple(logits_of(running(data.transform(image[None]))).shape[-2:])
+            reason = "" if found == (height, width) else f"its logits are {found[0]}×{found[1]}"
+        except Exception as error:  # of any code
+            reason = " ".join(str(error).split())
+        if reason:
+            raise UnsupportedError(
+                f"{name}: does not take test images of {height}×{width}, which are not cut as training's are: "
+                f"{reason}; give another --image-size (of the shorter side), other images or another network"
+            )
 
     def score(
         self, outputs_of: Callable[[Any], Any], batches: Iterable[Any], data: ImageData, total: Total = own

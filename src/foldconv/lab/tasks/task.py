@@ -77,6 +77,13 @@ class Task:
         """The network with its loss."""
         raise NotImplementedError
 
+    def check_network(self, network: nn.Module, data: ImageData, name: str) -> None:
+        """Refuse a plain network that fails on the test images, before it is trained for hours; `name` is its own.
+
+        Raises:
+            UnsupportedError: with their size and the reason.
+        """
+
     def training_inputs(self, images: Tensor) -> Any:
         """What the network is called with in training, as of `foldconv.expand`'s `example_inputs`."""
         return images

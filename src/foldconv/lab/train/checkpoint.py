@@ -90,6 +90,7 @@ def build(config: TrainConfig, data: ImageData, console: Console | None = None) 
     network = zoo.create(config.architecture, **options)
     if names_code(config.architecture) and task.name == "classification":
         _expect_logits(network, config.architecture, data)
+    task.check_network(network, data, config.architecture)
     if config.pretrained:
         tensors = _pretrained_tensors(config, options, network)
         if task.name == "classification" or tensors.keys() == network.state_dict().keys():
