@@ -44,7 +44,8 @@ from torch import nn
 
 import foldconv
 from foldconv.lab.data.npz import read_npz
-from foldconv.lab.train.checkpoint import build, open_network
+from foldconv.lab.train.building import build
+from foldconv.lab.train.checkpoint import open_network
 from foldconv.lab.train.config import TrainConfig
 
 OUTCOMES = ("loaded", "our error", "other exception", "hang", "memory", "code run")

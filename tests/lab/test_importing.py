@@ -17,7 +17,7 @@ from foldconv.lab.cli import main
 from foldconv.lab.data import ImageData
 from foldconv.lab.importing import imported
 from foldconv.lab.train import TrainConfig, fit, open_network, resume
-from foldconv.lab.train.checkpoint import build
+from foldconv.lab.train.building import build
 
 SOURCE = """
 import lightning.pytorch as pl

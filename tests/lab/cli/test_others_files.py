@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 import foldconv
 from foldconv.lab import zoo
 from foldconv.lab.train import TrainConfig, create_data
-from foldconv.lab.train.checkpoint import build
+from foldconv.lab.train.building import build
 from foldconv.network.verify import verify
 
 NETWORK = ("--architecture", "digits_resnet", "--architecture-args", "width=4")

@@ -10,7 +10,7 @@ from foldconv.lab import zoo
 from foldconv.lab.data import training_loader
 from foldconv.lab.recipes import __path__ as folders
 from foldconv.lab.train import TrainConfig
-from foldconv.lab.train.checkpoint import start_backbone_from
+from foldconv.lab.train.building import start_backbone_from
 from foldconv.lab.train.classification import task_of
 from foldconv.lab.train.config import read_yaml
 from foldconv.lab.train.optimizers import configured_groups, create_optimizer, create_schedule

@@ -12,7 +12,7 @@ from foldconv.errors import UnsupportedError
 from foldconv.lab.tasks.cityscapes import CLASSES, cityscapes_data, crop_options
 from foldconv.lab.tasks.segmentation import Segmentation, Segmenter
 from foldconv.lab.train import open_network, resume
-from foldconv.lab.train.checkpoint import build
+from foldconv.lab.train.building import build
 from foldconv.lab.train.optimizers import configured_groups
 from foldconv.network.tree import foldable_layers
 

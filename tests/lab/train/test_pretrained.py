@@ -8,7 +8,7 @@ import foldconv
 from foldconv.errors import CheckpointError
 from foldconv.lab import zoo
 from foldconv.lab.train import create_data, evaluate
-from foldconv.lab.train.checkpoint import build, start_from
+from foldconv.lab.train.building import build, start_from
 
 
 def settings(path, **more):

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from ..run import RunFolder
-from ..train.checkpoint import build
+from ..train.building import build
 from ..train.config import PLAIN, TrainConfig
 from ..train.devices import launch, quiet_lightning
 from ..train.loop import Training

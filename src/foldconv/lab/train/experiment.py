@@ -22,7 +22,8 @@ from ..data import ImageData, epoch_seed, evaluation_loader
 from ..run import RunFolder, locked
 from ..zoo import check_name
 from . import processes
-from .checkpoint import build, check_classes, chosen_method, open_network
+from .building import build, chosen_method
+from .checkpoint import check_classes, open_network
 from .classification import task_of
 from .config import TrainConfig
 from .curves import plot_curves
