@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import foldconv
@@ -62,6 +63,41 @@ def test_every_kind_of_convolution_that_a_runtime_takes_is_right(suffix, page, t
     (found,) = run_file(form.runtime, path, [[x.numpy() for x in xs]], python=foldconv.deploy.apart.interpreter(form))
     for name, ours, theirs in zip(convs, network(*xs), found, strict=True):
         assert (ours - torch.from_numpy(theirs)).abs().max() <= form.tolerance * ours.abs().max(), name
+
+
+class Crossed(nn.Module):
+    """Outputs of one shape, not in the order in which they are computed, and an input that nobody reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, unread, x, y):
+        first, second = self.second(y), self.first(x)
+        return {"zeta": F.max_pool2d(second, 2), "alpha": F.max_pool2d(first - second, 2)}
+
+
+class Read(nn.Module):
+    """The same without that input."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, y):
+        return self.network(None, x, y)
+
+
+@each_format
+def test_inputs_and_outputs_keep_their_order(suffix, tmp_path):
+    form, network, path = need(suffix), Crossed(), tmp_path / f"net{suffix}"
+    xs = [torch.randn(2 if form.any_batch else 1, 3, 8, 8) for _ in range(3)]
+    if suffix == ".xml":  # which would leave it out, and take the next in its place
+        with pytest.raises(UnsupportedError, match="of its inputs one is read by nothing, and would be left out"):
+            foldconv.export(network, path, tuple(xs))
+        network, xs = Read(network), xs[1:]
+    error = foldconv.export(network, path, tuple(xs)).error
+    assert (error is None) == (form.runs_on not in ("any", sys.platform))
 
 
 @each_format

@@ -3,6 +3,7 @@
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -10,7 +11,11 @@ def convert(program: Any, path: str) -> None:
     """Write a package, a folder, in 32 bits."""
     import coremltools
 
-    model = coremltools.convert(program.run_decompositions({}), compute_precision=coremltools.precision.FLOAT32)
+    program = program.run_decompositions({})
+    for node in program.graph.nodes:  # a pool that is called without a stride, which is then its window: it wants one
+        if re.search(r"\.(max|avg)_pool[123]d", str(node.target)) and len(node.args) == 2:
+            node.args = (*node.args, node.args[1])
+    model = coremltools.convert(program, compute_precision=coremltools.precision.FLOAT32)
     model.save(path)  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -16,12 +16,14 @@ def convert(program: Any, path: str) -> None:
     """
     import pnnx
     import torch
+    from torch.utils._pytree import tree_leaves
 
     network = program.module()
 
     class Whole(torch.nn.Module):
         def forward(self, *values: Any) -> Any:
-            return network(*values)
+            outputs = tree_leaves(network(*values))  # of a dictionary it would refuse to take them
+            return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
         def eval(self) -> Any:  # which an exported program refuses, being in evaluation mode
             return self
@@ -47,15 +49,22 @@ def run(path: str, batches: list) -> list:
     for load, file in ((net.load_param, path), (net.load_model, str(Path(path).with_suffix(".bin")))):
         if load(file) != 0:
             raise RuntimeError(f"ncnn does not load {os.path.basename(file)}")
+    # They are in0, in1, ... and out0, ...; ncnn lists them as its graph has them, and an input that nobody reads as an
+    # output, too.
+    ins, outs = (
+        {int(name.removeprefix(kind)): name for name in names if name.startswith(kind)}
+        for kind, names in (("in", net.input_names()), ("out", net.output_names()))
+    )
     outputs = []
     for batch in batches:
         samples = []
         for sample in zip(*batch):
             with net.create_extractor() as extractor:
-                for name, array in zip(net.input_names(), sample):
+                for number, name in ins.items():
+                    array = sample[number]
                     if extractor.input(name, ncnn.Mat(np.ascontiguousarray(array)).clone()) != 0:
                         raise RuntimeError(f"ncnn does not take the input {name}")
-                results = [extractor.extract(name) for name in net.output_names()]
+                results = [extractor.extract(outs[number]) for number in sorted(outs)]
                 if any(code != 0 for code, _ in results):
                     raise RuntimeError("ncnn does not compute the output")
                 samples.append([np.array(value) for _, value in results])

@@ -15,7 +15,10 @@ def convert(program: Any, path: str) -> None:
     try:
         import openvino
 
-        openvino.save_model(openvino.convert_model(program), path, compress_to_fp16=False)
+        model = openvino.convert_model(program)
+        if len(model.inputs) != len(program.graph_signature.user_inputs):
+            raise ValueError("of its inputs one is read by nothing, and would be left out; leave it out of the network")
+        openvino.save_model(model, path, compress_to_fp16=False)
     finally:
         del os.environ["CI"]
         if before is not None:
