@@ -75,6 +75,20 @@ class Detection(Task):
         """The network with its losses."""
         return Detector(network, config)
 
+    def check_network(self, network: nn.Module, data: ImageData, name: str) -> None:
+        """Refuse torchvision's detectors that learn more than boxes, whose truth is not read here.
+
+        Raises:
+            UnsupportedError: naming what they learn.
+        """
+        heads = getattr(network, "roi_heads", None)
+        for kind in ("mask", "keypoint"):
+            if getattr(heads, f"has_{kind}", bool)():
+                raise UnsupportedError(
+                    f"{name}: learns {kind}s beside boxes, which detection reads from no data; expected a detector of "
+                    "boxes, such as torchvision/fasterrcnn_resnet50_fpn"
+                )
+
     def training_inputs(self, images: Tensor) -> Any:
         """A list of images and a box on each; evaluation takes them, too."""
         height, width = images.shape[2:]
