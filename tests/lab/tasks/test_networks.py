@@ -6,7 +6,7 @@ import torch
 import foldconv
 from foldconv.errors import UnsupportedError
 from foldconv.lab.data import training_loader
-from foldconv.lab.train.checkpoint import build
+from foldconv.lab.train.building import build
 from foldconv.lab.train.classification import task_of
 from foldconv.lab.train.optimizers import configured_groups, create_optimizer
 from foldconv.network.tree import foldable_layers
