@@ -90,6 +90,14 @@ def test_a_network_is_written_in_int8_and_what_stays_in_float_is_told(tmp_path, 
         foldconv.quantize(net, path, X)
 
 
+def test_a_network_in_half_precision_is_calibrated_in_its_own_width(tmp_path):
+    pytest.importorskip("onnxruntime")
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).half()
+    found = foldconv.quantize(net, tmp_path / "net.onnx", X, equalize=False, dynamic_batch=False)
+    assert found.error < 0.1
+    assert next(net.parameters()).dtype == torch.float16
+
+
 def test_the_most_sensitive_layers_are_found():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     with torch.no_grad():

@@ -43,6 +43,19 @@ def with_tensors(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, tupl
     return model, tuple(value.detach() for value in values)
 
 
+def as_weights(model: nn.Module, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Tensors where the model's weights are, numbers with a fraction in their width.
+
+    Example:
+        >>> as_weights(nn.Linear(2, 1).half(), [torch.zeros(1, 2), torch.tensor([3])])
+        (tensor([[0., 0.]], dtype=torch.float16), tensor([3]))
+    """
+    own = next((each for each in model.parameters() if each.is_floating_point() and not each.is_meta), None)
+    if own is None:
+        return tuple(values)
+    return tuple(value.to(own.device, own.dtype if value.is_floating_point() else None) for value in values)
+
+
 def batch_of(inputs: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
     """`size` samples, made of the example's in turn; numbers with a fraction get smaller from one to the next."""
     picked = [value[torch.arange(size) % len(value)] for value in inputs]

@@ -28,7 +28,7 @@ from .calibration import Samples, samples_of
 from .equalize import equalize as equalized
 from .export import deployable, export, read_description, traced, write_description
 from .formats import Format, format_of
-from .inputs import ByKeyword, batch_of, with_tensors
+from .inputs import ByKeyword, as_weights, batch_of, with_tensors
 from .portable import portable
 from .running import measure_files, quantize_file
 from .sensitivity import quantizable_layers, sensitivities
@@ -163,7 +163,7 @@ def quantize(
     any_batch = dynamic_batch and form.any_batch
     network, example = with_tensors(model, given.example(2 if any_batch else 1))
     with _named_calibration():
-        folded = deployable(network, example).float().cpu()
+        folded = deployable(network, as_weights(network, example)).float().cpu()
     prefix = "network." if isinstance(folded, ByKeyword) else ""
     names = [name.removeprefix(prefix) for name in quantizable_layers(folded)]
     kept = _asked(keep_float, auto_keep, names, type(model).__name__)

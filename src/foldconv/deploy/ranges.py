@@ -28,6 +28,7 @@ from ..network.tree import expect_module, first_names
 from .calibration import batches_of
 from .equalize import by_output
 from .export import deployable, reason
+from .inputs import as_weights
 
 STEPS = 127
 """Steps of int8 to each side of zero."""
@@ -200,9 +201,7 @@ def _folded(model: nn.Module, batch: Any) -> nn.Module:
     args, kwargs = arguments_of(batch)
     alike = len({len(value) for value in (*args, *kwargs.values())}) == 1
     few = [value[:2] if alike else value for value in (*args, *kwargs.values())]
-    own = next((each for each in model.parameters() if each.is_floating_point() and not each.is_meta), None)
-    if own is not None:
-        few = [value.to(own.device, own.dtype if value.is_floating_point() else None) for value in few]
+    few = as_weights(model, few)
     example: Any = dict(zip(kwargs, few)) if kwargs else tuple(few)
     try:
         return deployable(model, example).float().cpu()
