@@ -98,6 +98,22 @@ def test_a_network_in_half_precision_is_calibrated_in_its_own_width(tmp_path):
     assert next(net.parameters()).dtype == torch.float16
 
 
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.second(self.second(self.first(x).relu()).relu())
+
+
+def test_a_layer_that_is_called_twice_is_quantized(tmp_path):
+    """With one weight for both calls, ONNX Runtime does not load the file when it is told to add exactly."""
+    pytest.importorskip("onnxruntime")
+    found = foldconv.quantize(Twice(), tmp_path / "net.onnx", X, equalize=False, per_channel=False)
+    assert found.float_layers == ()
+
+
 def test_the_most_sensitive_layers_are_found():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     with torch.no_grad():

@@ -25,7 +25,8 @@ def quantize(source: str, target: str, batches: list, settings: dict) -> None:
     from onnxruntime.quantization.registry import QDQRegistry
 
     logging.disable(logging.WARNING)  # it recommends what folding has done
-    graph = onnx.load(source).graph
+    model = _unshared(onnx.load(source))
+    graph = model.graph
     weights = {value.name for value in graph.initializer}
     names = [value.name for value in graph.input if value.name not in weights]
 
@@ -38,7 +39,7 @@ def quantize(source: str, target: str, batches: list, settings: dict) -> None:
             return None if batch is None else dict(zip(names, batch))
 
     quantize_static(
-        source,
+        model,
         target,
         Reader(),
         quant_format=QuantFormat.QDQ,
@@ -50,6 +51,19 @@ def quantize(source: str, target: str, batches: list, settings: dict) -> None:
         extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
         nodes_to_exclude=[node.name for name, node in _layers(graph, settings["layers"]) if name in settings["keep"]],
     )
+
+
+def _unshared(model: Any) -> Any:
+    """The model with a weight of its own for each call: with one for two, a session told to be exact does not load."""
+    values, seen = {value.name: value for value in model.graph.initializer}, set()
+    for number, node in enumerate(model.graph.node):
+        name = node.input[1] if node.op_type in _LAYERS else None
+        if name in seen and name in values:
+            own = model.graph.initializer.add()
+            own.CopyFrom(values[name])
+            own.name = node.input[1] = f"{name}_{number}"
+        seen.add(name)
+    return model
 
 
 def notes(target: str, batches: list) -> list[str]:
@@ -84,7 +98,7 @@ def int8_layers(source: str, target: str, settings: dict) -> list[str]:
     import onnxruntime
 
     needed = collections.Counter(
-        (name, _weight(node)) for name, node in _layers(onnx.load(source).graph, settings["layers"])
+        (name, _weight(node)) for name, node in _layers(_unshared(onnx.load(source)).graph, settings["layers"])
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
