@@ -92,6 +92,14 @@ def test_unforeseen_errors_are_one_line_too(monkeypatch, fails):
     assert fails("eval", "x") == "foldconv: error: RuntimeError: two lines (--debug shows where)"
 
 
+def test_what_is_not_installed_is_told_with_the_remedy_alone(monkeypatch, fails):
+    def lacking(options):
+        raise ModuleNotFoundError(".onnx: ONNX needs onnx; install it: pip install onnx", name="onnx")
+
+    monkeypatch.setattr(_COMMANDS["eval"], "run", lacking)
+    assert fails("eval", "x") == "foldconv: error: .onnx: ONNX needs onnx; install it: pip install onnx"
+
+
 def test_interrupt_has_its_own_code(monkeypatch, fails):
     def stopped(options):
         raise KeyboardInterrupt

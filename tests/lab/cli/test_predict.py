@@ -81,6 +81,7 @@ def test_what_cannot_be_predicted(weights, photos, capsys, tmp_path):
         ((plain, photos), "does not say how images are prepared"),
         ((damaged, photos), "preprocessing: std: expected 3 numbers, received [0, 1, 1]"),
         ((path, tmp_path / "text.png"), "text.png: expected an image, received a file of no known format"),
+        ((path, tmp_path / "none.png"), "none.png: no such file or folder; expected images, or folders of them"),
         ((path, tmp_path / "empty"), "expected images in this folder, found none"),
         ((tmp_path / "strange.pt2", photos), "strange.json: expected a description of what was exported"),
         ((tmp_path / "none.pt2", photos), "none.pt2: no such file"),

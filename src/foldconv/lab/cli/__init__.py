@@ -157,6 +157,7 @@ def _one_line(error: Exception) -> str:
     from ...errors import FoldConvError
 
     ours = isinstance(error, (FoldConvError, OSError))
+    ours |= isinstance(error, ModuleNotFoundError) and "; install it: " in text
     return " ".join((text if ours else f"{type(error).__name__}: {text} (--debug shows where)").split())
 
 

@@ -163,6 +163,8 @@ def _images(named: Sequence[str]) -> Iterator[tuple[str, Any]]:
             if not files:
                 raise UnsupportedError(f"{name}: expected images in this folder, found none")
             yield from ((file, file) for file in files)
+        elif not Path(name).exists():
+            raise UnsupportedError(f"{name}: no such file or folder; expected images, or folders of them")
         else:
             yield name, name
 
