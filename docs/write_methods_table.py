@@ -11,7 +11,8 @@ SAID = ROOT / "src" / "foldconv" / "lab" / "methods.json"
 START, END = "<!-- methods: written by docs/write_methods_table.py -->\n", "<!-- end of methods -->"
 FOR = {
     "most networks, pretrained or not; the first to try": "doconv",
-    "a residual network with norms, from scratch": "orepa",
+    "a small network of square kernels with norms, from scratch": "acnet",
+    "a residual network with norms, trained long from scratch": "orepa",
     "a plain stack of 3×3 convolutions": "repvgg",
     "the same, to run in int8": "qarepvgg",
     "depthwise and pointwise convolutions": "mobileone",
@@ -20,7 +21,7 @@ FOR = {
     "a cheaper network: it learns groups": "dgconv",
     "where training time is free": "dbb",
 }
-"""A task, and the method whose paper is about it; `acnet` and `orepa_vgg` are further steps of others."""
+"""A task, and the method whose paper is about it; `orepa_vgg` is a further step of another."""
 CASES = {
     "cifar_resnet20, 32×32²": "ResNet-20",
     "resnet18, 8×224²": "ResNet-18",
