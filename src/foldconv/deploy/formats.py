@@ -113,7 +113,7 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             *("Core ML", ".mlpackage", "coreml.py", "coreml", ("coremltools",)),
-            rewritten=("circular padding",),
+            rewritten=("circular padding", "PReLU of other than four dimensions"),
             any_batch=False,
             runs_on="darwin",
             alone=True,

@@ -9,9 +9,17 @@ from typing import Any
 def convert(program: Any, path: str) -> None:
     """Write one file."""
     import litert_torch
+    import torch
+    from torch.utils._pytree import tree_leaves
 
     network = program.module().requires_grad_(False)
-    litert_torch.convert(network, program.example_inputs[0]).export(path)
+
+    class Flat(torch.nn.Module):
+        def forward(self, *values: Any) -> Any:
+            outputs = tree_leaves(network(*values))  # those of a dictionary would lose their order
+            return tuple(outputs) if len(outputs) > 1 else outputs[0]
+
+    litert_torch.convert(Flat().eval(), program.example_inputs[0]).export(path)
 
 
 def run(path: str, batches: list) -> list:
@@ -27,9 +35,12 @@ def load(path: str, threads: int = 0) -> Any:
 
     def call(batch: list) -> list:
         runner = interpreter.get_signature_runner()
-        names = sorted(runner.get_input_details(), key=lambda name: int(name.rpartition("_")[2]))
-        results = runner(**dict(zip(names, batch)))
-        order = sorted(results, key=lambda name: int(name.rpartition("_")[2]))
-        return [results[name] for name in order]
+        # By the numbers in their names: an input that nobody reads is not among them.
+        results = runner(**{name: batch[_number(name)] for name in runner.get_input_details()})
+        return [results[name] for name in sorted(results, key=_number)]
 
     return call
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("_")[2])
