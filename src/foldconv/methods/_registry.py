@@ -133,16 +133,21 @@ def method_from_json(description: dict[str, Any]) -> Method:
     return cls(**options)
 
 
+_PYTHONS = {"True": True, "False": False, "None": None}
+
+
 def method_from_text(text: str) -> Method:
     """A method as command lines write it: a name, and options as in ``expandnet:rate=2:chain=CK``.
 
-    Numbers, true, false and null are read as JSON; anything else is text.
+    Numbers, true, false and null are read as JSON, True, False and None as Python has them; anything else is text.
 
     Raises:
         UnsupportedError: for an unknown method or option.
 
     >>> method_from_text("expandnet:rate=2:chain=CK")
     ExpandNet(rate=2, chain='CK')
+    >>> method_from_text("repvgg:moments=False") == method_from_text("repvgg:moments=false")
+    True
     """
     name, *options = text.split(":")
     description: dict[str, Any] = {"method": name}
@@ -151,7 +156,7 @@ def method_from_text(text: str) -> Method:
         if not equals:
             raise UnsupportedError(f"methods: expected NAME:KEY=VALUE, received {text!r}")
         try:
-            description[key] = json.loads(value)
+            description[key] = _PYTHONS[value] if value in _PYTHONS else json.loads(value)
         except ValueError:
             description[key] = value
     return method_from_json(description)
