@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from foldconv.lab.cli import parse
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STAND_IN = """#!/bin/bash
-printf '%s\\n' "$(basename "$0")" "$@" . >> "$CALLS" # at once: several run side by side
+printf '%s\\n' "$(basename "$0")" "$@" > "$CALLS/$$" # a file for each: several run side by side
 """
 SLURM = {"SLURM_NNODES": "4", "SLURM_CPUS_PER_TASK": "8", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NODELIST": "n[1-4]"}
 
@@ -21,21 +22,21 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None or os.name == "nt",
 
 @pytest.fixture
 def started(tmp_path):
-    """``started(script, **environment)``: the commands that it starts, in their order, as lists of words."""
-    for name in ("srun", "foldconv", "sleep"):
+    """``started(script, **environment)``: the commands that it starts, as lists of words."""
+    for name in ("srun", "foldconv"):
         (tmp_path / name).write_text(STAND_IN)
         (tmp_path / name).chmod(0o755)
-    (tmp_path / "scontrol").write_text("#!/bin/bash\nprintf 'n1\\nn2\\nn3\\nn4\\n'\n")
-    (tmp_path / "scontrol").chmod(0o755)
+    for name, body in {"scontrol": "printf 'n1\\nn2\\nn3\\nn4\\n'", "sleep": ":"}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
 
     def run(script, **environment):
-        calls = tmp_path / "calls"
-        calls.unlink(missing_ok=True)
+        calls = Path(tempfile.mkdtemp(dir=tmp_path))
         path = f"{tmp_path}:{os.environ['PATH']}"
         environment = {**os.environ, **SLURM, "PATH": path, "CALLS": str(calls), **environment}
         done = subprocess.run(["bash", str(EXAMPLES / script)], env=environment, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
-        return [call.split("\n") for call in calls.read_text().removesuffix("\n.\n").split("\n.\n")]
+        return [call.read_text().splitlines() for call in calls.iterdir()]
 
     return run
 

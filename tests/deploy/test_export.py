@@ -192,3 +192,12 @@ def test_a_description_of_something_else_is_refused(tmp_path):
     beside.write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match=r"net.json: expected a description"):
         exporting.runner(path)
+
+
+def test_a_failure_from_c_is_told_without_where_in_c(tmp_path):
+    runtime = tmp_path / "runtime.py"
+    lines = ["no such operator", "Exception raised from run at a.cpp:1 (most recent call first):", "frame #0: f + 0x1"]
+    runtime.write_text(f"def run(model, batches): raise RuntimeError({chr(10).join(lines)!r})")
+    np.savez(tmp_path / "given.npz", **{"0/0": np.zeros(1)})
+    with pytest.raises(UnsupportedError, match=r"^runtime: run failed: RuntimeError: no such operator$"):
+        call(runtime, "run", "model", str(tmp_path / "given.npz"), str(tmp_path / "result.npz"))

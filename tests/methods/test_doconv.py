@@ -1,13 +1,11 @@
 """DO-Conv against the paper's definition, written out in loops."""
 
-import contextlib
 import copy
 import dataclasses
 import inspect
 import itertools
 import math
 import re
-import sys
 
 import pytest
 import torch
@@ -460,63 +458,6 @@ def test_training_is_not_that_of_the_plain_convolution():
     same(foldconv.fold(layer)(x), layer(x))
 
 
-def calls(run, *arguments):
-    """How many functions that calls, Python's and torch's, when not run for the first time."""
-    count = 0
-
-    def note(frame, event, argument):
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    run(*arguments)
-    sys.setprofile(note)
-    try:
-        run(*arguments)
-    finally:
-        sys.setprofile(None)
-    return count
-
-
-def step(layer, x):
-    layer(x).sum().backward()
-
-
-@pytest.mark.parametrize(("method", "forward", "both"), [("doconv", 28, 48), ("orepa", 86, 206)])
-def test_a_small_layer_calls_little(method, forward, both):
-    """What a small network's step costs beside the plain one is calls, not arithmetic."""
-    pytest.importorskip("numba")
-    for channels in (1, 16, 64):
-        plain, x = nn.Conv2d(channels, 16, 3), torch.randn(1, channels, 4, 4)
-        layer = foldconv.expand(plain, method)
-        assert calls(layer, x) <= calls(plain, x) + forward
-        assert calls(step, layer, x) <= calls(step, plain, x) + both
-
-
-class Seen(DOConv2d):
-    def _conv_forward(self, input, weight, bias):
-        return weight
-
-
-@pytest.mark.parametrize("amp", [False, True])
-def test_the_short_way_composes_what_the_long_one_does(amp):
-    """Autocast casts no kernel; groups and layouts count; what is frozen gets no gradient."""
-    pytest.importorskip("numba")
-    x = torch.zeros(1)
-    for groups, options in ((1, {}), (2, {}), (1, {"memory_format": torch.channels_last})):
-        layer = randomized(Seen(8, 16, 3, groups=groups, bias=False)).to(**options)
-        layer.D.requires_grad_(groups == 1)
-        learned = [p for p in layer.parameters() if p.requires_grad]
-        found = []
-        for path in ("torch", None, None):  # the last by the short way
-            forced = contextlib.nullcontext() if path is None else foldconv.ops.using(path)
-            with forced, torch.autocast("cpu", torch.bfloat16, enabled=amp):
-                kernel = layer(x)
-            found.append((kernel, *torch.autograd.grad(kernel.square().sum(), learned)))
-        for wanted, first, second in zip(*found, strict=True):
-            torch.testing.assert_close(first, wanted, rtol=1e-5, atol=1e-4)
-            assert torch.equal(first, second)
-
-
 def test_tensors_put_in_between_forward_and_backward_are_refused():
     pytest.importorskip("numba")
     for name in ("weight", "D"):
@@ -526,18 +467,3 @@ def test_tensors_put_in_between_forward_and_backward_are_refused():
         p.data = p.data[:2].clone()
         with pytest.raises(foldconv.UnsupportedError, match="between the forward and the backward"):
             y.sum().backward()
-
-
-def test_the_short_way_is_not_taken_past_what_a_subclass_says():
-    class Doubled(DOConv2d):
-        def kernel(self):
-            return 2 * super().kernel()
-
-    class Tripled(DOConv2d):
-        def compose(self, *parameters):
-            return 3 * super().compose(*parameters)
-
-    for cls, factor in ((Doubled, 2), (Tripled, 3)):
-        layer = randomized(cls(4, 6, 3, bias=False, **F64))
-        x = example(layer)
-        same(layer(x), factor * F.conv2d(x, DOConv2d.kernel(layer) / (3 if cls is Tripled else 1)))

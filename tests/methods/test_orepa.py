@@ -1,6 +1,5 @@
 """OREPA against its definition written out in loops. What the original computes: tests/checkpoints."""
 
-import contextlib
 import itertools
 import math
 import re
@@ -171,56 +170,6 @@ def test_kernels_of_a_stack_are_orepa_kernels():
         alone = OREPAConv2d(6 if n else 3, 6, 3, bias=False, **F64)
         alone.load_state_dict({name: getattr(layer, f"{name}{n}") for name in alone.composed_from})
         same(kernel, by_definition(alone))
-
-
-class Seen(OREPAConv2d):
-    def _conv_forward(self, input, weight, bias):
-        return weight
-
-
-@pytest.mark.parametrize("amp", [False, True])
-def test_the_short_way_composes_what_the_long_one_does(amp):
-    """Autocast casts no kernel; groups and layouts count; what is frozen gets no gradient."""
-    pytest.importorskip("numba")
-    x = torch.zeros(1)
-    for groups, options in ((1, {}), (2, {}), (1, {"memory_format": torch.channels_last})):
-        layer = randomized(Seen(8, 16, 3, groups=groups, bias=False)).to(**options)
-        layer.avg_conv.requires_grad_(groups == 1)
-        learned = [p for p in layer.parameters() if p.requires_grad]
-        found = []
-        for path in ("torch", None, None):  # the last by the short way
-            forced = contextlib.nullcontext() if path is None else foldconv.ops.using(path)
-            with forced, torch.autocast("cpu", torch.bfloat16, enabled=amp):
-                kernel = layer(x)
-            found.append((kernel, *torch.autograd.grad(kernel.square().sum(), learned)))
-        for wanted, first, second in zip(*found, strict=True):
-            torch.testing.assert_close(first, wanted, rtol=1e-5, atol=1e-4)
-            assert torch.equal(first, second)
-
-
-def test_the_short_way_is_not_taken_past_what_a_subclass_or_a_tool_says():
-    pytest.importorskip("numba")
-
-    class Doubled(OREPAConv2d):
-        def kernel(self):
-            return 2 * super().kernel()
-
-    class Tripled(OREPAConv2d):
-        def compose(self, *parameters):
-            return 3 * super().compose(*parameters)
-
-    x = torch.randn(1, 4, 6, 6, **F64)
-    for cls, factor in ((OREPAConv2d, 1), (Doubled, 2), (Tripled, 3)):
-        layer = randomized(cls(4, 6, 3, bias=False, **F64))
-        for _ in range(2):
-            same(layer(x), factor * F.conv2d(x, by_definition(layer)))
-    nn.utils.prune.l1_unstructured(layer, "kxk_conv2", 0.5)
-    same(layer(x), 3 * F.conv2d(x, OREPAConv2d.kernel(layer) / 3))
-    layer = OREPAConv2d(4, 6, 3)
-    layer(x.float())
-    layer.weight.data = layer.weight.data[:3].clone()
-    with pytest.raises(UnsupportedError, match="expected"):
-        layer(x.float())
 
 
 def test_prior_for_three_taps_is_the_originals():

@@ -274,6 +274,17 @@ def test_check_catches_wrong_features(monkeypatch):
         foldconv.fold(nn.Sequential(rich(nn.Conv2d(3, 2, 3))))
 
 
+def test_check_runs_a_tree_of_branches_once_unless_its_features_are_its_own(monkeypatch):
+    model, runs = nn.Sequential(foldconv.expand(nn.Conv2d(3, 2, 3), "repvgg")), []
+    body, original = type(model[0].body), type(model[0].body).forward
+    monkeypatch.setattr(body, "forward", lambda self, x: runs.append(x.dtype) or original(self, x))
+    foldconv.fold(model)
+    assert runs == [torch.float64]
+    monkeypatch.setattr(type(model[0]), "feature_forward", lambda self, x: self(x) + 1e-6)
+    with pytest.raises(foldconv.FoldMismatchError, match=r"^0: "):
+        foldconv.fold(model)
+
+
 def test_check_catches_a_wrong_norm(monkeypatch):
     model = rich(network())
     original = norms.scale_and_shift

@@ -149,7 +149,9 @@ def call(runtime: Path, function: str, *arguments: str, python: Sequence[str] = 
         name = signal.Signals(-done.returncode).name
         raise UnsupportedError(f"{runtime.stem}: the process of {function} was killed by {name}")
     if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        # Behind a message from C++ comes where in C++ it was raised.
+        lines = [line.strip() for line in done.stderr.splitlines()]
+        lines = [line for line in lines if line and not line.startswith(("frame #", "Exception raised from"))]
         raise UnsupportedError(f"{runtime.stem}: {function} failed: {(lines or ['no reason given'])[-1][:500]}")
 
 

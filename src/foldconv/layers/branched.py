@@ -51,7 +51,7 @@ class BranchTree(Foldable):
         return terms_of(self.body, self.to_kernel(dtype))
 
 
-def is_its_features(layer: nn.Module) -> bool:
+def runs_its_features(layer: nn.Module) -> bool:
     """Does calling a layer run what its `feature_forward` runs, and nothing else?"""
     methods = type(layer).forward, type(layer).feature_forward  # pyright: ignore[reportAttributeAccessIssue]
     return methods in [(cls.forward, BranchTree.feature_forward) for cls in (BranchTree, BranchedConv)]

@@ -15,7 +15,7 @@ from ..algebra import Kernel, kernel_of, norms
 from ..algebra.convolutions import PLAIN
 from ..errors import FoldMismatchError, UnsupportedError
 from ..layers import ComposedConv, Foldable, NormPlace
-from ..layers.branched import is_its_features
+from ..layers.branched import runs_its_features
 from ..layers.foldable import realize_like
 from ._blocks import blocks_folded
 from ._computed import bake, is_computed, refuse_unknown
@@ -235,7 +235,7 @@ def _compare(
     # What takes the layer's place may be more than the kernel's own convolution (groups, permutations).
     plain = exact.realize(kernel) if isinstance(exact, Foldable) else kernel.to_module()
     folds = [kernel(x), plain(x)]
-    outputs = [exact.feature_forward(x)] if isinstance(exact, Foldable) and not is_its_features(exact) else []
+    outputs = [exact.feature_forward(x)] if isinstance(exact, Foldable) and not runs_its_features(exact) else []
     if isinstance(original, ComposedConv) and original is exact:
         original.compose_no_more(composed)
     outputs.append(original(x))
