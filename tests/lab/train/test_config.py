@@ -10,7 +10,7 @@ import yaml
 from foldconv.errors import UnsupportedError
 from foldconv.lab import recipes
 from foldconv.lab.train import TrainConfig
-from foldconv.lab.train.config import read_yaml
+from foldconv.lab.train.config import over, read_yaml
 
 CONFIGS = sorted(Path(recipes.__file__).parent.rglob("*.yaml"))
 UNUSUAL = TrainConfig(
@@ -154,6 +154,20 @@ def test_a_base_gives_what_the_file_leaves_out(tmp_path):
     (path,) = chain(tmp_path, own={"base": "family/middle.yaml", "seed": 4, "method_args": {"chain": "CK"}})
     assert read_yaml(path) == {"epochs": 8, "lr": 0.5, "seed": 4, "method_args": {"chain": "CK"}}
     assert TrainConfig.load(path) == TrainConfig(epochs=8, lr=0.5, seed=4, method_args={"chain": "CK"})
+
+
+@pytest.mark.parametrize("name", ["augmentation", "architecture", "method", "optimizer", "schedule"])
+def test_options_go_with_what_they_are_for(tmp_path, name):
+    base, other = {name: "one", f"{name}_args": {"a": 1}, "epochs": 7}, {"base": "base.yaml", name: "other"}
+    _, same, anew, own = chain(
+        tmp_path, base=base, same=other | {name: "one"}, anew=other, own=other | {f"{name}_args": {"b": 2}}
+    )
+    assert read_yaml(same) == base
+    assert read_yaml(anew) == {name: "other", "epochs": 7}
+    assert read_yaml(own) == {name: "other", f"{name}_args": {"b": 2}, "epochs": 7}
+    default = getattr(TrainConfig(), name)  # which a base that does not name it means
+    assert over({f"{name}_args": {"a": 1}}, {name: default}) == {name: default, f"{name}_args": {"a": 1}}
+    assert over({f"{name}_args": {"a": 1}}, {name: "other"}) == {name: "other"}
 
 
 def test_a_saved_config_has_no_base(tmp_path):

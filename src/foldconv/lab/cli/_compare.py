@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import recipes
 from ..compare.config import CompareConfig
-from ..train.config import PLAIN, TrainConfig, read_yaml
+from ..train.config import PLAIN, TrainConfig, over, read_yaml
 from . import _train
 from ._common import Parser, UsageError
 
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     given = {name: getattr(options, name) for name in names}
     given |= {name: dict(value) for name, value in given.items() if typing.get_origin(hints[name]) is dict}
     from_file = read_yaml(recipes.find(options.config)) if "config" in options else {}
-    recipe = TrainConfig.from_dict({**from_file, **given})
+    recipe = TrainConfig.from_dict(over(from_file, given))
     chosen: dict[str, Any] = {"seeds": options.seeds} if "seeds" in options else {}
     methods = _methods(getattr(options, "methods", None), recipe)
     config = CompareConfig(methods, train=dataclasses.replace(recipe, method_args={}), **chosen)

@@ -13,7 +13,7 @@ import typing
 from typing import Any, Literal
 
 from .. import recipes
-from ..train.config import Patterns, TrainConfig, read_yaml
+from ..train.config import Patterns, TrainConfig, over, read_yaml
 from . import _baseline
 from ._common import Parser, UsageError, add_pairs, pairs
 
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if options.resume is not None and (others or options.config):
         other = "--config" if options.config else "--" + others[0].replace("_", "-")
         raise UsageError("foldconv train", f"--resume continues with the run's own config, so {other} cannot be given")
-    values = {**(read_yaml(recipes.find(options.config)) if options.config else {}), **given}
+    values = over(read_yaml(recipes.find(options.config)) if options.config else {}, given)
     config = _baseline.asked_for(values, insisted=given.get("baseline", False))
 
     from rich.console import Console

@@ -306,12 +306,26 @@ class TrainConfig:
         return cls.from_dict(read_yaml(path))
 
 
+def over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Settings in the place of a base's.
+
+    A value is replaced as a whole, a mapping such as `method_args` too. Options of one method, schedule or architecture
+    mean nothing to another: where that is replaced, they go with it.
+
+    >>> over({"schedule": "step", "schedule_args": {"factor": 0.1}, "lr": 0.1}, {"schedule": "cosine"})
+    {'schedule': 'cosine', 'lr': 0.1}
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    named = {**defaults, **base}
+    replaced = {f"{name}_args" for name, value in values.items() if value != named.get(name)}
+    return {**{name: value for name, value in base.items() if name not in replaced}, **values}
+
+
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A mapping from a YAML file, as plain values; never runs code.
 
     The key ``base`` names another such file, relative to the one that names it, whose values stand where this one has
-    none. A value is replaced as a whole, a mapping such as `method_args` too: options of one method, schedule or
-    architecture mean nothing to another. The key itself is not among the values.
+    none (`over`). The key itself is not among the values.
 
     Raises:
         FileNotFoundError: no such file, or no such base.
@@ -331,7 +345,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         mapping = _read_mapping(file)
         read.append(os.path.realpath(file))
         base = mapping.pop("base", None)
-        values = {**mapping, **values}
+        values = over(mapping, values)
         file = None if base is None else _base_of(file, base, read)
     return values
 
