@@ -9,7 +9,7 @@ from torch import nn
 
 import foldconv
 from foldconv.deploy import export as exporting
-from foldconv.deploy.formats import FORMATS
+from foldconv.deploy.formats import FORMATS, Format
 from foldconv.deploy.running import call, furthest, run_file
 from foldconv.errors import CheckpointError, FoldMismatchError, UnsupportedError
 
@@ -45,6 +45,16 @@ def test_an_expanded_network_in_training_mode_is_written_as_it_evaluates(tmp_pat
     assert np.abs(found[0] - rich.eval()(x).detach().numpy()).max() < 1e-5
     with pytest.raises(FileExistsError):
         foldconv.export(rich, path, X)
+
+
+@pytest.mark.parametrize(("suffix", "beside"), [(".pt2", ".json"), (".xml", ".bin"), (".param", ".bin")])
+def test_names_of_files_beside_are_refused_before_the_work(tmp_path, suffix, beside, monkeypatch):
+    (tmp_path / f"net{beside}").write_text("precious")
+    monkeypatch.setattr(exporting, "deployable", None)  # nothing is folded
+    monkeypatch.setattr(Format, "expect_packages", lambda self: None)
+    with pytest.raises(FileExistsError, match=rf"belongs to net{suffix} and exists.*net{beside}"):
+        foldconv.export(network(), tmp_path / f"net{suffix}", X)
+    assert os.listdir(tmp_path) == [f"net{beside}"]
 
 
 def test_a_file_that_computes_something_else_is_not_left_there(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from .._arguments import expect_flags, expect_path
 from ..errors import CheckpointError, FoldMismatchError, UnsupportedError, shown
-from ..files.atomic import atomic_folder, write_json
+from ..files.atomic import atomic_folder, expect_free, write_json
 from ..layers import Foldable
 from ..network.fold import fold
 from ..network.permute import absorb_permutations
@@ -118,6 +118,8 @@ def export(
     expect_path(path)
     expect_flags(dynamic_batch=dynamic_batch, check=check, overwrite=overwrite)
     form = format_of(path, format)
+    if not overwrite:
+        expect_free(path, *form.files_beside(path))
     python = interpreter(form)
     form.expect_packages()
     network, inputs = with_tensors(model, example_inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import runpy
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,6 +54,11 @@ class Format:
     def runtime(self) -> Path:
         """The runtime's file of code."""
         return Path(__file__).with_name(self.file)
+
+    def files_beside(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Where the files lie that belong to the one of that name, its description among them."""
+        described = "describe" in runpy.run_path(str(self.runtime))
+        return [Path(path).with_suffix(suffix) for suffix in (*self.beside, *([] if described else [".json"]))]
 
     @property
     def quantizer(self) -> Path:

@@ -20,7 +20,7 @@ from torch import nn
 from .._arguments import expect_flags, expect_path
 from .._selection import Selection
 from ..errors import FoldMismatchError, UnsupportedError
-from ..files.atomic import atomic_folder
+from ..files.atomic import atomic_folder, expect_free
 from ..network.table import align
 from ..network.tree import expect_module
 from .apart import interpreter
@@ -156,6 +156,8 @@ def quantize(
     expect_path(path)
     expect_flags(equalize=equalize, per_channel=per_channel, dynamic_batch=dynamic_batch, overwrite=overwrite)
     form = format_of(path, format)
+    if not overwrite:
+        expect_free(path, *form.files_beside(path))
     python = interpreter(form)
     form.expect_int8()
     given = samples_of(calibration)

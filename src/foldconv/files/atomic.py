@@ -80,6 +80,18 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
         temporary.unlink(missing_ok=True)
 
 
+def expect_free(path: str | os.PathLike[str], *beside: str | os.PathLike[str]) -> None:
+    """Refuse names that are taken, before the work whose result is to get them.
+
+    Raises:
+        FileExistsError: something is at `path`, or where a file beside it belongs.
+    """
+    said = "exists, not overwritten; choose another name"
+    for place, why in ((path, said), *((each, f"belongs to {Path(path).name} and {said}") for each in beside)):
+        if os.path.lexists(place):
+            raise FileExistsError(errno.EEXIST, why, str(place))
+
+
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a folder; when the block ends well, what was written into it moves to where `path` lies, `path` last.
@@ -104,8 +116,8 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
     ['net.bin', 'net.xml']
     """
     target = Path(os.path.abspath(path))
-    if os.path.lexists(target) and not overwrite:
-        raise FileExistsError(errno.EEXIST, "exists, not overwritten; choose another name", str(path))
+    if not overwrite:
+        expect_free(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder to write into", str(target.parent))
     _remove_abandoned(target.parent)
