@@ -42,13 +42,14 @@ def table():
 
 
 def _shown(evidence):
-    """Gains and losses that are more than chance, and where nothing was shown; by what was trained on."""
+    """Gains and losses that are more than chance, and where nothing was shown, by what was trained on."""
     names = [each["data"].partition(":")[0] for each in evidence]
     networks = [each["data"].partition(": ")[2].partition(",")[0] for each in evidence]
     labels = [f"{name} ({net})" if names.count(name) > 1 else name for name, net in zip(names, networks)]
     shown = [f"{each['difference']} on {label}" for each, label in zip(evidence, labels) if each["shown"] == "yes"]
     others = [label for each, label in zip(evidence, labels) if each["shown"] != "yes"]
-    return "; ".join(shown + [f"nothing on {', '.join(others)}"] * bool(others))
+    where = ", ".join(others) if len(others) < 3 else f"{len(others)} {'others' if shown else 'data sets'}"
+    return "; ".join(shown + [f"nothing on {where}"] * bool(others))
 
 
 def with_table(text):
