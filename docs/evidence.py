@@ -270,7 +270,7 @@ def page() -> str:
     """The whole page, from the results that are kept."""
     there = {name: KEPT / name / "report.json" for name in EXPERIMENTS}
     done = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in there.items() if path.is_file()}
-    parts = [HEAD.rstrip()]
+    parts = [HEAD.rstrip(), overview(done)]
     parts += [f"## {EXPERIMENTS[name].title}\n\n{section(name, values)}" for name, values in done.items()]
     missing = [name for name in EXPERIMENTS if name not in done]
     if missing:
@@ -285,6 +285,22 @@ def page() -> str:
         lines.append("\n".join(f"- {text.rstrip()}" for text in known))
         parts.append("\n\n".join(lines))
     return "\n\n".join(parts).rstrip() + "\n"
+
+
+def overview(done: dict[str, dict]) -> str:
+    """One table: each method's difference to the plain network in each experiment."""
+    found: dict[str, dict[str, str]] = {}
+    for name, values in done.items():
+        for method, result in values["methods"].items():
+            difference = result["difference"]
+            if difference:
+                mark = "**" if difference["resolved_among_all"] else ""
+                found.setdefault(method, {})[name] = f"{mark}{difference['mean']:+.2f}{mark}"
+    head = ["", *(EXPERIMENTS[name].images for name in done)]
+    rows = [head, ["---"] * len(head), ["seeds", *(str(len(values["seeds"])) for values in done.values())]]
+    rows += [[f"`{method}`", *(cells.get(name, "") for name in done)] for method, cells in found.items()]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"Points of accuracy above the plain network; **bold** where they are *resolved among all*:\n\n{table}"
 
 
 def _file(experiment: Experiment) -> str:

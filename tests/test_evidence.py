@@ -66,6 +66,21 @@ def test_a_verdict_says_no_more_than_the_intervals(evidence):
     )
 
 
+def test_the_overview_marks_what_is_resolved_among_all(evidence):
+    def of(mean, resolved):
+        return {"difference": {"mean": mean, "resolved_among_all": resolved}}
+
+    methods = {"plain": {"difference": None}, "doconv": of(1.0, True), "orepa": of(-2.5, False)}
+    lines = evidence.overview({"mnist": {"methods": methods, "seeds": [0, 1]}}).splitlines()
+    assert lines[2:] == [
+        "|  | MNIST |",
+        "| --- | --- |",
+        "| seeds | 2 |",
+        "| `doconv` | **+1.00** |",
+        "| `orepa` | -2.50 |",
+    ]
+
+
 def test_a_part_of_data_in_the_order_of_its_classes_has_them_all(evidence, tmp_path):
     labels = np.repeat(np.arange(10), 5000)
     images = np.zeros((len(labels), 1, 1, 3), np.uint8)
