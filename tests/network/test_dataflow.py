@@ -846,6 +846,23 @@ def test_a_weight_that_the_source_names():
     assert pairs(Sized()) == {"conv": "norm"}
 
 
+class Flipped(nn.Module):
+    """A weight that is another layer's, which is held where it is no child."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other = [other]
+
+    def forward(self, weight):
+        return self.other[0].weight.flip(-1)
+
+
+def test_a_weight_that_a_parametrization_of_another_reads():
+    net = Net()
+    parametrize.register_parametrization(net.conv2, "weight", Flipped(net.conv1), unsafe=True)
+    assert net.conv1 in DataFlow(net).read
+
+
 def test_forwards_that_ask_for_the_grad_mode():
     class Asking(Net):
         def forward(self, x):

@@ -15,9 +15,9 @@ from ..algebra.convolutions import PLAIN
 from ..layers.foldable import is_watched
 from ._tracing import ABOUT, leaves
 
-_OF_WEIGHTS = ("weight", "bias", "parameters", "named_parameters", "state_dict", "_parameters")
+OF_WEIGHTS = ("weight", "bias", "parameters", "named_parameters", "state_dict", "_parameters")
 _NAMED = ("weight", "bias", "running_mean", "running_var")
-_ABOUT = {*ABOUT, "size", "dim", "numel", "is_floating_point", "is_contiguous"}
+ABOUT_TENSORS = {*ABOUT, "size", "dim", "numel", "is_floating_point", "is_contiguous"}
 _LISTS = (nn.ModuleList, nn.ModuleDict)
 _HARMLESS = {"super", "getattr", "hasattr", "isinstance", "type", "len", "iter", "enumerate", "zip", "reversed", "id"}
 _INNER = ("__dict__", "_modules", "_parameters", "_buffers")
@@ -76,7 +76,7 @@ def reads_weights(module: nn.Module) -> set[nn.Module]:
             around = parent.get(node)
             if isinstance(around, ast.keyword):
                 around = parent.get(around)
-            if node.attr in _OF_WEIGHTS and not _asks_about(node, parent):
+            if node.attr in OF_WEIGHTS and not _asks_about(node, parent):
                 path = _path(node.value)
                 child = module._modules.get(path[0]) if path else None
                 found.update((module if child is None else child).modules())
@@ -99,8 +99,7 @@ def reads_by_name(module: nn.Module) -> set[nn.Module]:
     """
     found: set[nn.Module] = set()
     for path in _named_in(type(module)):
-        inner: Any = functools.reduce(lambda m, name: getattr(m, name, None), path, module)
-        if isinstance(inner, nn.Module):
+        for inner in held([functools.reduce(lambda m, name: getattr(m, name, None), path, module)]):
             found.update(inner.modules() if isinstance(inner, _LISTS) else [inner])
     return found
 
@@ -149,7 +148,7 @@ def _reads(callee: Any) -> bool:
     """Does the source of a function or a class ask for weights?"""
     tree = ast.parse(textwrap.dedent(inspect.getsource(callee)))
     parent = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
-    asked = (n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in _OF_WEIGHTS)
+    asked = (n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in OF_WEIGHTS)
     return any(not _asks_about(n, parent) for n in asked)
 
 
@@ -189,7 +188,7 @@ def _asks_about(node: ast.AST, parent: dict[ast.AST, ast.AST]) -> bool:
     around = parent.get(node)
     while isinstance(around, ast.Call):
         node, around = around, parent.get(around)
-    return isinstance(around, ast.Attribute) and around.attr in _ABOUT
+    return isinstance(around, ast.Attribute) and around.attr in ABOUT_TENSORS
 
 
 def _path(node: ast.expr) -> list[str]:

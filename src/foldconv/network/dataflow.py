@@ -21,6 +21,7 @@ from ..algebra.norms import is_norm
 from ..errors import UnsupportedError
 from ..layers import Foldable
 from ..layers.foldable import is_altered, is_watched
+from ._hooks import read_by_hooks
 from ._rivals import Rivals
 from ._sources import held, only_called, reads_by_name, reads_weights
 from ._subclasses import why_not
@@ -75,7 +76,7 @@ class DataFlow:
         self._names = {module: name for name, module in model.named_modules()}
         self._opaque: set[nn.Module] = set()
         for module in model.modules():
-            self.read |= reads_by_name(module)
+            self.read |= reads_by_name(module) | read_by_hooks(module)
         self._failure: UnsupportedError | None = None
         try:
             self._trace(model)

@@ -195,7 +195,7 @@ class Choice:
         if reason is not None:
             self.evidence[conv] = self._evidence(conv)
         elif conv in self._flow.read:
-            return "the model also reads its weight outside the layer, where the composed kernel would be missing"
+            return "the model or a hook also reads its weight, where the composed kernel would be missing"
         return reason
 
     def _evidence(self, conv: nn.Module) -> str:
