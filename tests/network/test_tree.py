@@ -205,6 +205,31 @@ class Switching(nn.Sequential):
         return super().train(mode)
 
 
+class Kept(nn.Sequential):
+    """Copied as itself, as people keep a teacher out of copies."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class Shallow(nn.PReLU):
+    def __deepcopy__(self, memo):
+        return copy.copy(self)
+
+
+def test_a_copy_that_is_the_model_itself_is_refused():
+    for kept in (Kept(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)), nn.Sequential(nn.Conv2d(3, 3, 3), Shallow())):
+        for net in (kept.double(), nn.Sequential(kept, nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)).double()):
+            modules = list(net.modules())
+            for method, inputs in (("doconv", None), ("doconv", X), ("repvgg", X)):
+                with pytest.raises(foldconv.UnsupportedError, match=r"shares its .* with the original"):
+                    foldconv.expand(net, method, example_inputs=inputs)
+            with pytest.raises(foldconv.UnsupportedError, match=r"shares its .* with the original; pass inplace=True"):
+                foldconv.fold(net)
+            assert list(net.modules()) == modules
+            assert not any(module._forward_hooks for module in modules)
+
+
 def test_no_code_of_the_users_runs_when_modes_change():
     net = Switching(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Dropout(0.5))
     net.scale, net[1].training = torch.ones(1), False

@@ -119,7 +119,8 @@ def _copy(model: nn.Module, otherwise: str, known: dict[int, Any] | None = None)
         # What deep copies share (closures, weak references) may still lead to the model itself.
         ours = dict(copied.named_modules(remove_duplicate=False))
         theirs = {m: ours[name] for name, m in model.named_modules(remove_duplicate=False) if name in ours}
-        left = _Leftover({old: new for old, new in theirs.items() if new is not old})
+        _expect_own(copied, model)
+        left = _Leftover(theirs)
         left.of(copied)
         left.commit()
     except UnsupportedError as error:
@@ -187,6 +188,16 @@ def restore(place: NormPlace, kernel: Kernel) -> tuple[Kernel, Any]:
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     values = tensor.detach().to(dtype, copy=True)
     return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
+
+
+def _expect_own(copied: nn.Module, model: nn.Module) -> None:
+    """Refuse a copy that is, in part, what was to be copied: somebody's ``__deepcopy__`` may do as it likes."""
+    theirs = {id(each) for m in model.modules() for each in (m, *m._parameters.values(), *m._buffers.values())}
+    for name, module in copied.named_modules():
+        for each in (module, *module._parameters.values(), *module._buffers.values()):
+            if each is not None and id(each) in theirs:
+                what = f"{name or 'the root'} ({type(module).__name__})"
+                raise UnsupportedError(f"a deep copy of {what} shares its {type(each).__name__} with the original")
 
 
 class _Leftover(Exchange):
