@@ -142,7 +142,9 @@ class _Watch(TorchFunctionMode):
         call = self.call_of(value)
         if call is not None and inside is not call.conv and inside not in call.norms:
             self.use(call, f"{getattr(func, '__name__', func)} in {self.here()}")
-        self.read.update(owner for owner in self.owners.get(id(value), ()) if owner not in self.stack)
+        owners = self.owners.get(id(value), [])
+        if not any(owner in self.stack for owner in owners):  # of several who share it, each may read it
+            self.read.update(owners)
 
     def use(self, call: _Call, what: str) -> None:
         """The output of a call is used by somebody who is no norm."""
