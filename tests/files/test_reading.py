@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from foldconv import CheckpointError
 from foldconv.files.reading import is_safetensors, read_metadata, read_safely, read_safetensors
@@ -157,6 +158,19 @@ def test_a_whole_model_is_refused_by_name(tmp_path):
     torch.save({"model": torch.nn.Linear(1, 1)}, tmp_path / "net.pth")
     with pytest.raises(CheckpointError, match=r"would run code of torch\.nn\.modules\.linear\.Linear; where"):
         read_safely(tmp_path / "net.pth")
+
+
+def test_archives_of_other_kinds_are_told_apart(tmp_path):
+    torch.jit.save(torch.jit.script(nn.Linear(1, 1)), tmp_path / "scripted.pt")
+    np.savez(tmp_path / "arrays.npz", weight=np.ones(1))
+    torch.save({"weight": torch.ones(1)}, tmp_path / "new.pt", pickle_protocol=5)
+    for name, words in {
+        "scripted.pt": "a TorchScript program; save its weights alone: torch.save",
+        "arrays.npz": "a zip archive, but none of torch.save's; it holds 'weight.npy'",
+        "new.pt": "pickled by another protocol .* without pickle_protocol=",
+    }.items():
+        with pytest.raises(CheckpointError, match=rf"{name}: {words}"):
+            read_weights(tmp_path / name)
 
 
 def test_a_class_that_the_caller_allows(tmp_path):

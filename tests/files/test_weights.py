@@ -88,6 +88,10 @@ ALONE = {
         "model": RIGHT,
         "optimizer": {"param_groups": [{"params": [0], "train_mode": False}]},
     },
+    "what optimizers keep by name": {
+        "model": RIGHT,
+        **dict.fromkeys(("momentum", "grads", "model_optimizer", "optim_state_dict", "random_state"), WRONG),
+    },
     "keyed optimizer": {"model": RIGHT, "optim": {"state": {n: {"exp_avg": v} for n, v in RIGHT.items()}}},
 }
 FITTED = {
@@ -161,6 +165,8 @@ TWO = {
         r"in 'optimizer\.param_groups\.0', what turns them into schedule-free .*eval\(\).*; .*--weights model ",
     ),
     "teacher": ({"student": under("module."), "teacher": WRONG}, "'student', 'teacher'; .*--weights"),
+    "momentum encoder": ({"encoder": RIGHT, "momentum_encoder": WRONG}, "'encoder', 'momentum_encoder'; .*--weights"),
+    "optimized": ({"state_dict": RIGHT, "optimized_model": WRONG}, "'state_dict', 'optimized_model'; .*--weights"),
     "a third": (
         {"state_dict": RIGHT, "state_dict_ema": WRONG, "best": under("", {n: v + 1 for n, v in RIGHT.items()})},
         "holds 3 dictionaries",

@@ -107,6 +107,11 @@ def read_pickled(file: Any, path: Any) -> Any:
             raise CheckpointError(would_run(found[1], path)) from None
         if "DTensor" in str(error):
             raise CheckpointError(f"{path}: holds sharded tensors (DTensor); save full_tensor() of each") from None
+        if "Unsupported operand 149" in str(error):  # FRAME, which pickle's protocols have from 4 on
+            raise CheckpointError(
+                f"{path}: pickled by another protocol than torch.save's own, which is not read without running code; "
+                "load it and save it again without pickle_protocol="
+            ) from None
         # torch surrounds its reason with advice, or goes on with it.
         text = str(error).partition("WeightsUnpickler error:")[2] or str(error)
         reason = (text.strip().splitlines() or [type(error).__name__])[0].partition(". ")[0]
@@ -120,15 +125,34 @@ def _check_pickles(file: Any, path: Any) -> set[str]:
         with contextlib.nullcontext(file) if isinstance(file, io.BytesIO) else open(file, "rb") as opened:
             names = check_pickle(opened, path)
     else:
+        _expect_saved(file, path)
         check_archive(file, called=path)
         with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
-                if info.filename.endswith(("/data.pkl", "/constants.pkl")):
+                if info.filename.endswith("/data.pkl"):
                     del info.CRC  # compared already, or never written
                     names |= check_pickle(io.BytesIO(archive.read(info)), path, count=1)
     if isinstance(file, io.BytesIO):
         file.seek(0)
     return names
+
+
+def _expect_saved(file: Any, path: Any) -> None:
+    """Tell archives of other kinds apart; of damaged ones `check_archive` says more."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except Exception:  # zipfile raises a dozen classes
+        return
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise CheckpointError(
+            f"{path}: a TorchScript program; save its weights alone: torch.save(torch.jit.load('{path}').state_dict(), "
+            "'weights.pth')"
+        )
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise CheckpointError(
+            f"{path}: a zip archive, but none of torch.save's; it holds {shown(min(names, default=''))}"
+        )
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:

@@ -35,9 +35,11 @@ COUNTS = ("n_averaged", "steps", "num_updates", "initted")
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "params", "weights")
 """Where most trainers put the one network that there is."""
 _OTHERS = re.compile(
-    r"optim|sched|scaler|grad|^opt$|^opt_|momentum|rng|random|hparams|hyper_param|config|args|^frozen_param_", re.I
+    r"optim(?!al|um|i[sz]ed)|sched|scaler|^opt$|^opt_|hparams|hyper_param|config|args|^frozen_param_"
+    r"|(?:grad|momentum|rng|random)(?!.*(?:model|net|coder|teacher|backbone|state_dict))",
+    re.I,
 )
-"""Entries in which no weights are looked for."""
+"""Entries in which no weights are looked for; a momentum encoder has some."""
 _DEEPEST, _WIDEST, _MOST = 8, 200, 100
 
 
