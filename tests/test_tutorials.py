@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,25 @@ def run(page):
     return names
 
 
+@pytest.fixture
+def as_installed(monkeypatch):
+    """Of the packages of the extras for users, those that a page says to install are there, and no others."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    modules = {
+        extra: {re.match(r"[\w-]+", package)[0].replace("-", "_") for package in packages}
+        for extra, packages in extras.items()
+        if extra not in ("docs", "test", "lint", "package", "dev")
+    }
+
+    def install(page):
+        named = re.search(r'pip install "\.\[(.+)\]"', (DOCS / "tutorials" / page).read_text(encoding="utf-8"))[1]
+        there = set().union(*(modules[extra] for extra in named.split(",")))
+        for module in set().union(*modules.values()) - there:
+            monkeypatch.setitem(sys.modules, module, None)
+
+    return install
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -59,17 +79,19 @@ def test_own_checkpoint():
     assert names["plain"].state_dict().keys() == names["Net"]().state_dict().keys()
 
 
-def test_pretrained_to_phone():
-    for package in ("timm", "sklearn", "onnx", "onnxscript", "onnxruntime", "executorch"):
+def test_pretrained_to_phone(as_installed):
+    for package in ("timm", "sklearn", "onnx", "onnxscript", "onnxruntime", "executorch", "brevitas"):
         pytest.importorskip(package)
+    as_installed("pretrained-to-phone.md")
     run("pretrained-to-phone.md")
     assert Path("digits-int8.onnx").is_file()
     assert Path("digits.pte").is_file()
 
 
-def test_a_detector():
+def test_a_detector(as_installed):
     for package in ("timm", "torchvision", "torchmetrics", "faster_coco_eval", "onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
+    as_installed("detector.md")
     names = run("detector.md")
     assert names["measure"].compute()["map"] > 0.3
     for ours, theirs in zip(names["boxes"], names["found"]):

@@ -1,6 +1,7 @@
 import json
 import os
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -211,3 +212,17 @@ def test_a_failure_from_c_is_told_without_where_in_c(tmp_path):
     np.savez(tmp_path / "given.npz", **{"0/0": np.zeros(1)})
     with pytest.raises(UnsupportedError, match=r"^runtime: run failed: RuntimeError: no such operator$"):
         call(runtime, "run", "model", str(tmp_path / "given.npz"), str(tmp_path / "result.npz"))
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_file_tells_nothing_of_the_source_code_that_it_came_from(tmp_path, suffix):
+    for package in FORMATS[suffix].packages:
+        pytest.importorskip(package)
+    path = tmp_path / f"net{suffix}"
+    foldconv.export(network(), path, X)
+    content = path.read_bytes()
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            content = b"".join(map(archive.read, archive.namelist()))
+    assert len(content) > 1000
+    assert b".py" not in content

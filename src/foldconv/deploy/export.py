@@ -296,7 +296,13 @@ def traced(network: nn.Module, batch: Sequence[Tensor], any_batch: bool, largest
         for value in batch:
             shapes[value] = {0: size}
     with torch.no_grad():
-        return torch.export.export(network, tuple(batch), dynamic_shapes=shapes)
+        program = torch.export.export(network, tuple(batch), dynamic_shapes=shapes)
+    # torch notes for each operation the lines of source code that led to it, and the paths of their files: not for the
+    # device, nor for whoever gets the file.
+    for module in program.graph_module.modules():
+        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
+            node.meta.pop("stack_trace", None)
+    return program
 
 
 def _write(form: Format, program: Any, path: Path, python: Sequence[str]) -> None:
