@@ -40,6 +40,15 @@ def test_eval_of_the_checkpoint_and_the_folded_weights(call_json, run_folder, ex
     assert (rich["parameters"], plain["parameters"]) == (expected["parameters_training"], expected["parameters_folded"])
 
 
+def test_a_run_that_has_not_ended_is_told(call, run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    assert call("eval", tmp_path / "run")[2] == ""
+    (tmp_path / "run" / "result.json").unlink()
+    code, _, said = call("eval", tmp_path / "run")
+    assert code == 0
+    assert said == f"foldconv: {tmp_path / 'run'}: this run has not ended; what follows is of its last checkpoint\n"
+
+
 def test_eval_runs_no_code_that_a_file_names_as_its_data(fails, tmp_path, monkeypatch):
     (tmp_path / "trap.py").write_text("raise SystemExit('ran')")
     monkeypatch.syspath_prepend(tmp_path)

@@ -52,6 +52,12 @@ def test_predictions_are_the_networks(weights, photos, capsys, tmp_path):
         assert picture.size[0] > 200
 
 
+@pytest.mark.parametrize("name", ["p", "p.jpg"])
+def test_a_picture_is_called_what_it_is(weights, photos, fails, tmp_path, name):
+    said = fails("predict", weights[1], photos, "--picture", tmp_path / name)
+    assert said == f"foldconv: error: {tmp_path / name}: expected a name that ends in .png; choose such a name"
+
+
 def test_an_exported_file_predicts_the_same(weights, photos, capsys, monkeypatch, tmp_path):
     _, path = weights
     out = tmp_path / "net.pt2"

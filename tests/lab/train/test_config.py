@@ -66,6 +66,15 @@ def test_configs_of_before_with_options_in_the_name_of_the_data(tmp_path, data, 
     assert TrainConfig.load(tmp_path / "config.yaml") == read
 
 
+def test_home_is_where_the_user_is_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    config = TrainConfig(data="~/photos", data_folder="~", pretrained="~/net.pth", init="preserve", out="~/runs/~")
+    home = Path(tmp_path)
+    assert [Path(config.data), Path(config.data_folder)] == [home / "photos", home]
+    assert [Path(config.pretrained), Path(config.out)] == [home / "net.pth", home / "runs" / "~"]
+
+
 def test_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().epochs = 3  # pyright: ignore[reportAttributeAccessIssue]

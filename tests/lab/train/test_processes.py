@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from lightning.fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -21,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from foldconv.errors import UnsupportedError
 from foldconv.lab.train import TrainConfig, open_network, processes
+from foldconv.lab.train.devices import launch
 from foldconv.lab.train.divergence import DivergedError, Losses
 
 PROGRAM = Path(__file__).with_name("process_runs.py")
@@ -296,6 +298,12 @@ def test_shares_of_a_batch():
     for size, count in ((64, 3), (2, 2)):
         with pytest.raises(UnsupportedError, match="expected a multiple of the number of processes"):
             processes.share_of_batch(size, count)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_before_other_processes_start(monkeypatch):
+    monkeypatch.setattr(Fabric, "launch", lambda _: pytest.fail("started"))
+    with pytest.raises(UnsupportedError, match=r"expected a multiple of the number of processes \(5\)"):
+        launch(TrainConfig(accelerator="cpu", devices=5))
 
 
 # ---------------------------------------------------------------------- which process is the first

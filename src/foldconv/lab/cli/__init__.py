@@ -174,16 +174,18 @@ class _Teller(logging.Handler):
 
 @contextlib.contextmanager
 def _telling() -> Iterator[list[str]]:
-    """The lines about which weights of somebody's file were taken."""
-    logger, teller = logging.getLogger("foldconv.files.weights"), _Teller()
-    level = logger.level
-    logger.addHandler(teller)
-    logger.setLevel(logging.INFO)
+    """The lines about which weights of somebody's file, or of a run that has not ended, were taken."""
+    names = "foldconv.files.weights", "foldconv.lab.train.checkpoint"
+    teller, levels = _Teller(), {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.addHandler(teller)
+        logger.setLevel(logging.INFO)
     try:
         yield teller.lines
     finally:
-        logger.setLevel(level)
-        logger.removeHandler(teller)
+        for logger, level in levels.items():
+            logger.setLevel(level)
+            logger.removeHandler(teller)
 
 
 def _report(line: str) -> None:

@@ -89,6 +89,19 @@ def check_out(*paths: str | os.PathLike[str], force: bool | None = None) -> None
             raise FileNotFoundError(f"{path}: no folder {Path(path).parent} to write into; create it")
 
 
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """`check_out` of a picture, which is a PNG whatever its name says.
+
+    Raises:
+        UnsupportedError: its name says something else.
+    """
+    if Path(path).suffix.lower() != ".png":
+        from ...errors import UnsupportedError
+
+        raise UnsupportedError(f"{path}: expected a name that ends in .png; choose such a name")
+    check_out(path)
+
+
 def open_named(options: argparse.Namespace, path: str, expanded: bool = True) -> tuple[Any, dict[str, Any]]:
     """The network that a file holds, with what `add_network_arguments` let the user say; and its description.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..run import RunFolder
 from ._calibration import add_calibration, calibration_images
-from ._common import Parser, UsageError, add_network_arguments, check_out, evaluating, open_named, pairs
+from ._common import Parser, UsageError, add_network_arguments, check_picture, evaluating, open_named, pairs
 
 HELP = "layers and costs of a checkpoint or an architecture"
 EXAMPLES = (
@@ -86,7 +86,7 @@ def _branches(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if options.input_shape:
         raise UsageError("foldconv inspect", "--branches looks at no image: leave --input-shape out")
     if options.plot:
-        check_out(options.plot)
+        check_picture(options.plot)
     history: list[dict[str, Any]] = []
     if (file := RunFolder(options.subject).branches).is_file():
         from ..train.branch_table import read_branches
@@ -110,7 +110,7 @@ def _ranges(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if options.input_shape:
         raise UsageError("foldconv inspect", "--ranges looks at images of a data set: leave --input-shape out")
     if options.plot:
-        check_out(options.plot)
+        check_picture(options.plot)
     network, description = _network(options, options.subject)
     report = range_report(network, calibration_images(options, options.subject, description))
     values, text = {"architecture": description["architecture"], **report.to_json()}, str(report)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...deploy.formats import FORMATS
-from ._common import Parser, UsageError, add_network_arguments, check_out, count, open_named
+from ._common import Parser, UsageError, add_network_arguments, check_picture, count, open_named
 
 HELP = "the likeliest classes of images"
 EXAMPLES = (
@@ -31,7 +31,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="run folder, file of foldconv, or exported file")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image, folder, or - for standard input")
     parser.add_argument("--top", metavar="N", type=count, default=5, help="classes to show (default: 5)")
-    parser.add_argument("--picture", metavar="FILE", help=f"draw the first {_ON_A_PICTURE} images with their classes")
+    parser.add_argument(
+        "--picture", metavar="FILE", help=f"PNG to draw the first {_ON_A_PICTURE} images into, with their classes"
+    )
     add_network_arguments(parser)
 
 
@@ -44,7 +46,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from ..data.preprocessing import expect_described, prepare
 
     if options.picture:
-        check_out(options.picture)
+        check_picture(options.picture)
     compute, description = _model(options)
     if description.get("task", "classification") != "classification":
         return _answers(options, compute, description)

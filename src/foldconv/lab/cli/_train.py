@@ -30,6 +30,8 @@ EXAMPLES = (
 
 CONFIG = "YAML file with options below, which override it, or a recipe's name; list: shows those"
 _LIST = "list"
+_METAVARS = {"data_folder": "FOLDER", "out": "FOLDER", "pretrained_weights": "ENTRY", "pretrained_prefix": "TEXT"}
+"""Of options that take text; the others': NAME. A shell completes what a FOLDER is."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -73,7 +75,7 @@ def _add_option(group: Any, field: dataclasses.Field, hint: Any) -> None:
     else:
         number = next((kind for kind in (int, float) if kind in kinds), str)
         settings["type"] = number
-        settings["metavar"] = {int: "N", float: "X"}.get(number, "NAME" if field.default else "FOLDER")
+        settings["metavar"] = {int: "N", float: "X"}.get(number, _METAVARS.get(field.name, "NAME"))
     group.add_argument(option, **settings)
 
 

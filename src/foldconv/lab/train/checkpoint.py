@@ -17,6 +17,7 @@ folded), and other people's, as `foldconv.read_weights` reads them. The first tw
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 from pathlib import Path
@@ -43,6 +44,7 @@ from ..run import RunFolder
 from .classification import task_of
 
 Description = dict[str, Any]
+_LOG = logging.getLogger(__name__)
 _WEIGHT_SOURCES = frozenset(
     [
         *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "weights", "weights_backbone"),
@@ -101,7 +103,9 @@ def open_network(
             for another network; or it names code that nobody said to trust.
         UnsupportedError: an architecture or method nobody knows, or options without an architecture.
     """
-    path = checkpoint_file(path)
+    folder, path = RunFolder(path), checkpoint_file(path)
+    if path == folder.checkpoint and not folder.result.exists():
+        _LOG.warning("%s: this run has not ended; what follows is of its last checkpoint", folder)
     if architecture_args and not architecture:
         raise UnsupportedError(
             f"{path}: architecture_args ({', '.join(architecture_args)}) need the architecture that they are for; name "

@@ -219,6 +219,9 @@ class TrainConfig:
     def __post_init__(self):
         for name, hint in typing.get_type_hints(type(self)).items():
             object.__setattr__(self, name, _convert(name, getattr(self, name), hint))
+        for name in ("data", "data_folder", "pretrained", "out"):  # no shell does it in YAML, nor in --data=~/photos
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, os.path.expanduser(value))
         data = "mnist:holdout,unit" if self.data == "mnist-50k" else self.data
         if old := _OLD_DATA.fullmatch(data):
             object.__setattr__(self, "data", old[1])

@@ -16,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from ...errors import UnsupportedError
 from .config import TrainConfig
+from .processes import share_of_batch
 from .sharding import ShardedStrategy
 
 _STRATEGIES = (SingleDeviceStrategy, DDPStrategy, ShardedStrategy)
@@ -25,7 +26,7 @@ def launch(config: TrainConfig) -> Fabric:
     """Lightning's Fabric on the devices that a config asks for; the other processes are started.
 
     Raises:
-        UnsupportedError: an accelerator, strategy or precision that is not there.
+        UnsupportedError: an accelerator, strategy or precision that is not there, or a batch that cannot be shared.
     """
     if config.track_branches and config.strategy.startswith("fsdp"):
         raise UnsupportedError(
@@ -50,6 +51,7 @@ def launch(config: TrainConfig) -> Fabric:
         )
     if fabric.device.type == "cpu":
         _check_cpu(config, fabric.world_size)
+    share_of_batch(config.batch_size, fabric.world_size)  # or each process that is started says what is wrong
     fabric.launch()
     return fabric
 
