@@ -129,7 +129,7 @@ def test_model_that_cannot_be_copied(act):
 
 def test_model_that_cannot_be_copied_cannot_be_followed_either():
     model = Uncopyable(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1))
-    with pytest.raises(foldconv.UnsupportedError, match=r"holds a socket.*fold with batchnorm=False"):
+    with pytest.raises(foldconv.UnsupportedError, match=r"holds a socket.*to fold without: batchnorm=False"):
         foldconv.fold(model, batchnorm=True, inplace=True)
 
 

@@ -219,6 +219,19 @@ def test_only_one_of_two_tied_layers():
     assert_untouched(net, before)
 
 
+def test_weights_that_are_tied_by_their_memory():
+    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3))
+    net[2].weight.data = net[0].weight.data
+    for include in (None, "0", "2"):
+        with pytest.raises(
+            foldconv.UnsupportedError, match=r"in the memory of another parameter, of \d"
+        ):
+            foldconv.expand(net, "doconv", include=include)
+    flat = nn.utils.parameters_to_vector(net.parameters())
+    nn.utils.vector_to_parameters(flat, net.parameters())  # one memory, another part of it for each
+    assert type(foldconv.expand(net, "doconv")[2]) is foldconv.DOConv2d
+
+
 def test_weight_tied_to_something_that_is_no_convolution():
     net = nn.Sequential(nn.Conv1d(2, 2, 3))
     net.register_parameter("code", net[0].weight)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from .._arguments import expect_flags
@@ -212,13 +213,27 @@ class Choice:
     def check_ties(self, chosen: dict[nn.Module, str]) -> None:
         """Refuse to replace a convolution whose weight a module holds that stays."""
         replaced = {id(conv.weight): name for conv, name in chosen.items()}
+        memory = {_place_of(conv.weight): (conv.weight, name) for conv, name in chosen.items()}
         for name, module in self._model.named_modules():
             for parameter in module._parameters.values():
+                other, its = memory.get(_place_of(parameter), (parameter, ""))
+                if other is not parameter:
+                    raise UnsupportedError(
+                        f"{its or 'the root'} has its weight in the memory of another parameter, of "
+                        f"{name or 'the root'}, which folding would untie; make it one parameter"
+                    )
                 if id(parameter) in replaced and module not in chosen:
                     raise UnsupportedError(
                         f"{replaced[id(parameter)]} shares its weight with {name or 'the root'}, which would stay as "
                         "it is; folding would untie them: include both or exclude both"
                     )
+
+
+def _place_of(parameter: Any) -> tuple[int, Any]:
+    """Where in memory a parameter is; itself, where nobody can tell."""
+    plain = type(parameter) is nn.Parameter and not parameter.is_meta and parameter.layout == torch.strided
+    place = parameter.data_ptr() if plain else 0
+    return (place, parameter.shape) if place else (id(parameter), None)
 
 
 def _with(reason: str, evidence: str) -> str:

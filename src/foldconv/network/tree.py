@@ -90,7 +90,7 @@ def shadow_of(model: nn.Module, training: bool) -> tuple[nn.Module, dict[int, in
     Also returns the ids of the model's parameters and buffers by those of their copies. The mode is set without
     calling ``train()`` or ``eval()``, in which a user's module may do anything.
     """
-    shadow = _copy(model, ", which following its data flow needs; fold with batchnorm=False")
+    shadow = _copy(model, ", which following its data flow needs (to fold without: batchnorm=False)")
     originals = {}
     for ours, theirs in zip(shadow.modules(), model.modules()):
         _set_mode(ours, training)
