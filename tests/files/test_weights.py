@@ -133,6 +133,12 @@ def test_forms_that_the_network_tells(form, tmp_path):
     assert is_right({name: value for name, value in found.items() if "num_batches" not in name})
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, functools.partial(torch.compile, backend="eager")])
+def test_a_wrapped_network_tells_as_much(wrap, tmp_path):
+    found = read(FITTED["a backbone"], tmp_path, model=wrap(NET))
+    assert is_right({name: value for name, value in found.items() if "num_batches" not in name})
+
+
 def test_every_form_of_the_table_is_tried():
     tried = {found.why for name, content in ALONE.items() if (found := take(content, __file__)).why}
     for form in FORMS:

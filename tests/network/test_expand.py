@@ -223,9 +223,7 @@ def test_weights_that_are_tied_by_their_memory():
     net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3))
     net[2].weight.data = net[0].weight.data
     for include in (None, "0", "2"):
-        with pytest.raises(
-            foldconv.UnsupportedError, match=r"in the memory of another parameter, of \d"
-        ):
+        with pytest.raises(foldconv.UnsupportedError, match=r"in the memory of another parameter, of \d"):
             foldconv.expand(net, "doconv", include=include)
     flat = nn.utils.parameters_to_vector(net.parameters())
     nn.utils.vector_to_parameters(flat, net.parameters())  # one memory, another part of it for each

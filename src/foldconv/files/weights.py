@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .._arguments import expect
 from ..errors import CheckpointError, shown
+from ..network.tree import unwrapped
 from .folders import read_content
 from .reading import check_plain, kind_of
 from .trainers import AVERAGE, COUNTS, INSIDE, LIGHTNING, REMEDY, heads, weights_in
@@ -42,7 +43,7 @@ def read_weights(
         prefix: take the names that begin so, without it, such as ``"model.backbone."``; ``""`` strips nothing but what
             compiling and wrapping put in; None: what all names begin with, where that is no part of a network.
         model: the network that the weights are for: the prefix is then the one that leaves its names, and counts of
-            batches that the file lacks are the network's.
+            batches that the file lacks are the network's. A compiled or parallel one stands for what is inside.
 
     Returns:
         Tensors on the CPU, of the file's dtypes, by name.
@@ -61,6 +62,7 @@ def read_weights(
     """
     if model is not None:
         expect("model", model, nn.Module, "a module")
+        model = unwrapped(model)
     taken = take(read_content(path), path, weights=weights, prefix=prefix, network=model)
     taken.tell()
     return taken.tensors
