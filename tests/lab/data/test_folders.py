@@ -10,7 +10,7 @@ from PIL import Image
 
 from foldconv.errors import UnsupportedError
 from foldconv.lab.data import create_data, evaluation_loader, training_loader
-from foldconv.lab.data.folders import read_rgb
+from foldconv.lab.data.folders import image_files, read_rgb
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:This DataLoader will create")
 SIZE = 16
@@ -304,6 +304,17 @@ def test_what_systems_put_beside_images_is_nothing(folder):
         os.symlink(place, folder / "train" / "cat" / f"up {level}")  # would be followed forty times
     found = created(folder)
     assert (found.classes, found.train._files) == (expected.classes, expected.train._files)
+    assert found.note.endswith(": passed over what is not called an image: 1 .txt; photos among them: save as .jpg")
+
+
+def test_photos_of_other_formats_are_not_passed_over_without_a_word(folder, caplog):
+    for name in ("train/cat/a.HEIC", "train/dog/b.heic", "val/cat/c.gif", "val/cat/README"):
+        (folder / name).write_bytes(b"photo")
+    others = "passed over what is not called an image: 2 .heic, 1 without ending, 1 .gif; photos among them: save as"
+    assert created(folder).note == f"{folder}: {others} .jpg"
+    assert f"; {folder / 'train'}: passed over what is not called an image: 2 .heic; " in created(folder / "train").note
+    assert len(image_files(str(folder))) == 20
+    assert [record.getMessage() for record in caplog.records] == [f"{folder}: {others} .jpg"]
 
 
 def test_files_are_in_the_order_of_torchvision(folder):

@@ -174,8 +174,8 @@ class _Teller(logging.Handler):
 
 @contextlib.contextmanager
 def _telling() -> Iterator[list[str]]:
-    """The lines about which weights of somebody's file, or of a run that has not ended, were taken."""
-    names = "foldconv.files.weights", "foldconv.lab.train.checkpoint"
+    """The lines about what was read: which weights of somebody's file or of a run, which files of a folder."""
+    names = "foldconv.files.weights", "foldconv.lab.train.checkpoint", "foldconv.lab.data.folders"
     teller, levels = _Teller(), {logger: logger.level for logger in map(logging.getLogger, names)}
     for logger in levels:
         logger.addHandler(teller)

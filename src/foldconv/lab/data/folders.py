@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,8 @@ def folder_data(
     """
     from torchvision import transforms
 
-    classes, train, test, note = _splits(path, split)
+    others: Counter[str] = Counter()
+    classes, train, test, note = _splits(path, split, others)
     size = image_size or DEFAULT_SIZE
     middle = [transforms.Resize(round(size / CROP_SHARE)), transforms.CenterCrop(size)]
     skip = corrupt_images == "skip"
@@ -188,18 +190,18 @@ def folder_data(
         tuple(classes),
         BatchTransform(IMAGENET_MEAN, IMAGENET_STD),
         described((3, size, size), IMAGENET_MEAN, IMAGENET_STD, round(size / CROP_SHARE)),
-        note=note,
+        note="; ".join(filter(None, [note, _passed_over(path, others)])),
     )
 
 
 _Files = list[tuple[str, int]]
 
 
-def _splits(path: str, share: float) -> tuple[list[str], _Files, _Files, str]:
+def _splits(path: str, share: float, others: Counter[str]) -> tuple[list[str], _Files, _Files, str]:
     """Classes, training and test images, and how they were split where the folder does not say."""
     evaluation = next((split for split in _EVALUATION_FOLDERS if Path(path, split).is_dir()), None)
     if evaluation is None and _holds_classes(path):
-        classes, files = _files(path)
+        classes, files = _files(path, others)
         train, test = _split(path, classes, files, share)
         note = f"{_shown(path)}: no train/ and val/: of {len(files)} images in {len(classes)} classes, {len(test)} test"
         return classes, train, test, f"{note} (split: {share:g} of each class, always the same)"
@@ -207,7 +209,9 @@ def _splits(path: str, share: float) -> tuple[list[str], _Files, _Files, str]:
         has = ", ".join([_shown(each.name) for each in _entries(path)][:8]) or "nothing"
         expected = "expected the folders train/ and val/ with one folder per class, or folders of images alone"
         raise UnsupportedError(f"{path}: {expected}, found {has}; arrange the images so, or name another folder")
-    (classes, train), (test_classes, test) = (_files(os.path.join(path, split)) for split in ("train", evaluation))
+    (classes, train), (test_classes, test) = (
+        _files(os.path.join(path, each), others) for each in ("train", evaluation)
+    )
     if classes != test_classes:
         other = sorted(set(classes) ^ set(test_classes))
         where = ", ".join(f"{_shown(each)} ({'train' if each in classes else evaluation} only)" for each in other[:3])
@@ -246,13 +250,13 @@ def _split(path: str, classes: list[str], files: _Files, share: float) -> tuple[
     return train, test
 
 
-def _files(path: str) -> tuple[list[str], list[tuple[str, int]]]:
+def _files(path: str, others: Counter[str]) -> tuple[list[str], list[tuple[str, int]]]:
     """Classes, and path and class of all images, in the order of torchvision's ImageFolder."""
     classes = [each.name for each in _entries(path) if each.is_dir()]
     if not classes:
         raise UnsupportedError(f"{_shown(path)}: expected one folder per class, found none; make them")
     above = (os.path.join(os.path.realpath(path), ""),)
-    images = [sorted(_images(os.path.join(path, each), above), key=os.path.split) for each in classes]
+    images = [sorted(_images(os.path.join(path, each), above, others), key=os.path.split) for each in classes]
     empty = [_shown(each) for each, found in zip(classes, images) if not found]
     if empty:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
@@ -262,12 +266,28 @@ def _files(path: str) -> tuple[list[str], list[tuple[str, int]]]:
 
 
 def image_files(folder: str) -> list[str]:
-    """Paths of the images in a folder and in those below, sorted."""
-    return sorted(_images(folder, ()), key=os.path.split)
+    """Paths of the images in a folder and in those below, sorted; a line is logged of files with other endings."""
+    others: Counter[str] = Counter()
+    files = sorted(_images(folder, (), others), key=os.path.split)
+    if others:
+        _LOG.warning("%s", _passed_over(folder, others))
+    return files
 
 
-def _images(folder: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Paths of the images in a folder and in those below; a link that leads back up is not followed."""
+def _passed_over(folder: str, others: Counter[str]) -> str:
+    """What of a folder was not read; nothing where all was."""
+    if not others:
+        return ""
+    kinds = ", ".join(f"{number} {ending}" for ending, number in others.most_common(4))
+    more = ", ..." if len(others) > 4 else ""
+    return f"{_shown(folder)}: passed over what is not called an image: {kinds}{more}; photos among them: save as .jpg"
+
+
+def _images(folder: str, above: tuple[str, ...], others: Counter[str]) -> Iterator[str]:
+    """Paths of the images in a folder and in those below; a link that leads back up is not followed.
+
+    `others` counts the endings of what is none.
+    """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     real = os.path.join(os.path.realpath(folder), "")
@@ -275,9 +295,13 @@ def _images(folder: str, above: tuple[str, ...]) -> Iterator[str]:
         return
     for entry in _entries(folder):
         if entry.is_dir():
-            yield from _images(entry.path, (*above, real))
-        elif entry.name.lower().endswith(IMG_EXTENSIONS) and (entry.is_file() or entry.is_symlink()):
+            yield from _images(entry.path, (*above, real), others)
+        elif not (entry.is_file() or entry.is_symlink()):
+            continue
+        elif entry.name.lower().endswith(IMG_EXTENSIONS):
             yield entry.path
+        else:
+            others[_shown(os.path.splitext(entry.name)[1].lower()) or "without ending"] += 1
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
