@@ -35,7 +35,7 @@ def only_called(module: nn.Module) -> set[nn.Module]:
     called = {name for name, child in module._modules.items() if child is not None}
     for cls in type(module).__mro__:
         for name, member in vars(cls).items() if cls not in (nn.Module, object) else ():
-            for function in _functions(member) if name != "__init__" else ():
+            for function in functions_of(member) if name != "__init__" else ():
                 bad = _bad_uses(module, function)
                 if bad is None:
                     return set()
@@ -58,7 +58,7 @@ def reads_weights(module: nn.Module) -> set[nn.Module]:
         # What a class overrides is read, too: it may be called by `super`.
         classes = [cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.") and cls is not object]
         tree, known = ast.Module([], []), {}
-        for function in (f for cls in classes if name in vars(cls) for f in _functions(vars(cls)[name])):
+        for function in (f for cls in classes if name in vars(cls) for f in functions_of(vars(cls)[name])):
             with contextlib.suppress(OSError, TypeError, SyntaxError):
                 tree.body += ast.parse(textwrap.dedent(inspect.getsource(function))).body
                 known |= getattr(function, "__globals__", {})
@@ -114,7 +114,7 @@ def _named_in(cls: type) -> frozenset[tuple[str, ...]]:
         if name in done:
             continue
         done.add(name)
-        for function in _functions(inspect.getattr_static(cls, name, None)):
+        for function in functions_of(inspect.getattr_static(cls, name, None)):
             if (getattr(function, "__module__", None) or "torch").partition(".")[0] == "torch":
                 continue
             with contextlib.suppress(OSError, TypeError, SyntaxError):
@@ -206,7 +206,7 @@ def held(value: Any) -> set[nn.Module]:
     return {leaf for leaf in leaves(value) if issubclass(type(leaf), nn.Module)}  # a weak proxy only says it is one
 
 
-def _functions(member: Any) -> list[Any]:
+def functions_of(member: Any) -> list[Any]:
     """The functions that a class member runs."""
     if isinstance(member, property):
         return [f for f in (member.fget, member.fset, member.fdel) if f is not None]

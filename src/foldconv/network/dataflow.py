@@ -21,6 +21,7 @@ from ..algebra.norms import is_norm
 from ..errors import UnsupportedError
 from ..layers import Foldable
 from ..layers.foldable import is_altered, is_watched
+from ._classes import asked_for_class
 from ._hooks import read_by_hooks
 from ._rivals import Rivals
 from ._sources import held, only_called, reads_by_name, reads_weights
@@ -42,6 +43,8 @@ class DataFlow:
     Attributes:
         calls: how often one run calls each module that nobody looks into.
         read: the modules whose tensors the model's own code reads.
+        asked: the modules whose exact class the model's own code asks for.
+        asked_as: the modules of which it asks whether they are instances of a class.
         unseen: the modules that are used where nobody can look, each with what hides it.
         tied: the modules with a parameter that others hold too.
         outputs: for each convolution what each look has shown of its output: the norm that alone gets it, or in
@@ -64,6 +67,8 @@ class DataFlow:
     def __init__(self, model: nn.Module, example_inputs: Any = None, *, training: bool = False, tolerant: bool = False):
         self.calls: Counter[nn.Module] = Counter()
         self.read: set[nn.Module] = set()
+        self.asked: set[nn.Module] = set()
+        self.asked_as: set[nn.Module] = set()
         self.unseen: dict[nn.Module, str] = {}
         self.tied = set(_tied(model))
         self.outputs: dict[nn.Module, list[nn.Module | str]] = {}
@@ -77,6 +82,8 @@ class DataFlow:
         self._opaque: set[nn.Module] = set()
         for module in model.modules():
             self.read |= reads_by_name(module) | read_by_hooks(module)
+            for asked, found in zip((self.asked, self.asked_as), asked_for_class(module)):
+                asked |= found
         self._failure: UnsupportedError | None = None
         try:
             self._trace(model)
@@ -158,6 +165,8 @@ class DataFlow:
         """Why nobody may change what the module computes."""
         if module in self.read:
             return "the model reads its tensors outside of it"
+        if module in self.asked or module in self.asked_as:
+            return "the model asks for its class"
         if module in self.tied:
             return "another module holds a parameter of it too"
         if is_altered(module):

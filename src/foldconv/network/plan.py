@@ -197,6 +197,10 @@ class Choice:
             self.evidence[conv] = self._evidence(conv)
         elif conv in self._flow.read:
             return "the model or a hook also reads its weight, where the composed kernel would be missing"
+        elif conv in self._flow.asked:
+            return "the model asks for its exact class, which a foldable layer's is not; ask by isinstance"
+        elif self._config.takes_norm and conv in self._flow.asked_as:
+            return "the model asks for its class, of which layers of branches are no instances"
         return reason
 
     def _evidence(self, conv: nn.Module) -> str:
