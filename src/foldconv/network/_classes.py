@@ -22,7 +22,7 @@ from ._sources import functions_of
 
 
 def asked_for_class(module: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
-    """The modules inside whose class the forward asks for: exactly, or for a part of its name; and by ``isinstance``."""
+    """The modules inside whose class the forward asks for: exactly, or for a part of its name; by ``isinstance``."""
     exact, bases = _asked(type(module))
     words = [each.lower() for each in exact if isinstance(each, str)]
     inside = list(module.modules()) if exact or bases else []
