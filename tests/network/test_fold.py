@@ -285,6 +285,22 @@ def test_check_runs_a_tree_of_branches_once_unless_its_features_are_its_own(monk
         foldconv.fold(model)
 
 
+class Weighed(nn.Module):
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        return self.conv(x) * self.conv.weight.abs().mean()
+
+
+def test_a_foldable_layer_whose_weight_the_forward_reads_is_refused():
+    for inplace in (False, True):
+        with pytest.raises(foldconv.UnsupportedError, match=r"^conv: the model's forward reads its weight"):
+            foldconv.fold(Weighed(foldconv.DOConv2d(3, 4, 3)), inplace=inplace)
+    assert isinstance(foldconv.fold(Weighed(nn.Conv2d(3, 4, 3))).conv, nn.Conv2d)
+
+
 def test_check_catches_a_wrong_norm(monkeypatch):
     model = rich(network())
     original = norms.scale_and_shift

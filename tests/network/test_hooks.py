@@ -95,5 +95,8 @@ def test_other_hooks_read_nothing():
     net.register_forward_hook(lambda module, inputs, output: seen.append(output))
     net.register_forward_hook(functools.partial(print, "ran"))
     nn.utils.spectral_norm(net.conv)
+    watch = adds(decay_of)
+    watch.__module__ = "wandb.integration.torch.wandb_torch"
+    net.register_forward_hook(watch)
     assert not read_by_hooks(net)
     assert not read_by_hooks(net.conv)

@@ -18,6 +18,9 @@ from torch import nn
 from ._computed import is_computing
 from ._sources import ABOUT_TENSORS, OF_WEIGHTS
 
+_MONITORS = ("torch", "wandb")
+"""Whose hooks look at weights and change no output."""
+
 
 def read_by_hooks(module: nn.Module) -> set[nn.Module]:
     """The modules within reach of this one's forward hooks, if one of them asks for weights."""
@@ -39,7 +42,9 @@ def _functions_of(hook: Any, found: dict[types.FunctionType, Any]) -> dict[types
     if not isinstance(hook, (types.FunctionType, types.MethodType)):
         hook = getattr(hook, "__call__", None)  # noqa: B004
     owner, function = getattr(hook, "__self__", None), getattr(hook, "__func__", hook)
-    if not isinstance(function, types.FunctionType) or function in found or str(function.__module__)[:5] == "torch":
+    if not isinstance(function, types.FunctionType) or function in found:
+        return found
+    if str(function.__module__).partition(".")[0] in _MONITORS:
         return found
     found[function] = owner
     named: list[Any] = []

@@ -20,6 +20,7 @@ from ..layers.foldable import realize_like
 from ._blocks import blocks_folded
 from ._computed import bake, is_computed, refuse_unknown
 from ._fusers import guard_fusers
+from ._sources import reads_by_name
 from ._subclasses import as_plain
 from .dataflow import DataFlow
 from .table import some
@@ -107,6 +108,7 @@ def _fold(work: nn.Module, batchnorm: bool, example_inputs: Any, check: bool) ->
     pairs = _pairs(work, example_inputs) if batchnorm else {}
     places = {place.link[0]: place for _, place in walk(work) if isinstance(place, NormPlace)}
     refuse_strays(work)
+    _refuse_read(work)
     replacements: dict[nn.Module, nn.Module] = {}
     folded: list[tuple[nn.Module, nn.Module]] = []
     for name, layer in walk(work):
@@ -168,6 +170,17 @@ def refuse_strays(model: nn.Module) -> None:
             raise UnsupportedError(
                 f"{name or 'the root'}: the norm that was here is inside a {type(module.link[0]).__name__} that is not "
                 "in this model; copy or cut the network as a whole, or fold it before"
+            )
+
+
+def _refuse_read(model: nn.Module) -> None:
+    """Refuse foldable layers whose ``weight`` a forward names, for folding puts the whole kernel there."""
+    read = {inner for module in model.modules() if not isinstance(module, Foldable) for inner in reads_by_name(module)}
+    for name, layer in walk(model):
+        if isinstance(layer, Foldable) and layer in read:
+            raise UnsupportedError(
+                f"{name or 'the root'}: the model's forward reads its weight, where the composed kernel will be, so the "
+                "folded network would compute something else; expand leaves such a layer plain"
             )
 
 
