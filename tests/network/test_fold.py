@@ -296,7 +296,7 @@ class Weighed(nn.Module):
 
 def test_a_foldable_layer_whose_weight_the_forward_reads_is_refused():
     for inplace in (False, True):
-        with pytest.raises(foldconv.UnsupportedError, match=r"^conv: the model's forward reads its weight"):
+        with pytest.raises(foldconv.UnsupportedError, match=r"^conv: the forward reads its weight"):
             foldconv.fold(Weighed(foldconv.DOConv2d(3, 4, 3)), inplace=inplace)
     assert isinstance(foldconv.fold(Weighed(nn.Conv2d(3, 4, 3))).conv, nn.Conv2d)
 

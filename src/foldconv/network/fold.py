@@ -179,7 +179,7 @@ def _refuse_read(model: nn.Module) -> None:
     for name, layer in walk(model):
         if isinstance(layer, Foldable) and layer in read:
             raise UnsupportedError(
-                f"{name or 'the root'}: the model's forward reads its weight, where the composed kernel will be, so the "
+                f"{name or 'the root'}: the forward reads its weight, where the composed kernel will be, so the "
                 "folded network would compute something else; expand leaves such a layer plain"
             )
 
