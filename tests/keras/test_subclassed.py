@@ -141,7 +141,7 @@ def test_the_function_is_kept_and_the_model_untouched():
 def test_the_copy_trains_and_saves(method, tmp_path):
     model, x = made()
     y = array(4, 1)
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     model.fit(x, y, epochs=1, verbose=0)
     rich = expand(model, method)
     assert not rich.compiled

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -97,7 +98,8 @@ def read_pickled(file: Any, path: Any) -> Any:
     """
     names = _check_pickles(file, path)
     try:
-        with inert_values(stored_modules(names)):
+        with inert_values(stored_modules(names)), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # said below
             return without_modules(torch.load(file, map_location="cpu", weights_only=True), path)
     except CheckpointError:
         raise
