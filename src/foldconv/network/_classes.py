@@ -54,7 +54,8 @@ def _asked(cls: type) -> tuple[frozenset[type | str], frozenset[type]]:
                 todo += [each for each in _members(cls, node.attr) if each not in todo]
             elif isinstance(node, ast.Call):
                 callee = _resolved(node.func, known)
-                if callee in (isinstance, issubclass) and len(node.args) == 2 and ast.unparse(node.args[0]) != "self":
+                asks = callee is isinstance or callee is issubclass
+                if asks and len(node.args) == 2 and ast.unparse(node.args[0]) != "self":
                     bases.update(_values(node.args[1], known))
             elif isinstance(node, ast.MatchClass):
                 bases.update(_values(node.cls, known))
@@ -74,7 +75,7 @@ def _members(cls: type, name: str) -> list[Any]:
 
 
 def _package(of: Any) -> str:
-    return (getattr(of, "__module__", None) or "builtins").partition(".")[0]
+    return str(getattr(of, "__module__", None) or "builtins").partition(".")[0]
 
 
 def _source_of(function: Any) -> ast.AST:
