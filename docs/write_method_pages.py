@@ -63,15 +63,16 @@ def ours_rows(name):
     """What was measured here, a row for each comparison that holds the method."""
     rows = []
     for experiment, report in REPORTS.items():
-        found = report["methods"].get(name)
-        if found and found["difference"]:
+        for label, found in report["methods"].items():
+            if label.partition(":")[0] != name or not found["difference"]:
+                continue
             d = found["difference"]
             interval = f"{d['low']:+.2f} to {d['high']:+.2f}"
             many = len(report["methods"]) > 2
             shown = "yes" if d["resolved_among_all" if many else "resolved"] else "no"
             network, epochs = report["title"].partition(" on ")[0], report["title"].rsplit(", ", 2)[1]
-            data = f"{evidence.EXPERIMENTS[experiment].images}: {network}, {epochs}"
-            rows.append([data, f"{d['mean']:+.2f}", interval, d["pairs"], shown])
+            images = ", ".join(filter(None, [evidence.EXPERIMENTS[experiment].images, label.partition(":")[2]]))
+            rows.append([f"{images}: {network}, {epochs}", f"{d['mean']:+.2f}", interval, d["pairs"], shown])
     return rows
 
 
