@@ -11,7 +11,8 @@ from typing import Any
 
 from ...errors import UnsupportedError
 from ...files.atomic import atomic_path
-from ..train.config import PLAIN, TrainConfig, read_yaml
+from ..train.config import PLAIN, TrainConfig
+from ..train.yaml_files import read_yaml
 
 FORMAT = "foldconv-compare-1"
 CONFIG = "compare.yaml"
