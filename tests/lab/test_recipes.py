@@ -4,7 +4,7 @@ import pytest
 
 from foldconv.errors import UnsupportedError
 from foldconv.lab import recipes
-from foldconv.lab.train.yaml_files import read_yaml
+from foldconv.lab.train.config import read_yaml
 
 
 def test_every_name_is_found_with_and_without_its_suffix(tmp_path, monkeypatch):

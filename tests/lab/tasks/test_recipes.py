@@ -12,8 +12,8 @@ from foldconv.lab.recipes import __path__ as folders
 from foldconv.lab.train import TrainConfig
 from foldconv.lab.train.building import start_backbone_from
 from foldconv.lab.train.classification import task_of
+from foldconv.lab.train.config import read_yaml
 from foldconv.lab.train.optimizers import configured_groups, create_optimizer, create_schedule
-from foldconv.lab.train.yaml_files import read_yaml
 from foldconv.network.tree import foldable_layers
 
 RECIPES = ["coco_faster_rcnn", "coco_retinanet", "cityscapes_pspnet", "cityscapes_deeplabv3plus"]

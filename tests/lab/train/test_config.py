@@ -10,7 +10,7 @@ import yaml
 from foldconv.errors import UnsupportedError
 from foldconv.lab import recipes
 from foldconv.lab.train import TrainConfig
-from foldconv.lab.train.yaml_files import over, read_yaml
+from foldconv.lab.train.config import over, read_yaml
 
 CONFIGS = sorted(Path(recipes.__file__).parent.rglob("*.yaml"))
 UNUSUAL = TrainConfig(

@@ -11,9 +11,8 @@ from foldconv.lab.data import list_data
 from foldconv.lab.data.augmentation import check_augmentation, check_for_folders_only, image_options
 from foldconv.lab.train import TrainConfig
 from foldconv.lab.train.classification import task_of
-from foldconv.lab.train.config import PLAIN
+from foldconv.lab.train.config import PLAIN, read_yaml
 from foldconv.lab.train.optimizers import configured_groups, create_optimizer, create_schedule
-from foldconv.lab.train.yaml_files import read_yaml
 from foldconv.methods import method_from_json
 
 ROOT = Path(recipes.__file__).parent

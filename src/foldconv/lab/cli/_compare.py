@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import recipes
 from ..compare.config import CompareConfig
-from ..train.config import PLAIN, TrainConfig
-from ..train.yaml_files import over, read_yaml
+from ..train.config import PLAIN, TrainConfig, over, read_yaml
 from . import _train
 from ._common import Parser, UsageError
 

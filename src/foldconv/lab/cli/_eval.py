@@ -10,8 +10,7 @@ import argparse
 from typing import Any
 
 from ..run import RunFolder
-from ..train.config import TrainConfig
-from ..train.yaml_files import read_yaml
+from ..train.config import TrainConfig, read_yaml
 from ._common import Parser, add_checkpoint, add_network_arguments, evaluating, open_named, parameters
 
 HELP = "test accuracy of a checkpoint"

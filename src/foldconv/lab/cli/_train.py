@@ -13,8 +13,7 @@ import typing
 from typing import Any, Literal
 
 from .. import recipes
-from ..train.config import Patterns, TrainConfig
-from ..train.yaml_files import over, read_yaml
+from ..train.config import Patterns, TrainConfig, over, read_yaml
 from . import _baseline
 from ._common import Parser, UsageError, add_pairs, pairs
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from ...errors import UnsupportedError
 from ...files.atomic import atomic_path
-from ..train.config import PLAIN, TrainConfig
-from ..train.yaml_files import read_yaml
+from ..train.config import PLAIN, TrainConfig, read_yaml
 
 FORMAT = "foldconv-compare-1"
 CONFIG = "compare.yaml"
