@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import math
 import os
 import re
 import typing
@@ -13,6 +11,8 @@ from typing import Any, Literal
 
 from ...errors import UnsupportedError, shown, unknown
 from ...files.atomic import atomic_path
+from ._values import RANGES, convert, expect_in_range
+from ._values import Patterns as Patterns
 
 if typing.TYPE_CHECKING:
     from ..data import ImageData
@@ -31,9 +31,6 @@ def _option(default: Any, group: str, help: str) -> Any:
 
 _OLD_DATA = re.compile(r"(.+?):((?:holdout(?:=[1-9]\d*)?|unit)(?:,(?:holdout(?:=[1-9]\d*)?|unit))*)")
 """How runs of earlier versions say `holdout` and `normalize`: behind the data set's name."""
-
-Patterns = str | list[str] | None
-"""Glob patterns on the names of layers: none, one, or several."""
 
 _DATA, _NETWORK, _LOOP, _OPTIMIZER, _LOSS, _MACHINE, _RUN = (
     "data",
@@ -218,7 +215,7 @@ class TrainConfig:
 
     def __post_init__(self):
         for name, hint in typing.get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _convert(name, getattr(self, name), hint))
+            object.__setattr__(self, name, convert(name, getattr(self, name), hint))
         for name in ("data", "data_folder", "pretrained", "out"):  # no shell does it in YAML, nor in --data=~/photos
             if isinstance(value := getattr(self, name), str):
                 object.__setattr__(self, name, os.path.expanduser(value))
@@ -230,11 +227,8 @@ class TrainConfig:
                     object.__setattr__(self, "normalize", False)
                 else:
                     object.__setattr__(self, "holdout", int(count) if count else True)
-        for name, (lowest, highest) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not lowest <= value < highest:
-                below = "" if highest == math.inf else f" and < {highest}"
-                raise UnsupportedError(f"{name}: expected a number ≥ {lowest}{below}, received {shown(value)}")
+        for name in RANGES:
+            expect_in_range(name, getattr(self, name))
         if self.devices == 0:
             raise UnsupportedError("devices: expected how many, or -1 for all, received 0")
         if self.warmup_epochs and self.schedule == "onecycle":
@@ -395,67 +389,9 @@ def _check_size(text: str) -> None:
             raise ValueError(f"nested over {_DEEPEST} levels deep")
 
 
-def _convert(name: str, value: Any, hint: Any) -> Any:
-    """The value as its field's type; YAML reads ``1e-2`` as text, so text is tried as a number."""
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            raise UnsupportedError(f"{name}: expected one of {', '.join(choices)}, received {shown(value)}")
-        return value
-    kinds = set(typing.get_args(hint)) or {hint}
-    if value is None:
-        if type(None) in kinds:
-            return None
-        raise UnsupportedError(f"{name}: expected {_EXPECTED.get(hint, 'KEY: VALUE pairs')}, received None")
-    if bool in kinds and isinstance(value, bool):
-        return value
-    if kinds & {int, float} and not isinstance(value, bool):
-        kind: Any = int if int in kinds else float
-        try:
-            number = kind(value)
-        except (TypeError, ValueError, OverflowError):
-            number = None
-        with contextlib.suppress(OverflowError):
-            if number is not None and float(value) == number:  # 2.5 epochs are not 2
-                return number
-    elif str in kinds and isinstance(value, str) and (value or type(None) in kinds):
-        return value
-    elif hint == Patterns and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return list(value)
-    elif typing.get_origin(hint) is dict and isinstance(value, dict):
-        return dict(value)
-    raise UnsupportedError(f"{name}: expected {_EXPECTED.get(hint, 'KEY: VALUE pairs')}, received {shown(value)}")
-
-
 _OTHER_DEFAULTS: dict[str, dict[str, Any]] = {
     "segmentation": {"architecture": "lraspp_mobilenet_v3_large", "lr": 0.02, "batch_size": 8},
     "detection": {"architecture": "ssdlite320_mobilenet_v3_large", "lr": 0.01, "batch_size": 8},
 }
 """Of the tasks whose networks and images are larger."""
 _LONGEST, _DEEPEST = 1 << 18, 50
-_EXPECTED = {
-    int: "an integer",
-    int | None: "an integer",
-    float: "a number",
-    str: "text",
-    str | None: "text",
-    bool: "true or false",
-    bool | int: "true, false or how many images",
-    bool | str: "true, false or the path of a checkpoint",
-    Patterns: "a pattern or a list of patterns",
-}
-_RANGES: dict[str, tuple[float, float]] = {
-    "epochs": (1, math.inf),
-    "batch_size": (2, math.inf),
-    "image_size": (1, math.inf),
-    "accumulate": (1, math.inf),
-    "devices": (-1, math.inf),
-    "nodes": (1, math.inf),
-    "keep": (1, math.inf),
-    "label_smoothing": (0, 1),
-    "ema": (0, 1),
-    "split": (0.001, 1),
-}
-_RANGES |= dict.fromkeys(("lr", "momentum", "weight_decay", "warmup_epochs", "clip_gradient"), (0, math.inf))
-_RANGES |= dict.fromkeys(("stem_lr_factor", "bias_lr_factor", "norm_bias_lr_factor", "mixup", "cutmix"), (0, math.inf))
-_RANGES |= dict.fromkeys(("seed", "threads", "workers", "holdout", "patience"), (0, math.inf))
