@@ -62,6 +62,44 @@ def difference(expected: Any, received: Any, what: str) -> tuple[float, float]:
     return error, scale
 
 
+def apart(expected: Any, received: Any, tolerance: float) -> str | None:
+    """The first part in which two outputs differ, in words; None, where none does.
+
+    Of numbers with fractions only: a rank or a choice may turn over where two are as good as equal.
+
+    Args:
+        expected, received: as in `difference`.
+        tolerance: largest difference, relative to the largest value of the part.
+
+    Example:
+        >>> apart({"a": torch.ones(2), "n": 1}, {"a": torch.ones(2) + 1e-9, "n": 2}, 1e-6)
+        >>> apart({"a": torch.ones(2)}, {"a": torch.zeros(2)}, 1e-6)
+        "['a']: expected a difference of at most 1.0e-06, received 1.0e+00"
+    """
+    left, right = dict(_parts(expected)), dict(_parts(received))
+    for where in [*left, *right]:
+        ours, theirs = _structure(left, where), _structure(right, where)
+        if ours != theirs:
+            return f"{where}: expected {ours}, received {theirs}"
+        x, y = left[where], right[where]
+        if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
+            continue
+        x, y = _numbers(x), _numbers(y).to(x.device)
+        if x.shape != y.shape:
+            return f"{where}: expected the shape {tuple(x.shape)}, received {tuple(y.shape)}"
+        same = (x == y) | (x.isnan() & y.isnan())
+        if not same.all():
+            error = (x - y)[~same].abs().max().item()
+            allowed = tolerance * x.nan_to_num().abs().max().item() + _NOTHING
+            if not error <= allowed:
+                return f"{where}: expected a difference of at most {allowed:.1e}, received {error:.1e}"
+    return None
+
+
+_NOTHING = 1e-9
+"""What is left of values that cancel out."""
+
+
 def _structure(parts: dict[str, Any], where: str) -> str:
     value = parts.get(where, "nothing")
     return "a tensor" if isinstance(value, Tensor) else value

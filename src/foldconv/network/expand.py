@@ -17,6 +17,7 @@ from ..methods import Method, as_method
 from ..methods._registry import Init, expect_init
 from ._fusers import guard_fusers
 from ._subclasses import as_plain
+from ._whole import whole_difference
 from .fold import fold
 from .plan import Choice
 from .tree import carry_over, changeable, copy_of, first_names, replace_modules, usual_conditions, walk
@@ -48,7 +49,8 @@ def expand(
             for training from scratch.
         example_inputs: what the model is called with (a tensor, a tuple of arguments, or a dictionary of keyword
             arguments), in a batch of at least two. A copy of the model then runs on it, in evaluation and in training
-            mode, which shows what norm follows what convolution where tracing cannot.
+            mode, which shows what norm follows what convolution where tracing cannot. With ``init="preserve"`` the
+            expanded model has to give the same as well.
         inplace: change `model` itself; by default a copy is changed. In place, an optimizer that already holds the
             model's parameters stays valid, but does not know the new ones.
 
@@ -58,7 +60,7 @@ def expand(
     Raises:
         NoMatchError: when nothing was replaced, or a pattern matches no convolution.
         UnsupportedError: for an unknown method, a named convolution that cannot be replaced exactly, weights shared
-            with a module that stays, or a model that cannot be copied.
+            with a module that stays, a model that cannot be copied, or one whose output on `example_inputs` changes.
         In every case `model` is as it was.
 
     Example:
@@ -80,21 +82,36 @@ def expand(
     chosen, pairs = choice.chosen(), choice.pairs
     choice.log()
     first = first_names(model)
-    work = model if inplace else copy_of(model)
-    modules = dict(walk(work))
-    convs = {name: (modules[name], config) for name in chosen.values()}
-    norms = {modules[first[conv]]: modules[first[norm]] for conv, norm in pairs.items() if first[conv] in convs}
-    touched = [conv for conv, _ in convs.values()] + list(norms.values()) if inplace else []
+    norms = {first[conv]: first[norm] for conv, norm in pairs.items() if conv in chosen}
+    if example_inputs is not None and init == "preserve":
+        expanded = _expanded(copy_of(model), config, [*chosen.values()], norms, init)
+        if found := whole_difference(model, expanded, example_inputs):
+            raise UnsupportedError(
+                f"example_inputs: the expanded {type(model).__name__} gives another output{found}; its forward uses "
+                "more of its layers than what they give, such as the number of their parameters: compute that outside "
+                "of it, or exclude the layers that it is about"
+            )
+        if not inplace:
+            return expanded
+    if not inplace:
+        return _expanded(copy_of(model), config, [*chosen.values()], norms, init)
+    touched = [*chosen, *(pairs[conv] for conv in chosen if conv in pairs)]
     saved = [(t, t.detach().clone()) for m in touched for t in (*m.parameters(), *m.buffers())]
     try:
-        replacements = expanded_layers(convs, norms, init)
+        return _expanded(model, config, [*chosen.values()], norms, init)
     except BaseException:
         # A method may have drawn the weights of earlier layers anew.
         with torch.no_grad():
             for tensor, value in saved:
                 tensor.copy_(value)
         raise
-    return put_in(work, replacements)
+
+
+def _expanded(work: nn.Module, config: Method, convs: list[str], norms: dict[str, str], init: Init) -> nn.Module:
+    """The model itself with its convolutions of these names, and the norms that follow them, replaced."""
+    modules = dict(walk(work))
+    chosen = {name: (modules[name], config) for name in convs}
+    return put_in(work, expanded_layers(chosen, {modules[c]: modules[n] for c, n in norms.items()}, init))
 
 
 def put_in(model: nn.Module, layers: dict[nn.Module, nn.Module]) -> nn.Module:

@@ -22,6 +22,7 @@ from ._computed import bake, is_computed, refuse_unknown
 from ._fusers import guard_fusers
 from ._sources import reads_by_name
 from ._subclasses import as_plain
+from ._whole import whole_difference
 from .dataflow import DataFlow
 from .table import some
 from .tree import (
@@ -64,6 +65,7 @@ def fold(
             ``batchnorm=True``, and in a network without foldable layers; what was expanded folds back into the network
             that it was, with its state dict keys, and its blocks with it when it is folded again.
         example_inputs: what the model is called with, as in `expand`: for networks whose data flow only a run shows.
+            Checked with them, the folded model as a whole has to give the same.
         inplace: change `model` itself; by default a copy is changed.
         check: run each layer and its fold on random input in float64 and compare.
 
@@ -92,11 +94,24 @@ def fold(
                 f"{name or 'the root'}: accelerate moves its weights at each forward; fold before dispatching or "
                 "offloading, or after accelerate.hooks.remove_hook_from_submodules(model)"
             )
-    work = model if inplace else copy_of(model)
+    options = (batchnorm, blocks, example_inputs, check)
+    if check and example_inputs is not None:
+        folded = _folded(copy_of(model), *options)
+        if found := whole_difference(model, folded, example_inputs):
+            raise FoldMismatchError(
+                f"example_inputs: the folded {type(model).__name__} gives another output{found}; its forward uses more "
+                "of its layers than what they give, such as the number of their parameters: compute that outside of it"
+            )
+        if not inplace:
+            return folded
+    return _folded(model if inplace else copy_of(model), *options)
+
+
+def _folded(work: nn.Module, batchnorm: bool, blocks: bool | None, example_inputs: Any, check: bool) -> nn.Module:
+    """The model itself, folded, its blocks too."""
+    strict = blocks is True
     if blocks is None:
-        blocks, strict = batchnorm or not any(isinstance(m, Foldable) for m in work.modules()), False
-    else:
-        strict = True
+        blocks = batchnorm or not any(isinstance(m, Foldable) for m in work.modules())
     if blocks:
         with blocks_folded(work, strict=strict, check=check) as rest:
             return _fold(rest, batchnorm, example_inputs, check)
