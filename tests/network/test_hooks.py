@@ -100,3 +100,15 @@ def test_other_hooks_read_nothing():
     net.register_forward_hook(watch)
     assert not read_by_hooks(net)
     assert not read_by_hooks(net.conv)
+
+
+@pytest.mark.parametrize("method", ["doconv", "repvgg"])
+@pytest.mark.parametrize("where", ["conv", ""])
+def test_hooks_that_come_later_are_refused_by_fold(method: str, where: str):
+    rich = foldconv.expand(Net(), method)
+    handle = rich.get_submodule(where).register_forward_hook(Adds() if where else rich.add_all)
+    with pytest.raises(foldconv.UnsupportedError, match=r"^conv: a hook reads its weight, .*; remove it before$"):
+        foldconv.fold(rich)
+    handle.remove()
+    rich.eval()
+    assert foldconv.verify(rich, foldconv.fold(rich), X).max_error < 1e-12

@@ -20,6 +20,7 @@ from ..layers.foldable import realize_like
 from ._blocks import blocks_folded
 from ._computed import bake, is_computed, refuse_unknown
 from ._fusers import guard_fusers
+from ._hooks import read_by_hooks
 from ._sources import reads_by_name
 from ._subclasses import as_plain
 from ._whole import whole_difference
@@ -189,14 +190,19 @@ def refuse_strays(model: nn.Module) -> None:
 
 
 def _refuse_read(model: nn.Module) -> None:
-    """Refuse foldable layers whose ``weight`` a forward names, for folding puts the whole kernel there."""
-    read = {inner for module in model.modules() if not isinstance(module, Foldable) for inner in reads_by_name(module)}
-    for name, layer in walk(model):
-        if isinstance(layer, Foldable) and layer in read:
-            raise UnsupportedError(
-                f"{name or 'the root'}: the forward reads its weight, where the composed kernel will be, so the "
-                "folded network would compute something else; expand leaves such a layer plain"
-            )
+    """Refuse foldable layers whose ``weight`` a forward or a hook names, for folding puts the whole kernel there."""
+    modules = list(model.modules())
+    by_name = set().union(*(reads_by_name(m) for m in modules if not isinstance(m, Foldable)))
+    for who, read, remedy in (
+        ("the forward", by_name, "expand leaves such a layer plain"),
+        ("a hook", set().union(*map(read_by_hooks, modules)), "remove it before"),
+    ):
+        for name, layer in walk(model):
+            if isinstance(layer, Foldable) and layer in read:
+                raise UnsupportedError(
+                    f"{name or 'the root'}: {who} reads its weight, where the composed kernel will be, so the folded "
+                    f"network would compute something else; {remedy}"
+                )
 
 
 def _folds(module: nn.Module) -> bool:
