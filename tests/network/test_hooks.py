@@ -1,6 +1,7 @@
 """Hooks of the users' that read or write weights, which no look at a forward runs."""
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -106,7 +107,8 @@ def test_other_hooks_read_nothing():
 @pytest.mark.parametrize("where", ["conv", ""])
 def test_hooks_that_come_later_are_refused_by_fold(method: str, where: str):
     rich = foldconv.expand(Net(), method)
-    handle = rich.get_submodule(where).register_forward_hook(Adds() if where else rich.add_all)
+    hook: Any = Adds() if where else rich.add_all
+    handle = rich.get_submodule(where).register_forward_hook(hook)
     with pytest.raises(foldconv.UnsupportedError, match=r"^conv: a hook reads its weight, .*; remove it before$"):
         foldconv.fold(rich)
     handle.remove()
