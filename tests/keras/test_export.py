@@ -354,6 +354,15 @@ def test_what_cannot_be_says_so(rich, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_what_is_no_built_model_is_refused(tmp_path):
+    with pytest.raises(UnsupportedError, match=r"own: it has no weights yet; call it, or build it, first"):
+        export(keras.Sequential([keras.layers.Conv2D(2, 3)], name="own"), tmp_path / "net")
+    with pytest.raises(UnsupportedError, match=r"model: expected a keras.Model, received str; put layers into one"):
+        export("net.keras", tmp_path / "net")
+    with pytest.raises(TypeError, match=r"path: expected a path, received 3"):
+        export(network(), 3)
+
+
 def test_a_subclassed_model_wants_inputs(tmp_path):
     class Own(keras.Model):
         def __init__(self):

@@ -7,7 +7,7 @@ import pytest
 
 import keras
 from foldconv.errors import NoMatchError, UnsupportedError
-from foldconv.keras import DODepthwiseConv2D, FoldableLayer, expand, fold
+from foldconv.keras import DODepthwiseConv2D, FoldableLayer, RepVGGConv2D, expand, fold
 
 JIT = keras.backend.backend() == "jax"
 
@@ -190,3 +190,54 @@ def test_what_cannot_be_expanded_says_so():
         expand(keras.Sequential([keras.layers.Conv2D(2, 3)]))
     with pytest.raises(UnsupportedError, match=r"expected a keras\.Model, received Conv2D"):
         expand(keras.layers.Conv2D(2, 3))
+
+
+def graph_of(cls):
+    x = keras.Input((6, 6, 3))
+    return cls(x, keras.layers.Conv2D(4, 3)(x))
+
+
+def test_a_graph_of_a_users_class_keeps_it_or_is_refused():
+    """Keras clones some as its own class, which would train another loss or compute another function."""
+
+    class Trains(keras.Model):
+        def train_step(self, *args, **kwargs):
+            return super().train_step(*args, **kwargs)
+
+    assert isinstance(expand(graph_of(Trains)), Trains)
+
+    class Sized(Trains):
+        def __init__(self, size, **kwargs):
+            x = keras.Input((size, size, 3))
+            super().__init__(x, keras.layers.Conv2D(4, 3)(x), **kwargs)
+
+    with pytest.raises(
+        UnsupportedError, match=r"own: a copy .* Functional without the train_step of its class Sized: exp"
+    ):
+        expand(Sized(6, name="own"))
+
+    class Twice(keras.Sequential):
+        def call(self, *args, **kwargs):
+            return 2 * super().call(*args, **kwargs)
+
+    twice = Twice([keras.Input((6, 6, 3)), keras.layers.Conv2D(4, 3)])
+    with pytest.raises(UnsupportedError, match=r"Sequential without the call of its class Twice"):
+        expand(keras.Sequential([keras.Input((6, 6, 3)), twice]))
+
+    class Named(keras.Sequential):
+        def __init__(self):
+            super().__init__([keras.Input((6, 6, 3)), keras.layers.Conv2D(4, 3)])
+
+    assert rich_layers(expand(Named()))
+
+
+def test_options_out_of_range_are_one_line():
+    model = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Conv2D(4, 3, name="first")])
+    with pytest.raises(UnsupportedError, match=r"^first: depth_multiplier: expected an integer ≥ 9, .* received 4;"):
+        expand(model, depth_multiplier=4)
+    with pytest.raises(TypeError, match="point: expected True or False, received 'no'"):
+        expand(model, "orepa", point="no")
+    with pytest.raises(
+        TypeError, match="norm: expected True, a BatchNormalization, its config, or None, received 'bat"
+    ):
+        RepVGGConv2D(4, 3, norm="batch")

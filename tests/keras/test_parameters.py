@@ -62,3 +62,10 @@ def test_too_early_and_too_late():
         exclude_from_weight_decay(optimizer, model)
     with pytest.raises(UnsupportedError, match="late: it has no weights yet"):
         exclude_from_weight_decay(keras.optimizers.AdamW(), keras.Sequential([layers.Dense(1)], name="late"))
+
+
+def test_what_is_no_optimizer_or_model_is_refused():
+    with pytest.raises(TypeError, match="optimizer: expected an optimizer of Keras, received 'adamw'"):
+        exclude_from_weight_decay("adamw", network())
+    with pytest.raises(TypeError, match=r"model: expected a keras.Model, received 3"):
+        exclude_from_weight_decay(keras.optimizers.AdamW(), 3)

@@ -275,3 +275,25 @@ def test_a_shared_layer_is_not_folded_where_one_of_its_calls_is_as_wide_as_its_c
                 fold(net)
         else:
             assert fold(net).count_params() < net.count_params()
+
+
+@pytest.mark.parametrize(
+    "conv", [keras.layers.Conv2D(4, 3, padding="same"), keras.layers.DepthwiseConv2D(3, padding="same")]
+)
+def test_a_kernel_that_another_layer_reads_is_refused(conv):
+    """The main branch's is not the folded one; what looks at it from outside may."""
+
+    class Reads(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.conv = type(conv).from_config(conv.get_config())
+
+        def call(self, x):
+            return self.conv(x) * keras.ops.sum(self.conv.kernel)
+
+    model, x = Reads(), np.ones((1, 5, 5, 4), "float32")
+    model(x)
+    rich = expand(model, "repvgg")
+    assert rich.conv.kernel.shape == model.conv.kernel.shape
+    with pytest.raises(UnsupportedError, match=r"the call of Reads reads its kernel: expected one .*; exclude it"):
+        rich(x)

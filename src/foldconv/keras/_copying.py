@@ -58,6 +58,7 @@ class Copier:
     def copy(self, model: Any) -> Any:
         """The copy of a whole model."""
         new = self.layer(model)
+        _check_class(model, new, _CALLED | _TRAINED)
         for old, copied in self.made:
             _carry(old, copied)
         for old, copied in self.moved:
@@ -84,10 +85,12 @@ class Copier:
                 self.moved.append((old, new))
             elif isinstance(old, keras.Sequential):
                 new = keras.models.clone_model(old, clone_function=self.layer)
+                _check_class(old, new, _CALLED)
             elif is_graph(old):
                 inputs = keras.tree.map_structure(_input_like, old.input)
                 new = keras.models.clone_model(old, inputs, clone_function=self.layer, call_function=_call)
                 new._trainable = old._trainable
+                _check_class(old, new, _CALLED)
             else:
                 new = _made_again(old)
                 if isinstance(old, keras.Layer):
@@ -159,6 +162,21 @@ def _of_each(kind: Any) -> set[str]:
     return vars(kind()).keys() - {"_supports_masking", "_input_spec", "activity_regularizer", "autocast"}
 
 
+def own_names(cls: type) -> set[str]:
+    """What a class defines, apart from what each class has."""
+    return vars(cls).keys() - _OF_EVERY_CLASS
+
+
+_OF_EVERY_CLASS = {
+    "__module__",
+    "__qualname__",
+    "__doc__",
+    "__annotations__",
+    "__firstlineno__",
+    "__static_attributes__",
+}
+
+
 def _has_default(cls: Any) -> bool:
     return getattr(cls.get_config, "_is_default", False)
 
@@ -182,6 +200,24 @@ def _made_again(old: Any) -> Any:
             return cls(**config) if _has_default(cls) else cls.from_config(config)
     except Exception as error:  # whatever a user's get_config or constructor raises
         raise UnsupportedError(f"{old.name}: Keras cannot make it again: {_line(error)}; {_REMEDY}") from error
+
+
+_CALLED = {"__call__", "call"}
+_TRAINED = {"compile", "compute_loss", "compute_metrics", "evaluate", "fit", "metrics", "predict", "predict_step"}
+_TRAINED |= {"test_step", "train_on_batch", "train_step"}
+
+
+def _check_class(old: Any, new: Any, names: set[str]) -> None:
+    """Refuse a graph of a user's class which Keras clones as its own class, where that would lose one of these."""
+    if not is_graph(old):
+        return
+    lost = sorted({name for cls in set(type(old).__mro__) - set(type(new).__mro__) for name in names & own_names(cls)})
+    if lost:
+        raise UnsupportedError(
+            f"{old.name}: a copy of this graph would be a {type(new).__name__} without the {', '.join(lost)} of its "
+            f"class {type(old).__name__}: expected a class of which keras.models.clone_model makes another; let its "
+            "constructor take (inputs, outputs), or hold the graph in an attribute of a keras.Model"
+        )
 
 
 def _build(old: Any, new: Any) -> None:
@@ -293,9 +329,18 @@ class _Contents(pickle.Pickler):
 
     def copy(self) -> Any:
         """A copy of what holds no state."""
-        reader = pickle.Unpickler(io.BytesIO(self.written or b""))
-        reader.persistent_load = self.shared.__getitem__
-        return reader.load()
+        return _Reader(self).load()
+
+
+class _Reader(pickle.Unpickler):
+    """Reads `_Contents`; a class, for Python 3.13.0 lets nobody set ``persistent_load`` on an instance."""
+
+    def __init__(self, contents: _Contents):
+        super().__init__(io.BytesIO(contents.written or b""))
+        self.shared = contents.shared
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self.shared[pid]
 
 
 def _move(old: Any, new: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import keras
 
 from ..errors import UnsupportedError, unknown
+from ._copying import own_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,12 @@ class Method:
     def expand(self, layer: Any, norm: Any = None) -> Any:
         """The method's layer in the place of `layer`; built, and of the same function, if `layer` is built."""
         plain: Any = type(layer) if type(layer) in self.layers else plain_class(layer)
-        new = self.layers[plain].from_config({**plain.get_config(layer), **self.options_for(layer, norm)})
+        try:
+            new = self.layers[plain].from_config({**plain.get_config(layer), **self.options_for(layer, norm)})
+        except TypeError as error:  # as which Keras raises ours
+            if isinstance(error.__context__, UnsupportedError):
+                raise UnsupportedError(f"{layer.name}: {error.__context__}") from None
+            raise
         if layer.built:
             new.build_from_config(layer.get_build_config())
             own = {weight.name: weight for weight in layer.weights}
@@ -68,19 +74,11 @@ def plain_class(layer: Any) -> type:
         if cls.__module__.startswith("keras."):
             own = len(layer.weights) - getattr(layer, "use_bias", False) if layer.built else 1
             return type(layer) if own > 1 or layer._layers or "call" in vars(layer) else cls
-        if any(name not in ("__init__", "get_config") for name in vars(cls) if name not in _OF_EVERY_CLASS):
+        if own_names(cls) - {"__init__", "get_config"}:
             break
     return type(layer)
 
 
-_OF_EVERY_CLASS = {
-    "__module__",
-    "__qualname__",
-    "__doc__",
-    "__annotations__",
-    "__firstlineno__",
-    "__static_attributes__",
-}
 _METHODS: dict[str, type[Method]] = {}
 M = TypeVar("M", bound=type[Method])
 

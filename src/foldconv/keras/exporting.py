@@ -18,12 +18,13 @@ import numpy as np
 
 import keras
 
+from .._arguments import expect_path
 from ..deploy.formats import FORMATS
 from ..deploy.running import furthest, run_file
 from ..errors import FoldMismatchError, UnsupportedError, unknown
 from ..files.atomic import atomic_folder
 from .foldable import FoldableLayer
-from .network import fold
+from .network import check_built, fold
 
 #: Per format and Keras backend: the packages for Keras' exporter and for running what it wrote, by the name they are
 #: imported under. What is not listed, Keras cannot do, or not with any torch of today (SavedModel needs torch_xla).
@@ -109,6 +110,8 @@ def export(
         ...         exported = export(rich, Path(folder, "net"))
         ...     assert exported.max_error < 1e-5 * exported.scale
     """
+    check_built(model)
+    expect_path(path)
     format = _known(format, Path(path))
     by_torch = keras.backend.backend() == "torch"
     fixed = by_torch and format != "onnx"  # the size of the batch

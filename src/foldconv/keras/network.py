@@ -58,7 +58,7 @@ def expand(
         ('DOConv2D', 'Conv2D')
     """
     config = method_of(method, options)
-    _check(model)
+    check_built(model)
     names: dict[Any, list[str]] = {}
     for layer in _layers(model):
         if isinstance(layer, (*_CONVOLUTIONS, FoldableLayer)):
@@ -109,7 +109,7 @@ def fold(model: Any) -> Any:
         UnsupportedError: for a model that is not built or cannot be copied, and for a `NormPlace` that does not follow
             its layer.
     """
-    _check(model)
+    check_built(model)
     places = {
         id(layer): place
         for graph in _graphs(model)
@@ -154,7 +154,8 @@ def _graphs(model: Any) -> list[Any]:
     return [layer for layer in [model, *_layers(model)] if is_graph(layer)]
 
 
-def _check(model: Any) -> None:
+def check_built(model: Any) -> None:
+    """Raise an UnsupportedError for what is no model, or one without weights."""
     if not isinstance(model, keras.Model):
         raise UnsupportedError(f"model: expected a keras.Model, received {type(model).__name__}; put layers into one")
     if not model.built:

@@ -20,6 +20,7 @@ import numpy as np
 import keras
 
 from .. import formulas
+from .._arguments import expect_flags
 from ..errors import UnsupportedError
 from ..formulas import OrepaParts
 from . import _layout
@@ -48,6 +49,7 @@ class OREPALayer(ComposedLayer):
     _centre: np.ndarray
 
     def __init__(self: Any, *args: Any, point: bool = True, **kwargs: Any):
+        expect_flags(point=point)
         given = inspect.signature(self.plain).bind_partial(*args, **kwargs).arguments
         given = {**given, **given.pop("kwargs", {})}
         if self.initializer not in given:

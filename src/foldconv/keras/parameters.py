@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from .._arguments import expect
 from ..errors import UnsupportedError
 from .foldable import FoldableLayer
 
@@ -27,6 +28,7 @@ def exclude_from_weight_decay(optimizer: Any, model: Any) -> list[str]:
         The paths of the variables that do not decay.
 
     Raises:
+        TypeError: for what is no optimizer, or no model.
         UnsupportedError: for an optimizer that has its slots already, or a model without weights.
 
     Example:
@@ -35,6 +37,8 @@ def exclude_from_weight_decay(optimizer: Any, model: Any) -> list[str]:
         >>> exclude_from_weight_decay(keras.optimizers.AdamW(weight_decay=1e-4), net)
         ['net/conv/bias', 'net/conv/vector']
     """
+    expect("optimizer", optimizer, keras.optimizers.Optimizer, "an optimizer of Keras")
+    expect("model", model, keras.Model, "a keras.Model")
     if not model.built:
         raise UnsupportedError(f"{model.name}: it has no weights yet; call it, or build it, first")
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +26,8 @@ import numpy as np
 import keras
 
 from .. import formulas
+from .._arguments import expect
+from ..errors import UnsupportedError
 from . import _layout
 from ._registry import Method, register
 from .foldable import FoldableConv, FoldableDepthwise, FoldableLayer, float64
@@ -50,6 +53,8 @@ class RepVGGLayer(FoldableLayer):
 
     def __init__(self: Any, *args: Any, norm: Any = True, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        kinds = (bool, dict, type(None), keras.layers.BatchNormalization)
+        expect("norm", norm, kinds, "True, a BatchNormalization, its config, or None")
         if isinstance(norm, keras.layers.BatchNormalization):
             norm = norm.get_config()
         axis = 1 if self.data_format == "channels_first" else -1
@@ -61,6 +66,28 @@ class RepVGGLayer(FoldableLayer):
 
     def _new_norm(self, name: str) -> Any:
         return keras.layers.BatchNormalization(**self._shared, name=name)
+
+    @property
+    def kernel(self: Any) -> Any:
+        """The main branch's kernel.
+
+        Raises:
+            UnsupportedError: within the ``call`` of another layer, for the folded kernel would be another one.
+        """
+        frame: Any = sys._getframe(1)
+        while frame is not None and frame.f_locals.get("self") is not self:
+            reader = frame.f_locals.get("self")
+            if frame.f_code.co_name == "call" and isinstance(reader, keras.Layer):
+                raise UnsupportedError(
+                    f"{self.name}: the call of {type(reader).__name__} reads its kernel: expected one "
+                    "that folding keeps, received a RepVGG of several; exclude it, or expand it with doconv or orepa"
+                )
+            frame = frame.f_back
+        return self.own_kernel
+
+    @kernel.setter
+    def kernel(self: Any, variable: Any) -> None:
+        self._kernel = variable  # Keras' build of a depthwise layer assigns it
 
     @property
     def norms(self) -> list[Any]:
