@@ -6,7 +6,7 @@ from mxnet import gluon
 from mxnet.gluon.model_zoo import vision
 
 from foldconv.errors import NoMatchError, UnsupportedError
-from foldconv.gluon import DOConv2D, expand
+from foldconv.gluon import DOConv2D, expand, fold
 from foldconv.gluon._tree import named
 
 
@@ -134,3 +134,10 @@ def test_a_frozen_weight_has_a_frozen_D():
         loss = rich[1][0](rich[0](x)).sum()
     loss.backward()
     assert float(abs(rich[1][0].D.grad()).max().asscalar()) > 0
+
+
+@pytest.mark.parametrize("operation", [expand, fold])
+@pytest.mark.parametrize("wrong", [None, "net.params"])
+def test_what_is_no_block_is_refused(operation, wrong):
+    with pytest.raises(TypeError, match=f"block: expected a Block of Gluon, received {wrong!r}"):
+        operation(wrong)

@@ -379,3 +379,41 @@ def test_a_backends_own_variable_is_never_shared():
     rich = expand(model)
     near(rich(x), before)
     assert rich.held[0] is not model.held[0]
+
+
+@registered
+class MadeInBuild(layers.Layer):
+    """Makes its layers when it learns its input's shape."""
+
+    def build(self, shape):
+        self.conv = layers.Conv2D(shape[-1], 3, padding="same", name="late")
+        self.conv.build(shape)
+
+    def call(self, x):
+        return x + self.conv(x)
+
+
+@registered
+class HoldsOne(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.block = MadeInBuild()
+
+    def call(self, x):
+        return self.block(x)
+
+
+@pytest.mark.parametrize("whole", [HoldsOne, lambda: keras.Sequential([keras.Input((6, 6, 3)), MadeInBuild()])])
+def test_layers_made_in_build_are_loaded(whole, tmp_path):
+    model, x = whole(), array(2, 6, 6, 3)
+    model(x)
+    rich = expand(model)
+    stir(rich)
+    expected = rich(x)
+    rich.save(tmp_path / "m.keras")
+    again = keras.models.load_model(tmp_path / "m.keras")
+    assert rich_layers(again) == {"late"}
+    near(again(x), expected)
+    again.save(tmp_path / "again.keras")
+    near(keras.models.load_model(tmp_path / "again.keras")(x), expected)
+    near(fold(again)(x), expected)

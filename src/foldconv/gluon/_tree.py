@@ -9,6 +9,8 @@ from typing import Any
 
 from mxnet import autograd, gluon
 
+from .._arguments import expect
+
 
 def named(block: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The block and all below it, under every one of their names."""
@@ -31,6 +33,7 @@ def walk(block: Any) -> Iterator[Any]:
 
 def copy_of(block: Any) -> Any:
     """A deep copy that trains: compiled graphs, trainers and the name scopes of parents stay behind."""
+    expect("block", block, gluon.Block, "a Block of Gluon")
     memo: dict[int, Any] = {}
     inside = {id(part._scope) for part in walk(block)}
     for part in walk(block):

@@ -14,6 +14,7 @@ from mxnet import gluon
 from mxnet.gluon.nn import conv_layers
 
 from .. import formulas
+from .._arguments import expect
 from .._selection import Patterns, Selection, choose
 from ..errors import UnsupportedError, unknown
 from ._tree import copy_of, named
@@ -42,6 +43,7 @@ def expand(
         depth_multiplier: as in `DOConv2D`; by default the taps of each kernel.
 
     Raises:
+        TypeError: for what is no Block.
         NoMatchError: when there is nothing to replace, or a pattern matches no convolution.
         UnsupportedError: for another method, a `depth_multiplier` below the taps of a kernel, a convolution named in
             `include` that cannot be replaced exactly, and a weight shared with a layer that stays or that pairs its
@@ -56,6 +58,7 @@ def expand(
     """
     if method != "doconv":
         raise UnsupportedError(unknown("method", method, ["doconv"]))
+    expect("block", block, gluon.Block, "a Block of Gluon")
     chosen = _choose(block, Selection(include, exclude))
     _check_ties(block, chosen)
     work = copy_of(block)

@@ -35,27 +35,37 @@ class Expanded:
         name, plain = self.name, self._expanded["plain"]  # pyright: ignore
         if isinstance(plain, str):
             raise UnsupportedError(f"{name}: Keras cannot save a {original_class(self).__name__}: {plain}")
-        return {"plain": plain, "layers": {json.dumps(at): _unbuilt(layer) for at, layer in _places(self, (), set())}}
+        layers = {json.dumps(at): keras.saving.serialize_keras_object(one) for at, one in _places(self, (), set())}
+        return {"plain": plain, "build": self.get_build_config(), "layers": layers}  # pyright: ignore
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        """The user's object with the layers in their places, not built.
+        """The user's object with the layers in their places; built only if it makes some of them in ``build``.
 
         Raises:
             UnsupportedError: where the user's class has no layer any more.
         """
         plain = keras.saving.deserialize_keras_object(config["plain"], custom_objects=custom_objects)
+        places = {place: json.loads(place) for place in config["layers"]}
+        by_build = bool(config.get("build")) and any(_absent(plain, at) for at in places.values())
+        if by_build:
+            plain.build_from_config(config["build"])
         wanted = {}
         for place, layer in config["layers"].items():
-            try:
-                at = _at(plain, json.loads(place))
-            except (AttributeError, IndexError, KeyError, TypeError):
+            if _absent(plain, places[place]):
                 raise UnsupportedError(
                     f"{plain.name}: the file has a layer at {place}, where {type(plain).__name__} makes none; "
                     "give it the arguments and the code of the saved one"
-                ) from None
+                )
+            layer = layer if by_build else _without_build(layer)
+            at = _at(plain, places[place])
             wanted[id(at)] = keras.saving.deserialize_keras_object(layer, custom_objects=custom_objects)
         return Copier(lambda layer: wanted.get(id(layer)), lambda layer: id(layer) in wanted, mark).copy(plain)
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """As the user's class, but once: a second ``build`` would make layers anew."""
+        if not self.built:  # pyright: ignore
+            super().build_from_config(config)  # pyright: ignore
 
 
 def mark(old: Any, new: Any) -> None:
@@ -89,7 +99,10 @@ def _class_of(cls: type) -> type:
 
 def _unbuilt(layer: Any) -> dict[str, Any]:
     """What rebuilds a layer, without its weights: the user's object builds what is in it, by its own rules."""
-    config = keras.saving.serialize_keras_object(layer)
+    return _without_build(keras.saving.serialize_keras_object(layer))
+
+
+def _without_build(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("build_config", "compile_config")}
 
 
@@ -119,3 +132,11 @@ def _at(found: Any, steps: list[Any]) -> Any:
         else:
             found = found[step] if isinstance(found, (list, tuple, dict)) else getattr(found, step)
     return found
+
+
+def _absent(found: Any, steps: list[Any]) -> bool:
+    """Is nothing at a place?"""
+    try:
+        return _at(found, steps) is None
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return True
