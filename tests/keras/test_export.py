@@ -354,6 +354,16 @@ def test_what_cannot_be_says_so(rich, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_jax_that_tensorflow_cannot_read_is_named(tmp_path, monkeypatch):
+    def give_up(*args, **kwargs):
+        raise ValueError("Graph execution error:\nCannot deserialize computation: UNKNOWN")
+
+    monkeypatch.setattr(keras.Model, "export", give_up)
+    monkeypatch.setitem(exporting.NEEDED["onnx"], BACKEND, ())
+    with pytest.raises(UnsupportedError, match=r"not written; TensorFlow is older than .*\"jax<0.12\""):
+        export(network(), tmp_path / "net.onnx", "onnx")
+
+
 def test_what_is_no_built_model_is_refused(tmp_path):
     with pytest.raises(UnsupportedError, match=r"own: it has no weights yet; call it, or build it, first"):
         export(keras.Sequential([keras.layers.Conv2D(2, 3)], name="own"), tmp_path / "net")

@@ -149,10 +149,13 @@ def _written_and_run(
     except (OSError, ImportError, MemoryError, TypeError):
         raise
     except Exception as error:
-        why = " ".join(str(error).split())[:300]
+        why, remedy = " ".join(str(error).split())[:300], "choose another format or backend"
+        if "Cannot deserialize computation" in why:
+            older = 'TensorFlow is older than this jax, install an older one ("jax<0.12" beside TensorFlow 2.21)'
+            remedy = f"{older} or {remedy}"
         raise UnsupportedError(
             f"{name}: this model as {format!r} from Keras on {keras.backend.backend()} cannot be written or run: "
-            f"{type(error).__name__}: {why}; not written; choose another format or backend"
+            f"{type(error).__name__}: {why}; not written; {remedy}"
         ) from error
 
 
