@@ -32,6 +32,7 @@ from ..algebra.convolutions import PLAIN
 from ..algebra.norms import is_norm
 from ..layers import Foldable
 from ..layers.foldable import is_watched
+from ._attributes import attributes_used
 from ._surroundings import put_back
 from .tree import shadow_of, uncompiled, unwrapped
 
@@ -168,7 +169,8 @@ class Trace:
     """One traced run: the graph, by whose names `modules` are found, and what the graph does not show.
 
     `read` holds the ids of tensors that torch functions met as themselves, `escaped` the nodes whose values were kept,
-    `unfinished` those of modules that could not be followed to their end.
+    `unfinished` those of modules that could not be followed to their end, `used` the modules of which attributes are
+    asked for, or set, such that a norm cannot be absorbed.
     """
 
     graph: fx.Graph
@@ -177,6 +179,7 @@ class Trace:
     escaped: set[fx.Node]
     unfinished: set[fx.Node]
     training: bool
+    used: set[nn.Module]
 
     def calls(self) -> Iterator[tuple[fx.Node, nn.Module]]:
         """Each call of a module that was not looked into."""
@@ -272,6 +275,7 @@ def _traces_of(model: nn.Module, shadow: nn.Module, originals: dict[int, int], t
     if len(optional) > 6:
         return []
     modules = dict(model.named_modules(remove_duplicate=False))
+    theirs = dict(zip(shadow.modules(), model.modules()))
     traces: list[Trace] = []
     for chosen in itertools.product(*choices):
         given = {
@@ -284,7 +288,12 @@ def _traces_of(model: nn.Module, shadow: nn.Module, originals: dict[int, int], t
             answers = ways.pop()
             known = len(answers)
             try:
-                with uncompiled(), _Reads(originals) as reads, warnings.catch_warnings():
+                with (
+                    uncompiled(),
+                    _Reads(originals) as reads,
+                    attributes_used(theirs) as used,
+                    warnings.catch_warnings(),
+                ):
                     warnings.simplefilter("ignore")  # fx warns where it cannot insert a check of an omitted argument
                     tracer = _Tracer(answers)
                     graph = tracer.trace(shadow, given or None)
@@ -295,7 +304,7 @@ def _traces_of(model: nn.Module, shadow: nn.Module, originals: dict[int, int], t
             ways += [[*answers[:n], False] for n in range(known, len(answers))]
             kept = {x.node for m in shadow.modules() for x in leaves(list(vars(m).values())) if _stands_in(x)}
             if graph is not None:
-                traces.append(Trace(graph, modules, reads.seen, kept, tracer.unfinished, training))
+                traces.append(Trace(graph, modules, reads.seen, kept, tracer.unfinished, training, used))
             if len(traces) + len(ways) > _MOST:
                 return []
     return traces

@@ -30,6 +30,7 @@ from ..errors import UnsupportedError
 from ..layers import Foldable
 from ..layers.foldable import is_watched
 from ..layers.handover import unchecked
+from ._attributes import attributes_used
 from ._sizes import OF_SHAPE, Asked
 from ._surroundings import put_back
 from ._tracing import DROPOUTS, HARMLESS, without_gradients
@@ -48,6 +49,7 @@ class Run:
         read: modules whose tensors somebody else read.
         entered: all modules that were called.
         asked: convolutions between which and their norm somebody asks for sizes, with who.
+        used: modules of which attributes were asked for, or set, such that a norm cannot be absorbed.
     """
 
     outputs: dict[nn.Module, list[nn.Module | str]]
@@ -55,6 +57,7 @@ class Run:
     read: set[nn.Module]
     entered: set[nn.Module]
     asked: dict[nn.Module, nn.Module]
+    used: set[nn.Module]
 
 
 @dataclasses.dataclass
@@ -270,6 +273,7 @@ def _run_of(
             uncompiled(),
             unchecked(),
             warnings.catch_warnings(),
+            attributes_used(theirs, watch.inside) as used,
             _Operations(watch),
             watch,
         ):
@@ -301,7 +305,7 @@ def _run_of(
             calls[theirs[call.conv]] = calls.get(theirs[call.conv], 0) + 1
     read, entered = ({theirs[m] for m in found if m in theirs} for found in (watch.read, watch.entered))
     asked = {theirs[c.conv]: theirs[m] for c in watch.calls for m in c.through & watch.asked.by if c.conv in theirs}
-    return Run(outputs, calls, read, entered, asked)
+    return Run(outputs, calls, read, entered, asked, used)
 
 
 def _fresh(tensor: Tensor, with_gradient: bool) -> Tensor:

@@ -28,6 +28,7 @@ from ._sources import held, only_called, reads_by_name, reads_weights
 from ._subclasses import why_not
 from ._tracing import Trace, traces_of
 from ._watching import Run, other_flags, runs_of
+from .tree import evaluation
 
 
 class DataFlow:
@@ -45,6 +46,7 @@ class DataFlow:
         read: the modules whose tensors the model's own code reads.
         asked: the modules whose exact class the model's own code asks for.
         asked_as: the modules of which it asks whether they are instances of a class.
+        used: the modules of which it asks for attributes, or sets them, such that a norm cannot be absorbed.
         unseen: the modules that are used where nobody can look, each with what hides it.
         tied: the modules with a parameter that others hold too.
         outputs: for each convolution what each look has shown of its output: the norm that alone gets it, or in
@@ -69,6 +71,7 @@ class DataFlow:
         self.read: set[nn.Module] = set()
         self.asked: set[nn.Module] = set()
         self.asked_as: set[nn.Module] = set()
+        self.used: set[nn.Module] = set()
         self.unseen: dict[nn.Module, str] = {}
         self.tied = set(_tied(model))
         self.outputs: dict[nn.Module, list[nn.Module | str]] = {}
@@ -84,6 +87,11 @@ class DataFlow:
             self.read |= reads_by_name(module) | read_by_hooks(module)
             for asked, found in zip((self.asked, self.asked_as), asked_for_class(module)):
                 asked |= found
+        with contextlib.suppress(Exception), evaluation(model) as evaluated:  # by its own `eval`
+            theirs = dict(evaluated.named_modules())
+            self.used |= {
+                m for name, m in model.named_modules() if is_norm(m) and getattr(theirs.get(name), "training", False)
+            }
         self._failure: UnsupportedError | None = None
         try:
             self._trace(model)
@@ -167,6 +175,9 @@ class DataFlow:
             return "the model reads its tensors outside of it"
         if module in self.asked or module in self.asked_as:
             return "the model asks for its class"
+        if module in self.used:
+            what = "asks for its attributes" if is_norm(module) else "asks whether it has a bias"
+            return f"the model {what}, or sets one such as its mode"
         if module in self.tied:
             return "another module holds a parameter of it too"
         if is_altered(module):
@@ -194,6 +205,7 @@ class DataFlow:
         self.runs += runs
         for run in runs:
             self.read |= run.read
+            self.used |= run.used
             self._take([(conv, to) for conv, seen in run.outputs.items() for to in seen], run.calls)
             for conv, by in run.asked.items():
                 if conv not in self._traced:
@@ -222,6 +234,7 @@ class DataFlow:
         called: Counter[nn.Module] = Counter()
         for trace in (trace for traces in by_mode for trace in traces):
             self.read |= trace.read_from()
+            self.used |= trace.used
             counts = Counter(module for _, module in trace.calls())
             self._take(list(trace.outputs()), counts)
             # Each trace tells of another call of the model, so the larger count is the model's.

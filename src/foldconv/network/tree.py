@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -87,13 +88,17 @@ def copy_of(model: nn.Module) -> nn.Module:
 def shadow_of(model: nn.Module, training: bool) -> tuple[nn.Module, dict[int, int]]:
     """A copy in one mode that shares no tensor: running its Python code leaves no trace in the model.
 
-    Also returns the ids of the model's parameters and buffers by those of their copies. The mode is set without
-    calling ``train()`` or ``eval()``, in which a user's module may do anything.
+    Also returns the ids of the model's parameters and buffers by those of their copies. The copy's own ``train`` and
+    ``eval`` set the mode, where they leave its modules in their places.
     """
-    shadow = _copy(model, ", which following its data flow needs (to fold without: batchnorm=False)")
+    why = ", which following its data flow needs (to fold without: batchnorm=False)"
+    own, shadow = _switches_itself(model), _copy(model, why)
+    if own and not _switched(shadow, training):
+        own, shadow = False, _copy(model, why)
+    for module in () if own else shadow.modules():
+        _set_mode(module, training)
     originals = {}
     for ours, theirs in zip(shadow.modules(), model.modules()):
-        _set_mode(ours, training)
         if isinstance(ours, torch.jit.ScriptModule):
             continue
         for held in ("_parameters", "_buffers"):
@@ -324,7 +329,7 @@ def evaluation(model: nn.Module) -> Iterator[nn.Module]:
     flags = {m: m.training for m in unwrapped(model).modules() if hasattr(m, "training")}
     if not any(flags.values()):
         yield unwrapped(model)
-    elif any(_switches_itself(module) for module in flags):
+    elif _switches_itself(model):
         yield copy_of(model).eval()
     else:
         try:
@@ -336,7 +341,23 @@ def evaluation(model: nn.Module) -> Iterator[nn.Module]:
                 module.training = flag
 
 
-def _switches_itself(module: nn.Module) -> bool:
+def _switches_itself(model: nn.Module) -> bool:
+    """Do modules have a ``train`` or ``eval`` of their own, all of which are about modes?"""
+    own = [module for module in model.modules() if hasattr(module, "training") and _has_own_switch(module)]
+    # That of ultralytics' YOLO would begin a training.
+    return bool(own) and all("mode" in inspect.signature(module.train).parameters for module in own)
+
+
+def _switched(model: nn.Module, training: bool) -> bool:
+    """Set the mode by the model's own functions; False, where they fail or change what is where."""
+    before = list(model.named_modules())
+    with contextlib.suppress(Exception):
+        model.train() if training else model.eval()
+        return list(model.named_modules()) == before
+    return False
+
+
+def _has_own_switch(module: nn.Module) -> bool:
     if type(module) is NormPlace:  # it passes flags on to norms, which get theirs anyway
         return False
     own = any(name in vars(module) for name in ("train", "eval"))
