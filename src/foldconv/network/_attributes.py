@@ -31,29 +31,24 @@ def attributes_used(
         running: the convolution or norm that runs now, which may use its own.
     """
     found: set[nn.Module] = set()
-    norms = {id(copied): original for copied, original in originals.items() if is_norm(copied)}
-    convs = {id(copied): original for copied, original in originals.items() if isinstance(copied, (Foldable, *PLAIN))}
-    unbiased = {id(m) for m in originals if id(m) in norms or id(m) in convs if m._parameters.get("bias") is None}
+    norms = {id(m) for m in originals if is_norm(m)}
+    convs = {id(m): m for m in originals if isinstance(m, (Foldable, *PLAIN))}
+    unbiased = {number for number, m in convs.items() if m._parameters.get("bias") is None}
+    watched = {id(m): original for m, original in originals.items() if id(m) in norms or id(m) in convs}
     get: Any = nn.Module.__getattribute__
     set_: Any = nn.Module.__setattr__
 
     # Both are called for what they do themselves, too, and so ask a module for nothing.
     def getattribute(self: nn.Module, name: str) -> Any:
-        asked = None
-        if name == "bias" and id(self) in unbiased:
-            asked = convs.get(id(self)) or norms.get(id(self))
-        elif name not in _KEPT:
-            asked = norms.get(id(self))
-        if asked is not None and running() is not self:
+        if (id(self) in norms and name not in _KEPT) or (id(self) in unbiased and name == "bias"):
             who = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
-            if who not in ("torch", "foldconv"):
-                found.add(asked)
+            if who not in ("torch", "foldconv") and running() is not self:
+                found.add(watched[id(self)])
         return get(self, name)
 
     def setattribute(self: nn.Module, name: str, value: Any) -> None:
-        used = convs.get(id(self)) or norms.get(id(self))
-        if used is not None and running() is not self:
-            found.add(used)
+        if id(self) in watched and running() is not self:
+            found.add(watched[id(self)])
         set_(self, name, value)
 
     nn.Module.__getattribute__ = getattribute  # pyright: ignore[reportAttributeAccessIssue]
