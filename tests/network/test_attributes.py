@@ -150,6 +150,31 @@ def test_a_model_whose_eval_changes_it_is_followed_by_its_flags():
     assert not hasattr(net, "extra")
 
 
+class Renamed(Net):
+    def train(self, is_training: bool = True):
+        super().train(is_training)
+        self.norm.training = True
+        return self
+
+
+class PassesOn(Net):
+    def train(self, *args: bool):
+        super().train(*args)
+        self.norm.training = True
+        return self
+
+
+@pytest.mark.parametrize("cls", [Renamed, PassesOn])
+def test_a_switch_may_name_its_mode_as_it_likes(cls: type[Net]):
+    assert foldconv.plan(cls().train(), "repvgg").taken == []
+
+
+def test_a_train_that_cannot_be_called_is_no_switch():
+    net = Net()
+    net.__dict__["train"] = None
+    assert foldconv.plan(net, "repvgg").taken == ["conv"]
+
+
 def test_a_train_that_is_no_switch_is_not_called():
     class Trainer(Net):
         def train(self, trainer: object = None, **kwargs: object):

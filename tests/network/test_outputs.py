@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import foldconv
-from foldconv.network._outputs import difference
+from foldconv.network._outputs import apart, difference
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 Named = collections.namedtuple("Named", "logits label")
@@ -132,3 +132,11 @@ def test_what_refers_to_itself_ends():
     ours.append(ours)
     theirs.append(theirs)
     assert difference(ours, theirs, "the output") == (1.0, 1.0)
+
+
+def test_infinite_values_are_no_measure_of_others():
+    masked = torch.tensor([1.0, -torch.inf, torch.nan])
+    assert apart(masked, masked.clone(), 1e-6) is None
+    other = torch.tensor([1.5, -torch.inf, torch.nan])
+    assert apart(masked, other, 1e-6) == ": expected a difference of at most 1.0e-06, received 5.0e-01"
+    assert apart(masked, torch.zeros(3), 1e-6) is not None

@@ -90,7 +90,9 @@ def apart(expected: Any, received: Any, tolerance: float) -> str | None:
         same = (x == y) | (x.isnan() & y.isnan())
         if not same.all():
             error = (x - y)[~same].abs().max().item()
-            allowed = tolerance * x.nan_to_num().abs().max().item() + _NOTHING
+            # What is infinite (a mask, say) is no measure of the rest.
+            finite = x[x.isfinite()].abs()
+            allowed = tolerance * (finite.max().item() if finite.numel() else 0) + _NOTHING
             if not error <= allowed:
                 return f"{where}: expected a difference of at most {allowed:.1e}, received {error:.1e}"
     return None

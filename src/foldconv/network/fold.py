@@ -71,7 +71,8 @@ def fold(
         check: run each layer and its fold on random input in float64 and compare.
 
     Raises:
-        FoldMismatchError: naming the layer, when a check fails or a kernel holds NaN or infinity.
+        FoldMismatchError: naming the layer, or the part of the output, when a check fails or a kernel holds NaN or
+            infinity.
         UnsupportedError: when a layer has no exact fold, its forward was replaced on the instance, or the model
             cannot be copied.
         In every case `model` is as it was.

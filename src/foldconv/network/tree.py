@@ -344,8 +344,16 @@ def evaluation(model: nn.Module) -> Iterator[nn.Module]:
 def _switches_itself(model: nn.Module) -> bool:
     """Do modules have a ``train`` or ``eval`` of their own, all of which are about modes?"""
     own = [module for module in model.modules() if hasattr(module, "training") and _has_own_switch(module)]
-    # That of ultralytics' YOLO would begin a training.
-    return bool(own) and all("mode" in inspect.signature(module.train).parameters for module in own)
+    return bool(own) and all(_takes_mode(module.train) for module in own)
+
+
+def _takes_mode(train: Any) -> bool:
+    """May it be called with True or False alone? That of ultralytics' YOLO would begin a training."""
+    try:
+        first = next(iter(inspect.signature(train).parameters.values()), None)
+    except (TypeError, ValueError):
+        return False
+    return first is not None and (isinstance(first.default, bool) or first.default is first.empty)
 
 
 def _switched(model: nn.Module, training: bool) -> bool:
